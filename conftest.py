@@ -1,0 +1,15 @@
+"""What pytest must know before it collects: Hypothesis profiles, and Triton's interpreter where there is no GPU."""
+
+import os
+
+from hypothesis import settings
+
+from mlexp.harness.measure import gpu_present
+
+# Shared machines make deadlines meaningless; CI must see the same examples on every run.
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+if not gpu_present():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported, so it must stand first

@@ -1,0 +1,1 @@
+"""The measuring wing: runs cells and measures them."""

@@ -1,0 +1,151 @@
+"""Cell: what a bench function holds while it runs. It times, counts and records; it decides nothing."""
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from mlexp import record
+from mlexp.harness import measure
+
+
+class Cell:
+    """One cell of a question.
+
+    name:     the node id
+    question: the folder's name
+    params:   axis -> value, the last axis being the arm
+    settings: the question's frozen dataclass for this scale, with `--set` applied (None where it declares none)
+    scale:    `smoke`, `quick` or `full`
+    device:   `cpu` or `cuda`
+    dtype:    `float32` or `bfloat16`
+    seed:     32 bits from the block's axes; every arm of a block has the same
+    options:  `weights`, `prompts`, `corpus` as given on the command line (None where not)
+    key:      what `--resume` finds it by
+    """
+
+    def __init__(self, state, plan, benchmark, progress):
+        self.name, self.question, self.params, self.settings = plan.name, plan.question, plan.params, plan.settings
+        self.seed, self.key = plan.seed, plan.key
+        self.scale, self.device, self.dtype, self.options = state.scale, state.device, state.dtype, state.options
+        self.values: dict[str, object] = {}
+        self.arrays: dict[str, object] = {}
+        self._table = record.metrics_of(plan.declared)
+        self._benchmark, self._clock, self._say, self._timed = benchmark, state.clock, progress, False
+
+    def time(self, run: Callable, rounds: int = 1, warmup: bool = True) -> object:
+        """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
+
+        With `warmup` it first runs once untimed; peak memory and FLOPs are read there, so that the timed rounds are
+        clean. Without (training, where a second run is too dear) peak memory is read around the one round and FLOPs
+        are for the cell to record, from `count`.
+        """
+        if self._timed:
+            raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
+        self._timed = True
+        self._clock.synchronize = synchronize(self.device)
+        if warmup:
+            self._say(0, rounds + 1, "warm-up")
+            with measure.peak_memory(self.device) as peak:
+                flops = self._counted(run)
+            self.record(flops=flops)
+            return self._keep(peak, self._rounds(run, rounds))
+        with measure.peak_memory(self.device) as peak:
+            result = self._rounds(run, rounds)
+        return self._keep(peak, result)
+
+    def _rounds(self, run: Callable, rounds: int) -> object:
+        done = 0
+
+        def next_round():
+            nonlocal done
+            self._say(done + 1, rounds + 1, f"round {done + 1} of {rounds}")
+            done += 1
+
+        with measure.energy(self.device) as meter:
+            result = self._benchmark.pedantic(run, setup=next_round, rounds=rounds)
+        self.record(energy_j=meter.joules and meter.joules / rounds)
+        return result
+
+    def _keep(self, peak: measure.Peak, result: object) -> object:
+        self.record(peak_bytes=peak.bytes, peak_method=peak.method)
+        return result
+
+    def _counted(self, run: Callable) -> int | None:
+        """FLOPs of one run; None where torch is not even imported by it."""
+        if "torch" not in sys.modules:
+            run()
+        return self.count(run)[1] if "torch" in sys.modules else None
+
+    def count(self, run: Callable) -> tuple[object, int]:
+        """(result of `run()`, FLOPs that torch executed in it). Slow: never within a timed round."""
+        from mlexp.flops import count_flops
+
+        return count_flops(run)
+
+    def record(self, **values: object) -> None:
+        """Add metrics to the cell's record: plain scalars, finite or None, under names that are declared.
+
+        Raises ValueError or TypeError, naming the metric, the value and what is allowed.
+        """
+        self.values |= record.validate(values, self._table)
+
+    def series(self, **arrays: object) -> None:
+        """Add named numeric arrays (lists, numpy, torch; up to any depth). NaN and infinities become null."""
+        for name, array in arrays.items():
+            self.arrays[name] = numbers(name, array.tolist() if hasattr(array, "tolist") else array)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Say how far a long cell is; shown at most a few times a second, and never under -q."""
+        self._say(done, total, what)
+
+
+def numbers(name: str, array: object) -> object:
+    """Nested lists of numbers as JSON can hold them."""
+    if isinstance(array, (list, tuple)):
+        return [numbers(name, item) for item in array]
+    if array is None or isinstance(array, (bool, int)):
+        return array
+    if isinstance(array, float):
+        return float(array) if math.isfinite(array) else None
+    raise TypeError(f"series {name!r} holds a {type(array).__qualname__}; give numbers, None, or lists of them")
+
+
+@functools.cache
+def synchronize(device: str) -> Callable[[], None] | None:
+    """What waits for `device` to finish; None where calls return when they are done."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.synchronize
+
+
+class CellDied(pytest.fail.Exception):
+    """A cell that did not pass in a process of its own: the message is the reason, `status` what it comes to."""
+
+    def __init__(self, status: str, reason: str):
+        super().__init__(reason, pytrace=False)
+        self.status = status
+
+
+def outcome(error: BaseException) -> tuple[str, str]:
+    """(status, reason) of a cell that raised `error`."""
+    if isinstance(error, CellDied):
+        return error.status, error.msg
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if is_out_of_memory(error):
+        return "oom", reason
+    if isinstance(error, FloatingPointError):  # what a subject raises when its loss is no longer finite
+        return "diverged", reason
+    return "failed", reason
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: Python's, torch's on CUDA, or torch's allocator on the CPU."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

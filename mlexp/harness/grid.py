@@ -1,0 +1,134 @@
+"""Settings and the grid they span: `--scale` picks a row, `--set` overrides its fields, AXES makes the cells.
+
+A bench file says it all in data:
+
+    @dataclass(frozen=True)
+    class Settings:
+        models: tuple[str, ...] = MODELS
+        decoders: tuple[str, ...] = DECODERS
+        samples: int = 20
+
+    SETTINGS = {"smoke": Settings(samples=2), "quick": Settings(samples=4), "full": Settings()}
+    AXES = {"model": "models", "decoder": "decoders"}     # argument of the cell -> field that lists its values
+
+The last axis that a cell names is its arm; the others form the block in which arms are compared.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+
+SCALES = ("smoke", "quick", "full")
+_VALUE = re.compile(r"[a-z0-9_]+\Z")
+_RANGE = re.compile(r"([a-z_]*)(\d+)\.\.\1(\d+)\Z")
+
+
+class Override(typing.NamedTuple):
+    """One `--set`: the question it is for (None where it was not said), the field, the value as typed."""
+
+    question: str | None
+    name: str
+    raw: str
+
+    def __str__(self) -> str:
+        return f"--set {self.question + '.' if self.question else ''}{self.name}={self.raw}"
+
+
+def parse_override(text: str) -> Override:
+    """`[question.]name=value` taken apart. Raises ValueError where it is not of that form."""
+    match = re.fullmatch(r"(?:([a-z][a-z0-9_]*)\.)?([A-Za-z][A-Za-z0-9_]*)=(.*)", text, re.DOTALL)
+    if not match:
+        raise ValueError(f"--set {text}: expected NAME=VALUE or QUESTION.NAME=VALUE")
+    return Override(*match.groups())
+
+
+def override(settings: object, changes: Sequence[Override]) -> object:
+    """`settings` with `changes` applied. Raises ValueError for unknown names and values that do not fit."""
+    hints = typing.get_type_hints(type(settings))
+    for change in changes:
+        if change.name not in hints:
+            raise ValueError(f"{change}: unknown setting {change.name!r}; choose from {', '.join(hints)}")
+        try:
+            value = parse_value(change.raw, hints[change.name])
+            settings = dataclasses.replace(settings, **{change.name: value})
+        except ValueError as error:  # of the parser, or of the settings' own __post_init__
+            raise ValueError(f"{change}: {error}") from None
+    return settings
+
+
+def parse_value(raw: str, hint: object) -> object:
+    """`raw` as the annotated type: int, float, bool, str, `T | None`, or a tuple of these ("a,b", "p00..p09")."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if raw.lower() == "none" else parse_value(raw, next(a for a in args if a is not type(None)))
+    if origin is tuple:
+        return tuple(parse_value(part, args[0]) for part in expand(raw))
+    if hint is bool:
+        if raw.lower() not in ("true", "false"):
+            raise ValueError(f"expected true or false, not {raw!r}")
+        return raw.lower() == "true"
+    try:
+        value = hint(raw)
+    except ValueError:
+        raise ValueError(f"expected {hint.__name__}, not {raw!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, not {raw!r}")
+    return value
+
+
+def expand(raw: str) -> list[str]:
+    """The parts of a comma-separated list, with ranges such as `p00..p09` or `42..46` written out."""
+    parts = []
+    for part in filter(None, (p.strip() for p in raw.split(","))):
+        if match := _RANGE.match(part):
+            prefix, first, last = match.groups()
+            parts += [f"{prefix}{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        else:
+            parts.append(part)
+    if not parts:
+        raise ValueError(f"expected a comma-separated list, not {raw!r}")
+    return parts
+
+
+def cells(axes: dict[str, Sequence]) -> Sequence[tuple[tuple, str]]:
+    """(values, id) of every cell. The last axis is the arm: the fastest, and its order rotates from block to block.
+
+    Raises ValueError for a value that would not do in a node id.
+    """
+    *outer, arms = [[(value, label(axis, value)) for value in values] for axis, values in axes.items()]
+    grid = []
+    for number, block in enumerate(itertools.product(*outer)):
+        start = number % len(arms)
+        for arm in arms[start:] + arms[:start]:
+            values, labels = zip(*block, arm, strict=True)
+            grid.append((values, "-".join(labels)))
+    return grid
+
+
+def label(axis: str, value: object) -> str:
+    """A value as it stands in a node id: a string is itself, a number bears its axis' name."""
+    text = value if isinstance(value, str) else f"{axis}{value}"
+    if not _VALUE.match(text):
+        raise ValueError(f"axis {axis!r}: {value!r} cannot stand in a test id; use [a-z0-9_]+")
+    return text
+
+
+def fixed(settings: object, axes: dict[str, str]) -> dict[str, object]:
+    """The settings that every cell of a grid shares: all fields but those that list an axis."""
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in axes.values()}
+
+
+def canonical(values: dict[str, object]) -> str:
+    """One spelling for equal settings."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def changed(settings: object, default: object, axes: dict[str, str]) -> str:
+    """What `--set` changed against the scale's own row, as one line for people; empty if nothing but axes."""
+    now, before = fixed(settings, axes), fixed(default, axes)
+    return " ".join(f"{name}={now[name]}" for name in now if now[name] != before[name])

@@ -1,0 +1,281 @@
+"""Clocks and counters: the only file that reads them. Wall time, peak memory, energy, and what machine this is."""
+
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more
+
+
+class Clock:
+    """The one timer of every cell: synchronises the device, then reads `perf_counter`.
+
+    While it replays, it gives back recorded durations instead, exactly: every odd reading is 0, every even one the
+    next duration.
+    """
+
+    __name__ = "mlexp_clock"
+
+    def __init__(self):
+        self.synchronize: Callable[[], None] | None = None  # the device's, where it runs ahead of the host
+        self._recorded: Iterator[float] | None = None
+
+    def __call__(self) -> float:
+        if self._recorded is not None:
+            return next(self._recorded)
+        if self.synchronize:
+            self.synchronize()
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def replaying(self, durations: list[float]) -> Iterator[None]:
+        """Within this block the clock shows `durations`, in seconds, one a round."""
+        self._recorded = iter([reading for duration in durations for reading in (0.0, duration)])
+        try:
+            yield
+        finally:
+            self._recorded = None
+
+
+class Peak:
+    """The peak of a block in bytes above what was resident before it, and how it was read."""
+
+    bytes: int | None = None
+    method: str | None = None
+
+
+@contextlib.contextmanager
+def peak_memory(device: str) -> Iterator[Peak]:
+    """Measure the peak memory of the block on `device` (`cpu` or `cuda`): `peak.bytes` is there when it ends.
+
+    CUDA: torch's allocator. Linux: the kernel's own high-water mark, reset first; freed heap is given back before
+    (malloc_trim), or its reuse would hide up to half of the next peak. Elsewhere: psutil, sampled every 2 ms.
+    """
+    peak = Peak()
+    if device == "cuda":
+        reader = _cuda_peak
+    elif _high_water_mark_resets():
+        reader = _vm_peak
+    else:
+        reader = _sampled_peak
+    gc.collect()
+    with reader(peak):
+        yield peak
+
+
+@contextlib.contextmanager
+def _cuda_peak(peak: Peak) -> Iterator[None]:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    yield
+    torch.cuda.synchronize()
+    peak.bytes, peak.method = torch.cuda.max_memory_allocated() - before, "cuda_allocator"
+
+
+@contextlib.contextmanager
+def _vm_peak(peak: Peak) -> Iterator[None]:
+    with contextlib.suppress(AttributeError):  # musl has none and needs none
+        ctypes.CDLL(None).malloc_trim(0)
+    _reset_high_water_mark()
+    before = _status_bytes("VmRSS")
+    yield
+    peak.bytes, peak.method = max(0, _status_bytes("VmHWM") - before), "vm_hwm"
+
+
+def _reset_high_water_mark() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+@functools.cache
+def _high_water_mark_resets() -> bool:
+    try:
+        _reset_high_water_mark()
+    except OSError:  # not Linux, or a container that forbids it
+        return False
+    return True
+
+
+def _status_bytes(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field + ":"))
+
+
+@contextlib.contextmanager
+def _sampled_peak(peak: Peak) -> Iterator[None]:
+    process, done = psutil.Process(), threading.Event()
+    before = highest = process.memory_info().rss
+
+    def sample():
+        nonlocal highest
+        while not done.wait(0.002):
+            highest = max(highest, process.memory_info().rss)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    peak.bytes, peak.method = max(highest, process.memory_info().rss) - before, "rss_sampling"
+
+
+class Energy:
+    """Joules of a block, None where the device has no counter or the block was too short for it."""
+
+    joules: float | None = None
+
+
+@contextlib.contextmanager
+def energy(device: str) -> Iterator[Energy]:
+    """Measure the device's energy over the block: NVML's total-energy counter, windows of 2 s and more."""
+    meter, gpu = Energy(), nvml() if device == "cuda" else None
+    before, start = gpu and gpu.energy_j(), time.perf_counter()
+    yield meter
+    after = gpu and gpu.energy_j()
+    if before is not None and after is not None and time.perf_counter() - start >= ENERGY_WINDOW_S:
+        meter.joules = after - before
+
+
+class Nvml:
+    """The first GPU as the driver's management library sees it; every reading is None where it is not supported."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._library, self._device = library, ctypes.c_void_p()
+        failed = library.nvmlInit_v2() or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self._device))
+        if failed:
+            raise OSError(f"NVML error {failed}")
+
+    def _text(self, function: str, *device) -> str | None:
+        buffer = ctypes.create_string_buffer(96)
+        failed = getattr(self._library, function)(*device, buffer, len(buffer))
+        return None if failed else buffer.value.decode()
+
+    def name(self) -> str | None:
+        return self._text("nvmlDeviceGetName", self._device)
+
+    def driver(self) -> str | None:
+        return self._text("nvmlSystemGetDriverVersion")
+
+    def energy_j(self) -> float | None:
+        millijoules = ctypes.c_ulonglong()
+        failed = self._library.nvmlDeviceGetTotalEnergyConsumption(self._device, ctypes.byref(millijoules))
+        return None if failed else millijoules.value / 1e3
+
+    def clock_mhz(self, kind: int) -> int | None:
+        """The current clock: kind 1 is the streaming multiprocessors', 2 the memory's."""
+        mhz = ctypes.c_uint()
+        return None if self._library.nvmlDeviceGetClockInfo(self._device, kind, ctypes.byref(mhz)) else mhz.value
+
+
+@functools.cache
+def nvml() -> Nvml | None:
+    """The GPU's management library, or None where there is none."""
+    try:
+        return Nvml(ctypes.CDLL("libnvidia-ml.so.1"))
+    except (OSError, AttributeError):
+        return None
+
+
+@functools.cache
+def gpu_present() -> bool:
+    """Whether the CUDA driver finds a device; asks the driver itself, so torch need not be imported."""
+    try:
+        cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    except OSError:
+        return False
+    return cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def threads() -> int:
+    """Threads that numerical libraries will use: OMP_NUM_THREADS, else the CPUs this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@functools.cache
+def cpu_model() -> str:
+    """The CPU's own name, else the architecture."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine(device: str) -> str:
+    """One line that tells machines apart: CPU model, threads, and the GPU where the cells run on it."""
+    gpu = f" + {(nvml() and nvml().name()) or 'CUDA device'}" if device == "cuda" else ""
+    return f"{cpu_model()}, {threads()} threads{gpu}"
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the code under `root`: changes to results/ alone leave it clean; None outside git."""
+    git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+    try:
+        commit = git(["git", "rev-parse", "HEAD"])
+        status = git(["git", "status", "--porcelain", "--", ".", ":(exclude)results"])
+    except OSError:
+        return None, None
+    if commit.returncode or status.returncode:
+        return None, None
+    return commit.stdout.strip(), bool(status.stdout.strip())
+
+
+@functools.cache
+def version(package: str) -> str | None:
+    """The installed version of a package, without importing it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def provenance(root: Path, device: str) -> dict[str, object]:
+    """The fields of a record that say where it was measured."""
+    commit, dirty = git_state(root)
+    return {
+        "machine": machine(device),
+        "commit": commit,
+        "dirty": dirty,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+    }
+
+
+def environment(device: str) -> dict[str, object]:
+    """What the machine is beyond pytest-benchmark's own capture, for the head of a benchmark JSON."""
+    gpu, torch = nvml() if device == "cuda" else None, sys.modules.get("torch")
+    packages = ("torch", "transformers", "triton", "numpy", "pytest", "pytest-benchmark", "mlexp")
+    return {
+        "cpu_model": cpu_model(),
+        "threads": threads(),
+        "torch_threads": torch.get_num_threads() if torch else None,
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": device,
+        "gpu_name": gpu and gpu.name(),
+        "gpu_driver": gpu and gpu.driver(),
+        "gpu_sm_clock_mhz": gpu and gpu.clock_mhz(1),
+        "gpu_memory_clock_mhz": gpu and gpu.clock_mhz(2),
+        "packages": {package: version(package) for package in packages},
+    }

@@ -1,0 +1,36 @@
+"""Progress of long cells: a live line on a terminal, a plain line now and then in a log, nothing under -q."""
+
+import sys
+import time
+
+LIVE_S, PLAIN_S = 0.2, 30.0  # least seconds between two lines
+PATIENCE_S = 1.0  # a cell shorter than this says nothing
+
+
+class Progress:
+    """Callable as `progress(done, total, what)` from anywhere in a cell; cheap enough for an inner loop."""
+
+    def __init__(self, config, name: str):
+        self._capture = config.pluginmanager.getplugin("capturemanager")
+        self._out = sys.__stdout__
+        self._live = bool(self._out and self._out.isatty())
+        self._name, self._shown = name, False
+        self._interval = LIVE_S if self._live else PLAIN_S
+        quiet = config.option.verbose < 0 or self._out is None
+        self._next = float("inf") if quiet else time.perf_counter() + (PATIENCE_S if self._live else PLAIN_S)
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if time.perf_counter() >= self._next:
+            self._next = time.perf_counter() + self._interval
+            self._write(f"{self._name}: {what} ({done}/{total})")
+
+    def close(self) -> None:
+        """Wipe the live line."""
+        if self._live and self._shown:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        self._shown = True
+        with self._capture.global_and_fixture_disabled():
+            self._out.write(f"\r\033[K{text[:150]}" if self._live else f"\n{text}")
+            self._out.flush()

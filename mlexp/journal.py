@@ -1,0 +1,144 @@
+"""The append-only JSONL of finished cells: a line is on disk before the next cell starts. Standard library only.
+
+Two kinds of line: `{"event": "start", "cell", "key", "when"}` before a cell runs, so that a kill can be laid at its
+door, and `{"event": "cell", ...}` (an `Entry`) after it. Every line ends with a checksum of itself, so a torn or
+altered line is known for one and never believed.
+"""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs must not share a journal
+    fcntl = None
+
+
+@dataclass
+class Entry:
+    """A finished cell: its identity, its flat record, the timed rounds in seconds, its series."""
+
+    cell: str
+    key: str
+    question: str
+    params: dict
+    record: dict
+    durations: list = field(default_factory=list)
+    series: dict = field(default_factory=dict)
+    metrics: dict = field(default_factory=dict)  # the question's own: name -> [unit, better, what]
+    group: str | None = None
+
+    @property
+    def status(self) -> str:
+        return self.record["status"]
+
+
+class JournalError(ValueError):
+    """A journal that cannot be believed or written; the message is one line that says where and why."""
+
+
+class Journal:
+    """The journal at `path`, open for appending by any number of processes."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def check_writable(self) -> None:
+        """Raises JournalError now rather than after the first cell."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab"):
+                pass
+        except OSError as error:
+            raise JournalError(f"cannot write the journal {self.path}: {error.strerror}") from None
+
+    def start(self, cell: str, key: str, when: str) -> None:
+        """Note that a cell is about to run. Not synced: it outlives a killed process, and that is its use."""
+        self._append({"event": "start", "cell": cell, "key": key, "when": when}, sync=False)
+
+    def append(self, entry: Entry) -> None:
+        """Put a finished cell on disk; returns once it would survive a power cut."""
+        self._append({"event": "cell", **asdict(entry)}, sync=True)
+
+    def _append(self, line: dict, sync: bool) -> None:
+        text = seal(line).encode() + b"\n"
+        with open(self.path, "ab+") as file, locked(file):
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last run died within a line: leave it torn, begin a new one
+                    text = b"\n" + text
+            file.write(text)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def locked(file) -> Iterator[None]:
+    """Hold `file` against other processes of this kind."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def seal(line: dict) -> str:
+    """One line of JSON, its checksum last. Raises ValueError for NaN and infinities."""
+    text = json.dumps(line, allow_nan=False, separators=(",", ":"))
+    return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}'
+
+
+def unseal(text: str) -> dict | None:
+    """The line as it was sealed, or None where it is torn or altered."""
+    body, mark, tail = text.rpartition(',"crc":"')
+    if not mark or tail[8:] != '"}' or f"{zlib.crc32((body + '}').encode()):08x}" != tail[:8]:
+        return None
+    return json.loads(body + "}")
+
+
+@dataclass
+class Contents:
+    """What a journal holds: finished cells in order, cells that started and never ended, lines that are damaged."""
+
+    entries: list[Entry]
+    died: list[dict]
+    damaged: list[int]  # line numbers, from 1
+    torn: bool  # the last line is incomplete: the run that wrote it was killed
+
+
+def read(path: str | Path) -> Contents:
+    """Everything in the journal at `path`. Raises JournalError where it cannot be read at all."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise JournalError(f"cannot read the journal {path}: {error.strerror}") from None
+    contents, started = Contents([], [], [], torn=False), {}
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        line = unseal(text)
+        if line is None:
+            contents.damaged.append(number)
+        elif line["event"] == "start":
+            started[line["cell"], line["key"]] = line
+        else:
+            started.pop((line["cell"], line["key"]), None)
+            contents.entries.append(entry_of(line))
+    if contents.damaged and contents.damaged[-1] == len(lines):  # no newline after it
+        contents.torn = True
+        contents.damaged.pop()
+    contents.died = list(started.values())
+    return contents
+
+
+def entry_of(line: dict) -> Entry:
+    """An Entry from a parsed line, ignoring fields that a later version may have added."""
+    return Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line})

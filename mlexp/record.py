@@ -1,0 +1,102 @@
+"""What a record is: a flat dict of plain scalars whose names carry their units. Standard library only.
+
+This file and `journal.py` are the contract between the wings: `mlexp.harness` writes what is described here,
+`mlexp.analysis` reads it.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+STATUSES = ("passed", "failed", "oom", "diverged", "crashed")
+EXPECTED = ("oom", "diverged")  # outcomes that a sweep over sizes is entitled to: reported, not a failure of the run
+
+
+class Metric(NamedTuple):
+    """A named quantity: its unit, which direction is better (`lower`, `higher` or `none`) and what it is."""
+
+    unit: str
+    better: str
+    what: str
+
+
+METRICS = {
+    "wall_s": Metric("s", "lower", "median duration of the timed rounds, device synchronised"),
+    "wall_iqr_s": Metric("s", "none", "interquartile range of the timed rounds"),
+    "rounds": Metric("count", "none", "timed rounds"),
+    "flops": Metric("FLOP", "lower", "counted by FlopCounterMode in an untimed pass"),
+    "flops_closed_form": Metric("FLOP", "none", "the question's own formula, usually 2 * params * tokens"),
+    "peak_bytes": Metric("bytes", "lower", "peak memory above what was resident before the call"),
+    "peak_method": Metric("name", "none", "how peak_bytes was read: cuda_allocator, vm_hwm or rss_sampling"),
+    "energy_j": Metric("J", "lower", "device energy over the timed rounds; null where the device has no counter"),
+    "n_params": Metric("count", "none", "parameters of the model"),
+    "n_tokens": Metric("tokens", "none", "tokens produced or consumed"),
+    "loss_nats": Metric("nats", "lower", "mean negative log-likelihood per token"),
+    "perplexity": Metric("ratio", "lower", "exp(loss_nats)"),
+    "accuracy": Metric("fraction", "higher", "share of correct outcomes"),
+    "optimality": Metric("fraction", "higher", "how close correct outcomes are to the best possible"),
+    "effective_samples": Metric("samples", "higher", "independent samples that would carry the same information"),
+    "unconverged_fraction": Metric("fraction", "lower", "share of steps or items that stopped short of convergence"),
+}
+"""What any question may record. A question declares its own in its bench file: METRICS = {name: (unit, better, what)}."""
+
+PROVENANCE = (
+    *("status", "reason", "scale", "settings", "overrides", "seed", "device", "dtype", "machine"),
+    *("weights", "weights_hash", "corpus", "corpus_hash", "prompts_hash"),
+    *("commit", "dirty", "torch", "transformers", "python", "question", "cell", "key", "when", "replayed", "source"),
+)
+"""Fields that say where a record comes from, in the order in which tables show them."""
+
+CONTEXT = ("machine", "device", "dtype", "scale", "settings", "weights", "corpus")
+"""Records that differ in one of these are never pooled."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+def metrics_of(declared: Mapping[str, tuple] | None = None) -> dict[str, Metric]:
+    """The metric table in force for a question: the shared one and what the question declares.
+
+    Raises ValueError where a declaration is malformed or redefines a shared name.
+    """
+    table = dict(METRICS)
+    for name, row in (declared or {}).items():
+        if not _NAME.match(name):
+            raise ValueError(f"METRICS: {name!r} is not a metric name; use lower case, digits and underscores")
+        if name in table or name in PROVENANCE:
+            raise ValueError(f"METRICS: {name!r} is already defined by mlexp.record; drop it or choose another name")
+        if len(row) != 3 or row[1] not in ("lower", "higher", "none"):
+            raise ValueError(f"METRICS[{name!r}] is {row!r}; give (unit, 'lower' | 'higher' | 'none', what it is)")
+        table[name] = Metric(*row)
+    return table
+
+
+def plain(name: str, value: object) -> object:
+    """`value` as a JSON scalar: None, bool, int, finite float or str. Raises TypeError or ValueError, naming it."""
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            value = kind(value)  # numpy's float64 is a float too: store the plain one
+            break
+    else:
+        shown = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{name} is a {shown}; a record holds None, bool, int, float or str (cast with .item())")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; a record holds finite numbers or None")
+    return value
+
+
+def validate(values: Mapping[str, object], table: Mapping[str, Metric]) -> dict[str, object]:
+    """`values` as a flat dict of plain scalars whose names all stand in `table`, fractions within [0, 1].
+
+    Raises ValueError or TypeError with the name, the value and what is allowed; nothing is silently repaired.
+    """
+    clean = {}
+    for name, value in values.items():
+        if name not in table:
+            raise ValueError(f"unknown metric {name!r}; known: {', '.join(sorted(table))}; declare others in METRICS")
+        value = clean[name] = plain(name, value)
+        if table[name].unit == "fraction" and value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; a fraction lies in [0, 1]")
+    return clean

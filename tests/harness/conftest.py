@@ -1,0 +1,79 @@
+"""A toy question in a scratch project, for tests of the plugin: light cells that import no torch."""
+
+import json
+
+import pytest
+
+TOY = '''
+"""A toy question: two models, two seeds, two arms. What a cell does is scripted by files beside it."""
+import os, pathlib, signal, time
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Settings:
+    models: tuple[str, ...] = ("m_one", "m_two")
+    seeds: tuple[int, ...] = (1, 2)
+    arms: tuple[str, ...] = ("base", "ours")
+    size: int = 3
+    share: float = 0.5
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; at least 1")
+
+SETTINGS = {"smoke": Settings(size=1), "quick": Settings(), "full": Settings(size=9)}
+AXES = {"model": "models", "seed": "seeds", "arm": "arms"}
+METRICS = {"things": ("count", "lower", "how many things")}
+HERE = pathlib.Path(__file__).parent
+
+def test_toy(cell, model, seed, arm):
+    def run():
+        with open(HERE / "ran.log", "a") as log:
+            log.write(cell.name.split("[")[1] + "\\n")
+        for script in HERE.glob(f"{model}-seed{seed}-{arm}.*.py"):
+            exec(script.read_text(), globals())
+        time.sleep(0.001)
+        return [0] * cell.settings.size
+    things = cell.time(run, rounds=3, warmup=False)
+    cell.record(things=len(things), accuracy=0.5)
+    cell.series(curve=[seed, 2.5, float("nan")])
+'''
+
+
+class Toy:
+    """The scratch project: `run` it, script its cells, read what it left."""
+
+    def __init__(self, pytester):
+        self.pytester, self.folder = pytester, pytester.mkdir("benches") / "toy"
+        self.folder.mkdir()
+        self.bench = self.folder / "bench_toy.py"
+        self.bench.write_text(TOY)
+        pytester.makeini("[pytest]\npython_files = bench_*.py test_*.py\naddopts = --import-mode=importlib\n")
+
+    def run(self, *args, where="benches", subprocess=False):
+        runner = self.pytester.runpytest_subprocess if subprocess else self.pytester.runpytest_inprocess
+        return runner(where, *args, "-p", "no:cacheprovider")
+
+    def script(self, cell, code):
+        """What `cell` ("m_one-seed1-base") does in its first run, which takes the script away."""
+        path = self.folder / f"{cell}.script.py"
+        path.write_text(f"pathlib.Path({str(path)!r}).unlink()\n{code}")
+
+    def ran(self):
+        """Cells whose body ran, once each, in order; the log starts anew."""
+        log = self.folder / "ran.log"
+        lines = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return list(dict.fromkeys(line.rstrip("]") for line in lines))
+
+    def json(self, name="out.json"):
+        return json.loads((self.pytester.path / name).read_text())
+
+    @property
+    def journal(self):
+        return self.pytester.path / ".mlexp" / "journal.jsonl"
+
+
+@pytest.fixture
+def toy(pytester):
+    return Toy(pytester)

@@ -1,0 +1,215 @@
+"""The plugin in a scratch project: the grid, the JSON, statuses, and errors before the first cell."""
+
+import json
+import os
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+ALL = 8
+
+
+def test_a_run_writes_one_complete_record_a_cell(toy):
+    toy.run("--benchmark-json", "out.json").assert_outcomes(passed=ALL)
+    benchmarks = toy.json()["benchmarks"]
+    assert len(benchmarks) == ALL
+    for bench in benchmarks:
+        info = bench["extra_info"]
+        assert info["things"] == 3 and info["accuracy"] == 0.5 and info["peak_bytes"] is not None
+        assert info["status"] == "passed" and info["question"] == "toy" and info["settings"] == '{"share":0.5,"size":3}'
+        assert len(bench["stats"]["data"]) == 3 and min(bench["stats"]["data"]) >= 0.001
+        assert toy.json()["series"][info["key"]] == {"curve": [bench["params"]["seed"], 2.5, None]}
+    assert len({bench["extra_info"]["key"] for bench in benchmarks}) == ALL
+    assert toy.json()["metrics"]["toy"]["things"] == ["count", "lower", "how many things"]
+    assert toy.json()["machine_info"]["threads"] >= 1
+
+
+def test_arms_of_a_block_share_the_seed_and_rotate(toy):
+    toy.run("--benchmark-json", "out.json")
+    seeds, order = {}, {}
+    for bench in toy.json()["benchmarks"]:
+        block = bench["params"]["model"], bench["params"]["seed"]
+        order.setdefault(block, []).append(bench["params"]["arm"])
+    assert toy.ran()[:4] == ["m_one-seed1-base", "m_one-seed1-ours", "m_one-seed2-ours", "m_one-seed2-base"]
+    toy.bench.write_text(toy.bench.read_text().replace("things=len(things)", "things=cell.seed"))
+    toy.run("--benchmark-json", "out.json")
+    for bench in toy.json()["benchmarks"]:
+        block = bench["params"]["model"], bench["params"]["seed"]
+        seeds.setdefault(block, set()).add(bench["extra_info"]["things"])
+    assert all(len(of_block) == 1 for of_block in seeds.values())
+    assert len(set.union(*seeds.values())) == len(seeds)
+
+
+def test_k_selects_by_axis_value_and_collection_runs_nothing(toy):
+    result = toy.run("--collect-only", "-q", "-k", "m_two and ours")
+    result.stdout.fnmatch_lines(["*test_toy[[]m_two-seed1-ours]", "*test_toy[[]m_two-seed2-ours]"])
+    assert toy.ran() == [] and not toy.journal.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "outcome"),
+    [
+        ("raise MemoryError('no room')", "oom", "xfailed"),
+        ("raise RuntimeError('[enforce fail] DefaultCPUAllocator: not enough memory')", "oom", "xfailed"),
+        ("raise FloatingPointError('loss is nan')", "diverged", "xfailed"),
+        ("raise RuntimeError('odd')", "failed", "failed"),
+    ],
+)
+def test_a_cell_that_raises_is_recorded_but_never_timed(toy, code, status, outcome):
+    toy.script("m_one-seed1-ours", code)
+    toy.run("--benchmark-json", "out.json").assert_outcomes(passed=ALL - 1, **{outcome: 1})
+    assert len(toy.json()["benchmarks"]) == ALL - 1
+    (red,) = toy.json()["unfinished"]
+    assert red["extra_info"]["status"] == status and red["params"] == {"model": "m_one", "seed": 1, "arm": "ours"}
+    assert red["fullname"].endswith("test_toy[m_one-seed1-ours]")
+
+
+def test_an_assert_after_the_measurement_keeps_the_cell_out_of_table_and_json(toy):
+    toy.bench.write_text(toy.bench.read_text() + '\n    assert (model, arm) != ("m_one", "ours"), "worse"\n')
+    result = toy.run("--benchmark-json", "out.json")
+    result.assert_outcomes(passed=6, failed=2)
+    assert {bench["params"]["arm"] for bench in toy.json()["benchmarks"] if bench["params"]["model"] == "m_one"} == {"base"}
+    table = [line for line in result.outlines if line.startswith("test_toy[") and "(1.0)" in line]
+    assert not any("m_one-seed1-ours" in line for line in table)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("accuracy=float('nan')", "accuracy is nan"),
+        ("accuracy=1.5", "a fraction lies in [0, 1]"),
+        ("accuracy=__import__('numpy').ones(2)", "accuracy is a numpy.ndarray"),
+        ("thinks=3", "unknown metric 'thinks'"),
+    ],
+)
+def test_a_bad_record_fails_its_cell_and_names_the_value(toy, record, reason):
+    toy.bench.write_text(toy.bench.read_text().replace("things=len(things), accuracy=0.5", record))
+    toy.run("--benchmark-json", "out.json").assert_outcomes(failed=ALL)
+    output = toy.json()  # written by the plugin: pytest-benchmark has nothing to write
+    assert output["benchmarks"] == [] and len(output["unfinished"]) == ALL
+    assert reason in output["unfinished"][0]["extra_info"]["reason"]
+
+
+def test_a_cell_that_measures_nothing_fails(toy):
+    toy.bench.write_text(toy.bench.read_text().replace("cell.time(run, rounds=3, warmup=False)", "run()"))
+    result = toy.run("-k", "m_one-seed1-base")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*nothing was measured*"])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--scale", "huge"], "*invalid choice: 'huge'*smoke*quick*full*"),
+        (["--set", "sise=3"], "*unknown setting 'sise'; choose from models, seeds, arms, size, share"),
+        (["--set", "size=many"], "*--set size=many: expected int, not 'many'"),
+        (["--set", "size=0"], "*--set size=0: size is 0; at least 1"),
+        (["--set", "share=nan"], "*expected a finite number, not 'nan'"),
+        (["--set", "size"], "*expected NAME=VALUE*"),
+        (["--set", "other.size=3"], "*unknown question; selected: toy"),
+        (["--set", "arms=GPT-2"], "*'GPT-2' cannot stand in a test id*"),
+        (["--device", "tpu"], "*invalid choice: 'tpu'*"),
+        (["--prompts", "nowhere.jsonl"], "*--prompts nowhere.jsonl: no such file"),
+        (["--corpus", "nowhere.txt"], "*--corpus nowhere.txt: no such file"),
+        (["--benchmark-json", "nowhere/out.json"], "*the folder */nowhere does not exist"),
+        (["--benchmark-json", "out.json", "--benchmark-disable"], "*would write nothing*"),
+        (["--journal", "benches"], "*cannot write the journal*"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_cell(toy, args, message):
+    result = toy.run(*args)
+    assert result.ret not in (0, 1, 5)
+    lines = [line for line in result.errlines + result.outlines if line.startswith(("ERROR", "E  ")) or "error:" in line]
+    pytest.LineMatcher(lines).fnmatch_lines([message])
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+    assert toy.ran() == [] and not (toy.pytester.path / "out.json").exists() and not toy.journal.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_json_is_an_error(toy):
+    folder = toy.pytester.mkdir("locked")
+    folder.chmod(0o500)
+    assert toy.run("--benchmark-json", "locked/out.json").ret == 4
+
+
+def test_gpu_is_refused_where_there_is_none(toy, monkeypatch):
+    monkeypatch.setattr("mlexp.harness.measure.gpu_present", lambda: False)
+    result = toy.run("--device", "cuda")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*--device cuda: the CUDA driver finds no device; choose from auto, cpu"])
+
+
+@pytest.mark.parametrize(("flags", "outcome"), [([], {"skipped": 1}), (["--require-gpu"], {"errors": 1})])
+def test_a_cell_that_needs_a_gpu(toy, monkeypatch, flags, outcome):
+    monkeypatch.setattr("mlexp.harness.measure.gpu_present", lambda: False)
+    toy.pytester.makepyfile(
+        test_it="import pytest\n@pytest.mark.needs_gpu\ndef test_it(): pass\n",
+    )
+    toy.run(*flags, where="test_it.py").assert_outcomes(**outcome)
+
+
+def test_xdist_with_json_is_refused(toy):
+    toy.pytester.makeconftest('def pytest_addoption(parser): parser.addoption("--dist", default="load")')
+    result = toy.run("--benchmark-json", "out.json")
+    assert result.ret == 4 and "xdist" in result.stderr.str()
+
+
+def test_bare_set_is_refused_when_several_questions_are_selected(toy):
+    other = toy.folder.parent / "other"
+    other.mkdir()
+    (other / "bench_other.py").write_text(toy.bench.read_text())
+    result = toy.run("--set", "size=2")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*2 questions are selected; say which: other.size, toy.size"])
+    toy.run("--set", "size=2", "-k", "bench_toy").assert_outcomes(passed=ALL, deselected=ALL)
+    result = toy.run("--set", "toy.size=2", "--benchmark-json", "out.json")
+    result.assert_outcomes(passed=2 * ALL)
+    things = {(b["extra_info"]["question"], b["extra_info"]["things"]) for b in toy.json()["benchmarks"]}
+    assert things == {("toy", 2), ("other", 3)}
+    assert {b["extra_info"]["overrides"] for b in toy.json()["benchmarks"]} == {"size=2", ""}
+
+
+def test_an_axis_can_be_set_without_changing_the_key(toy):
+    toy.run("--benchmark-json", "out.json")
+    toy.ran()
+    toy.run("--resume", "--set", "seeds=1..3", "--set", "arms=ours").assert_outcomes(passed=6)
+    assert toy.ran() == ["m_one-seed3-ours", "m_two-seed3-ours"]
+
+
+def test_benchmark_disable_runs_each_body_once_and_journals_nothing(toy):
+    toy.run("--benchmark-disable").assert_outcomes(passed=ALL)
+    assert (toy.folder / "ran.log").read_text().count("\n") == ALL
+    assert toy.journal.read_bytes() == b""
+
+
+def test_the_json_is_plain_pytest_benchmark(toy):
+    """`pytest-benchmark compare` reads two of them and groups by an axis."""
+    for name in ("one.json", "two.json"):
+        toy.run("--benchmark-json", name)
+    result = toy.pytester.run("pytest-benchmark", "compare", "one.json", "two.json", "--group-by=param:model")
+    result.stdout.fnmatch_lines(["*model=m_one*8 tests*"])
+    assert "NaN" not in (toy.pytester.path / "one.json").read_text()
+
+
+def test_isolate_gives_the_same_records_and_survives_what_kills_a_process(toy):
+    toy.script("m_one-seed1-ours", "os.kill(os.getpid(), signal.SIGSEGV)")
+    toy.script("m_one-seed1-base", "raise MemoryError('no room')")
+    result = toy.run("--isolate", "--benchmark-json", "out.json", "--set", "models=m_one", "--set", "seeds=1,2")
+    result.assert_outcomes(passed=2, failed=1, xfailed=1)
+    red = {entry["params"]["arm"]: entry["extra_info"] for entry in toy.json()["unfinished"]}
+    assert red["ours"]["status"] == "crashed" and "SIGSEGV" in red["ours"]["reason"]
+    assert red["base"]["status"] == "oom"
+    for bench in toy.json()["benchmarks"]:
+        assert bench["extra_info"]["things"] == 3 and not bench["extra_info"]["replayed"]
+        assert len(bench["stats"]["data"]) == 3
+    entries = [json.loads(line) for line in toy.journal.read_text().splitlines()]
+    assert sum(entry["event"] == "cell" for entry in entries) == 4
+    toy.ran()
+    toy.run("--resume", "--set", "models=m_one").assert_outcomes(passed=4)
+    assert sorted(toy.ran()) == ["m_one-seed1-base", "m_one-seed1-ours"]
+
+
+def test_quiet_prints_no_progress_and_names_the_journal(toy):
+    result = toy.run("-q")
+    result.stdout.fnmatch_lines(["mlexp: 8 measured; journal: .mlexp/journal.jsonl"])
