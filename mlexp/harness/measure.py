@@ -71,6 +71,8 @@ def peak_memory(device: str) -> Iterator[Peak]:
     else:
         reader = _sampled_peak
     gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc's; without it there is nothing to trim
+        ctypes.CDLL(None).malloc_trim(0)
     with reader(peak):
         yield peak
 
@@ -90,8 +92,6 @@ def _cuda_peak(peak: Peak) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _vm_peak(peak: Peak) -> Iterator[None]:
-    with contextlib.suppress(AttributeError):  # musl has none and needs none
-        ctypes.CDLL(None).malloc_trim(0)
     _reset_high_water_mark()
     before = _status_bytes("VmRSS")
     yield

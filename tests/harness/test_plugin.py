@@ -69,7 +69,9 @@ def test_an_assert_after_the_measurement_keeps_the_cell_out_of_table_and_json(to
     toy.bench.write_text(toy.bench.read_text() + '\n    assert (model, arm) != ("m_one", "ours"), "worse"\n')
     result = toy.run("--benchmark-json", "out.json")
     result.assert_outcomes(passed=6, failed=2)
-    assert {bench["params"]["arm"] for bench in toy.json()["benchmarks"] if bench["params"]["model"] == "m_one"} == {"base"}
+    assert {bench["params"]["arm"] for bench in toy.json()["benchmarks"] if bench["params"]["model"] == "m_one"} == {
+        "base"
+    }
     table = [line for line in result.outlines if line.startswith("test_toy[") and "(1.0)" in line]
     assert not any("m_one-seed1-ours" in line for line in table)
 
@@ -120,7 +122,9 @@ def test_a_cell_that_measures_nothing_fails(toy):
 def test_bad_input_is_one_line_before_the_first_cell(toy, args, message):
     result = toy.run(*args)
     assert result.ret not in (0, 1, 5)
-    lines = [line for line in result.errlines + result.outlines if line.startswith(("ERROR", "E  ")) or "error:" in line]
+    lines = [
+        line for line in result.errlines + result.outlines if line.startswith(("ERROR", "E  ")) or "error:" in line
+    ]
     pytest.LineMatcher(lines).fnmatch_lines([message])
     assert "Traceback" not in result.stderr.str() + result.stdout.str()
     assert toy.ran() == [] and not (toy.pytester.path / "out.json").exists() and not toy.journal.exists()

@@ -79,7 +79,9 @@ def damage(text: bytes, kind: str) -> bytes:
     if kind == "torn":
         return text[:-40]
     lines = text.splitlines(keepends=True)
-    middle = next(i for i, line in enumerate(lines) if FIFTH.encode() in line and b'"cell"' in line and b"record" in line)
+    middle = next(
+        i for i, line in enumerate(lines) if FIFTH.encode() in line and b'"cell"' in line and b"record" in line
+    )
     lines[middle] = lines[middle].replace(b'"accuracy":0.5', b'"accuracy":0.9')
     return b"".join(lines)
 

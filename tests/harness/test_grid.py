@@ -1,0 +1,94 @@
+"""Settings, `--set` and the grid they span."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlexp.harness import grid
+
+names = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True)
+values = st.lists(names | st.integers(0, 99), min_size=1, max_size=4, unique=True)
+axes = st.dictionaries(names, values, min_size=1, max_size=3)
+
+
+@dataclass(frozen=True)
+class Settings:
+    count: int = 3
+    share: float = 0.5
+    on: bool = False
+    name: str = "a"
+    limit: int | None = None
+    seeds: tuple[int, ...] = (1,)
+    arms: tuple[str, ...] = ("a", "b")
+
+
+@given(axes)
+def test_every_block_holds_every_arm_once_and_rotates_them(axes):
+    cells = grid.cells(axes)
+    *outer, arms = axes.values()
+    total = len(arms)
+    for value in outer:
+        total *= len(value)
+    assert len(cells) == len(dict(cells)) == total
+    for number in range(0, total, len(arms)):
+        block = [values for values, _ in cells[number : number + len(arms)]]
+        assert len({values[:-1] for values in block}) == 1
+        start = (number // len(arms)) % len(arms)
+        assert [values[-1] for values in block] == [*arms[start:], *arms[:start]]
+
+
+@given(
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.lists(st.integers(0, 99), min_size=1),
+)
+def test_what_is_printed_is_parsed(count, share, on, seeds):
+    typed = {"count": count, "share": share, "on": on, "seeds": ",".join(map(str, seeds))}
+    made = grid.override(Settings(), [grid.parse_override(f"{name}={value}") for name, value in typed.items()])
+    assert made == dataclasses.replace(Settings(), count=count, share=share, on=on, seeds=tuple(seeds))
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("seeds=42..46", "seeds", (42, 43, 44, 45, 46)),
+        ("arms=p08..p11,x", "arms", ("p08", "p09", "p10", "p11", "x")),
+        ("limit=none", "limit", None),
+        ("limit=7", "limit", 7),
+        ("name=a=b", "name", "a=b"),
+    ],
+)
+def test_ranges_optionals_and_equals_signs(text, field, value):
+    assert getattr(grid.override(Settings(), [grid.parse_override(text)]), field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cuont=3", "unknown setting 'cuont'; choose from count, share"),
+        ("count=3.5", "expected int, not '3.5'"),
+        ("on=yes", "expected true or false"),
+        ("share=inf", "expected a finite number"),
+        ("seeds=", "expected a comma-separated list"),
+    ],
+)
+def test_a_bad_value_names_itself_and_what_is_allowed(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        grid.override(Settings(), [grid.parse_override(text)])
+    assert str(error.value).startswith(f"--set {text}")
+
+
+def test_axes_are_not_part_of_the_fixed_settings():
+    axes = {"seed": "seeds", "arm": "arms"}
+    assert grid.changed(Settings(count=4, seeds=(9,)), Settings(), axes) == "count=4"
+    assert set(grid.fixed(Settings(), axes)) == {"count", "share", "on", "name", "limit"}
+
+
+@pytest.mark.parametrize("value", ["GPT-2", "a b", "", "a=b"])
+def test_values_that_would_break_k_are_refused(value):
+    with pytest.raises(ValueError, match="cannot stand in a test id"):
+        grid.cells({"arm": [value]})
