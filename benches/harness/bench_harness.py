@@ -72,7 +72,7 @@ def test_overhead(cell, work):
 
 
 def session(seconds: float, blocks: int, rounds: int) -> tuple[list[dict], list[dict]]:
-    """One pytest run with both rulers in it: the benchmarks of each. A no-op is run ruler by ruler, to time the gaps."""
+    """The benchmarks of each ruler, from one pytest run. A no-op is run ruler by ruler, to time the gaps."""
     with TemporaryDirectory() as folder:
         bench, out = Path(folder, "test_rulers.py"), Path(folder, "out.json")
         bench.write_text(SESSION.format(seconds=seconds, blocks=blocks, rounds=rounds))

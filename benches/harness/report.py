@@ -23,7 +23,7 @@ def report(records, out):
             interval=(100 * (cost.low - 1), 100 * (cost.high - 1)),
             why=f"{cost.n} interleaved pairs, {cost.method}; interval in percent",
         )
-        out.figure(histogram(ratios), "share.png", "Recorded duration under `cell.time` over that of its bare neighbour.")
+        out.figure(histogram(ratios), "share.png", "A recorded duration over that of its bare neighbour.")
     if "noop" in works:
         bare, ours = (np.diff(works["noop"][f"{name}_began_s"]) for name in ("bare", "cell"))
         added = stats.mean_interval(ours - np.median(bare))

@@ -1,0 +1,293 @@
+"""Speed-up of branching over every baseline, what it costs, what it does to the samples, and the verdicts."""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from mlexp.analysis import plots, stats
+from mlexp.analysis.results import paired
+
+SIZES = ("gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl")  # the trend is over these; gpt2_nano takes no part
+BASELINES = ("sequential", "hf_batched", "shared_prefill", "dedup")
+METHODS = ("eab_particles", "eab_paper")
+DECODERS = (*BASELINES, *METHODS)
+BANDS = {"gpt2_small": (1.8, 2.2), "gpt2_medium": (2.0, 2.5), "gpt2_large": (2.2, 2.8), "gpt2_xl": (2.5, 3.2)}
+SEED = {"prompt_tokens": 200, "samples": 20, "max_new_tokens": 50, "temperature": 0.8, "threshold": 0.4}
+COSTS = {"token_forwards": "token forwards", "flops": "FLOPs counted", "peak_bytes": "peak bytes above the model"}
+
+ABOUT_SPEEDUP = """
+Each ratio is a baseline's time over the method's, paired by prompt: the geometric mean over prompts with a 95 % interval
+(Student's t below 10 prompts, BCa bootstrap from there on). Above 1 favours branching. `per_effective_sample` multiplies it
+by effective_samples / N: correlated samples carry less.
+"""
+ABOUT_COST = """
+What theory allows: `tokens` is the ratio of token forwards, `flops` that of counted FLOPs, `time` what was measured. Against
+the arms that share the prompt, branching can save only what its tree shares after the prompt; and where a step costs one
+read of the weights whatever its rows, that saves no time at all.
+"""
+ABOUT_SAMPLES = """
+`surprisal_vs_sequential` is the mean difference in nats a sample, paired by prompt; an exact sampler differs from 0 only by
+chance. The uniform mean over the leaves of eab_paper is biased by construction: what stands here is measured, not corrected.
+effective_samples is N for the arms whose samples are independent.
+"""
+
+
+def report(records, out):
+    speedups = speedup_table(records)
+    behaviour = behaviour_table(records)
+    limits = limit_table(records)
+    verdicts(records, speedups, out)
+    out.heading("Speed-up")
+    out.text(ABOUT_SPEEDUP)
+    out.table(speedups, "speedup.csv", "Branching against all four baselines.")
+    if len(speedups):
+        out.figure(
+            speedup_figure(speedups), "speedup_vs_params.png", "Speed-up against model size, both scales logarithmic."
+        )
+        out.figure(
+            saved_figure(records), "time_saved.png", "Seconds saved a prompt by eab_particles, against model size."
+        )
+    out.heading("Cost")
+    out.text(ABOUT_COST)
+    out.table(limits, "limits.csv", "Ratios baseline / eab_particles: the limit and what was reached.")
+    out.figure(cost_figure(records), "cost.png", "What each arm spends, mean over prompts.")
+    out.heading("Samples")
+    out.text(ABOUT_SAMPLES)
+    out.table(behaviour, "quality.csv", "Branching behaviour and sample quality, mean over prompts.")
+    if figure := live_figure(records, out):
+        out.figure(figure, "live_paths.png", "Live paths a step, mean over prompts.")
+
+
+def has(records, *decoders) -> bool:
+    return set(decoders) <= set(records["decoder"])
+
+
+def by_model(records):
+    """(name, records) of each model, smallest first."""
+    sizes = records.groupby("model")["n_params"].first().sort_values()
+    return [(model, records[records["model"] == model]) for model in sizes.index]
+
+
+def ratios(records, metric, baseline, method):
+    """Baseline over method, a row a prompt; empty where either was not measured."""
+    if not has(records, baseline, method) or records[metric].isna().all():
+        return pd.DataFrame(columns=["prompt", "ratio"])
+    return paired(records, metric, arm="decoder", of=baseline, to=method, over=["prompt"])
+
+
+def geometric(values) -> tuple[float, float, float]:
+    """(mean, low, high); an interval of one value is not known."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return (float(values[0]), np.nan, np.nan) if len(values) else (np.nan,) * 3
+    return stats.mean_ratio(np.log(values))[:3]
+
+
+def worth(records, method) -> pd.Series:
+    """effective_samples over the N asked for, by prompt: a method with fewer leaves is worth less, not more."""
+    rows = records[records["decoder"] == method].set_index("prompt")
+    return (rows["effective_samples"].astype(float) / settings(records)["samples"]).dropna()
+
+
+def settings(records) -> dict:
+    return json.loads(records["settings"].iloc[0])
+
+
+def speedup_table(records):
+    rows = []
+    for model, mine in by_model(records):
+        for method in METHODS:
+            for baseline in BASELINES:
+                wall = ratios(mine, "wall_s", baseline, method)
+                if wall.empty:
+                    continue
+                value, low, high = geometric(wall["ratio"])
+                per_sample = wall.set_index("prompt")["ratio"] * worth(mine, method)
+                rows.append(
+                    {
+                        "model": model,
+                        "n_params": mine["n_params"].iloc[0],
+                        "method": method,
+                        "baseline": baseline,
+                        "speedup": value,
+                        "low": low,
+                        "high": high,
+                        "per_effective_sample": geometric(per_sample.dropna())[0],
+                        "prompts": len(wall),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def limit_table(records):
+    """What was computed less, beside what was faster."""
+    rows = []
+    for model, mine in by_model(records):
+        for baseline in BASELINES:
+            each = {metric: ratios(mine, metric, baseline, "eab_particles") for metric in ("wall_s", *COSTS)}
+            if not each["wall_s"].empty:
+                means = {metric: geometric(pairs["ratio"])[0] for metric, pairs in each.items()}
+                names = {"token_forwards": "tokens", "flops": "flops", "wall_s": "time", "peak_bytes": "peak_bytes"}
+                rows.append({"model": model, "baseline": baseline} | {names[m]: means[m] for m in names})
+    return pd.DataFrame(rows)
+
+
+def behaviour_table(records):
+    numbers = [
+        *("branch_rate", "branch_count", "branch_position_first", "branch_position_mean", "branch_position_last"),
+        *("final_paths", "n_samples", "effective_samples", "unique_samples", "mean_surprisal_nats"),
+        *("distinct_1", "distinct_2", "self_bleu", "accuracy", "bytes_per_sample", "kv_bytes"),
+    ]
+    rows = []
+    for model, mine in by_model(records):
+        for decoder in (d for d in DECODERS if has(mine, d)):
+            some = mine[mine["decoder"] == decoder]
+            row = {"model": model, "decoder": decoder} | {name: some[name].astype(float).mean() for name in numbers}
+            if decoder != "sequential" and has(mine, "sequential"):
+                pairs = paired(mine, "mean_surprisal_nats", "decoder", "sequential", decoder, ["prompt"])
+                if len(pairs) > 1:
+                    mean = stats.mean_interval(pairs["difference"])
+                    row |= {"surprisal_vs_sequential": mean.value, "low": mean.low, "high": mean.high}
+            rows.append(row)
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def speedup_figure(speedups):
+    fig, panels = plots.figures(2, sharey=True, size=(10, 4.4))
+    for ax, method in zip(panels, METHODS, strict=True):
+        table = speedups[speedups["method"] == method]
+        plots.curves(ax, table, "n_params", "speedup", "baseline", plots.looks(BASELINES), labels=method == METHODS[-1])
+        plots.log_x(ax, ticks=speedups["n_params"])
+        plots.log_y(ax)
+        plots.reference(ax, y=1.0)
+        ax.set(title=f"{method} against", xlabel="parameters")
+    panels[0].set_ylabel("baseline's time / method's time")
+    return fig
+
+
+def saved_figure(records):
+    rows = []
+    for _, mine in by_model(records):
+        for baseline in BASELINES:
+            if has(mine, baseline, "eab_particles"):
+                pairs = paired(mine, "wall_s", "decoder", baseline, "eab_particles", ["prompt"])
+                saved = -pairs["difference"]
+                value, low, high = stats.mean_interval(saved)[:3] if len(saved) > 1 else (saved.iloc[0], np.nan, np.nan)
+                rows.append((mine["n_params"].iloc[0], baseline, value, low, high))
+    fig, ax = plots.figure("Time saved by eab_particles", xlabel="parameters", ylabel="seconds a prompt")
+    table = pd.DataFrame(rows, columns=["n_params", "baseline", "value", "low", "high"])
+    plots.curves(ax, table, "n_params", "value", "baseline", plots.looks(BASELINES))
+    plots.log_x(ax, ticks=records["n_params"])
+    plots.reference(ax, y=0.0)
+    return fig
+
+
+def cost_figure(records):
+    fig, panels = plots.figures(3, size=(12, 4.2))
+    for ax, (metric, title) in zip(panels, COSTS.items(), strict=True):
+        table = records.groupby(["n_params", "decoder"], as_index=False)[metric].mean()
+        plots.curves(ax, table, "n_params", metric, "decoder", plots.looks(DECODERS), labels=metric == "peak_bytes")
+        plots.log_x(ax, ticks=records["n_params"])
+        plots.log_y(ax)
+        ax.set(title=title, xlabel="parameters")
+    return fig
+
+
+def live_figure(records, out):
+    """Live paths a step of the tree arms, a panel a model."""
+    trees = records[records["decoder"].isin(("dedup", *METHODS))]
+    models = [model for model, _ in by_model(trees)]
+    if not models or any("live_paths" not in out.series(key) for key in trees["key"]):
+        return None
+    fig, panels = plots.figures(len(models), sharey=True, size=(3 * len(models) + 1.6, 3.6))
+    for ax, model in zip(panels, models, strict=True):
+        for decoder, look in plots.looks(DECODERS).items():
+            keys = trees[(trees["model"] == model) & (trees["decoder"] == decoder)]["key"]
+            if len(keys):
+                mean = np.mean([out.series(key)["live_paths"] for key in keys], axis=0)
+                ax.plot(range(1, len(mean) + 1), mean, color=look.colour, linestyle=look.dash, label=decoder)
+        ax.set(title=model, xlabel="step")
+    panels[0].set_ylabel("live paths")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    return fig
+
+
+def verdicts(records, speedups, out):
+    standing_in = (records["weights"] != "pretrained").any()
+    trend(records, standing_in, out)
+    bands(records, speedups, out)
+    per_sample(records, out)
+
+
+def trend(records, standing_in, out):
+    """H1: Page's trend test and the per-prompt slope of log speed-up against log parameters."""
+    claim = "The speed-up over sequential sampling grows with model size" + (
+        " (cost at equal branch rate)" if standing_in else ""
+    )
+    four = records[records["model"].isin(SIZES)]
+    table = pd.DataFrame(
+        {m: ratios(r, "wall_s", "sequential", "eab_particles").set_index("prompt")["ratio"] for m, r in by_model(four)}
+    ).dropna()
+    if len(table.columns) < 3 or len(table) < 2:
+        out.verdict(
+            "H1", claim, "undecided", why=f"needs three sizes and two prompts; has {len(table.columns)}, {len(table)}"
+        )
+        return
+    size = [four[four["model"] == model]["n_params"].iloc[0] for model in table]
+    slope, page = stats.slope_per_block(size, table.to_numpy()), stats.page_trend(np.log(table.to_numpy()))
+    verdict = stats.verdict(slope)
+    if verdict == "supported" and page.p >= 0.05:
+        verdict = stats.Verdict.UNDECIDED
+    why = f"speedup ~ params ** exponent over {len(size)} sizes, {slope.n} prompts, {slope.method}; Page's p = {page.p:.2g}"
+    out.verdict("H1", claim, verdict, f"exponent {slope.value:+.3f}", slope[1:3], why)
+    if standing_in:
+        why = (
+            "the stand-in has one branch rate at every size by construction; give pretrained weights (`--weights PATH`)"
+        )
+        out.verdict("H1b", "Larger models branch in a way that helps more", "undecided", why=why)
+
+
+def bands(records, speedups, out):
+    """H2: the seed's predicted band for each size, against the seed's own baseline."""
+    has_now = settings(records)
+    other = {name: has_now[name] for name, value in SEED.items() if has_now[name] != value}
+    for model in (m for m in SIZES if len(speedups) and m in set(speedups["model"])):
+        row = speedups[
+            (speedups["model"] == model)
+            & (speedups["method"] == "eab_particles")
+            & (speedups["baseline"] == "sequential")
+        ]
+        if row.empty or np.isnan(row["low"].iloc[0]):
+            continue
+        value, low, high = row[["speedup", "low", "high"]].iloc[0]
+        band = BANDS[model]
+        verdict, why = stats.verdict_within((low, high), band), f"{row['prompts'].iloc[0]} prompts"
+        if other:
+            verdict, why = "undecided", f"the prediction is for {SEED}; this run has {other}"
+        claim = f"{model}: the speed-up over sequential lies in the predicted {band[0]}-{band[1]}"
+        out.verdict(f"H2 {model}", claim, verdict, f"x{value:.2f}", (low, high), why)
+
+
+def per_sample(records, out):
+    """H3: time for the same information, against the two arms that share as much as is free of charge."""
+    tests = {}
+    for model, mine in by_model(records):
+        for baseline in ("dedup", "shared_prefill"):
+            wall = ratios(mine, "wall_s", baseline, "eab_particles")
+            each = (wall.set_index("prompt")["ratio"].astype(float) * worth(mine, "eab_particles")).dropna()
+            if len(each) > 1:
+                tests[model, baseline] = np.log(each.to_numpy())
+    if not tests:
+        why = "effective_samples was not measured here (`--set replicate_models=...`), or for fewer than two prompts"
+        out.verdict("H3", "EAB beats the lossless tree and shared prefill, per effective sample", "undecided", why=why)
+        return
+    adjusted = stats.holm({key: stats.mean_p(logs) for key, logs in tests.items()})
+    for (model, baseline), logs in tests.items():
+        ratio = stats.mean_ratio(logs)
+        verdict = stats.verdict(ratio, null=1.0)
+        if verdict == "supported" and adjusted[model, baseline] >= 0.05:
+            verdict = stats.Verdict.UNDECIDED
+        why = f"{ratio.n} prompts, {ratio.method}; p = {adjusted[model, baseline]:.2g} after Holm over {len(tests)}"
+        claim = f"{model}: eab_particles beats {baseline}, per effective sample"
+        out.verdict(f"H3 {model} {baseline}", claim, verdict, f"x{ratio.value:.2f}", ratio[1:3], why)
