@@ -1,0 +1,194 @@
+"""What one report says, collected in memory and written at once: nothing half-finished ever stands on disk."""
+
+import contextlib
+import html
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from mlexp.analysis import plots
+from mlexp.analysis.results import describe
+from mlexp.analysis.stats import Verdict
+
+STAND_INS = {"weights": ("random", "trained"), "corpus": ("pydoc_topics",)}  # how the values of stand-ins begin
+SHOWN_ROWS = 40
+
+
+class Output:
+    """Where a report puts its tables, figures, verdicts and files, for one question in one context.
+
+    `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory.
+    """
+
+    def __init__(self, question: str, context: dict, unfinished: pd.DataFrame, series: Callable, dirty: bool = False):
+        self.question, self.context, self.unfinished = question, context, unfinished
+        self.line, self.dirty = describe(context), dirty
+        self.stand_ins = stand_ins(context)
+        self.blocks: list[dict] = []
+        self.verdicts: list[dict] = []
+        self.files: dict[str, bytes] = {}
+        self._series = series
+
+    def series(self, row_or_key: object) -> dict[str, np.ndarray]:
+        """The named arrays of a record, by its key or its row; empty where it has none."""
+        key = row_or_key
+        if not isinstance(key, str):
+            key = key["key"] if isinstance(key, pd.Series | Mapping) else key.key
+        return self._series(key)
+
+    def heading(self, text: str) -> None:
+        """Begin a section."""
+        self.blocks.append({"kind": "heading", "text": text})
+
+    def text(self, markdown: str) -> None:
+        """A paragraph or a list, in Markdown: emphasis, code, links, `- ` items; no HTML."""
+        self.blocks.append({"kind": "text", "text": markdown.strip(), "html": paragraphs(markdown)})
+
+    def table(self, df: pd.DataFrame, name: str, caption: str = "") -> None:
+        """A table: at full precision in the CSV file `name`, rounded on the page."""
+        df = df.reset_index(drop=df.index.names == [None])
+        df.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in df.columns]
+        self._add(name, ".csv", df.to_csv(index=False, lineterminator="\n").encode())
+        shown = [[cell_text(value) for value in row] for row in df.head(SHOWN_ROWS).itertuples(index=False)]
+        numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in df.dtypes]
+        block = {"columns": list(df.columns), "rows": shown, "numeric": numeric, "left": len(df) - len(shown)}
+        self.blocks.append({"kind": "table", "name": name, "caption": caption, **block})
+
+    def figure(self, fig: Figure, name: str, caption: str = "") -> None:
+        """A figure: `name` as PNG, the same as SVG, the context and any stand-ins printed on it and in its caption."""
+        images = plots.save(fig, foot=self.foot)
+        self._add(name, ".png", images.png)
+        self._add(name.removesuffix(".png") + ".svg", ".svg", images.svg)
+        svg = inline_svg(images.svg.decode(), prefix=f"{self.slug}-{len(self.blocks)}", label=caption or name)
+        self.blocks.append({"kind": "figure", "name": name, "caption": caption, "foot": self.foot, "svg": svg})
+
+    def verdict(
+        self, id: str, claim: str, verdict: str, effect: str = "", interval: tuple | None = None, why: str = ""
+    ) -> None:
+        """What the data say of hypothesis `id`: its claim, the effect in words, its interval, the reason."""
+        if verdict not in list(Verdict):
+            raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
+        if interval is not None:
+            low, high = map(float, interval)
+            interval = f"{low:.3g} to {high:.3g}"
+        said = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
+        self.verdicts.append(said)
+
+    def file(self, name: str, text: str) -> None:
+        """A file of the question's own, as its text stands."""
+        self._add(name, "", text.encode())
+        self.blocks.append({"kind": "file", "name": name})
+
+    @property
+    def slug(self) -> str:
+        """A folder name for this context: readable, the same in every run, unlike that of any other."""
+        mark = f"{zlib.crc32(repr((self.question, sorted(self.context.items()))).encode()):08x}"
+        return re.sub(r"[^a-z0-9]+", "-", self.line.lower()).strip("-")[:60].rstrip("-") + f"-{mark}"
+
+    @property
+    def foot(self) -> str:
+        """The line below every figure: where the numbers come from and what in it is not the real thing."""
+        parts = [
+            self.line,
+            *(["uncommitted code (dirty)"] if self.dirty else []),
+            *([self.stand_ins] if self.stand_ins else []),
+        ]
+        return " · ".join(parts)
+
+    def _add(self, name: str, suffix: str, content: bytes) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII) or not name.endswith(suffix):
+            allowed = "letters, digits, '.', '_' and '-' only" + (f", ending in {suffix}" if suffix else "")
+            raise ValueError(f"file name {name!r}: {allowed}")
+        if name in self.files or name == "summary.md":
+            raise ValueError(f"file name {name!r} is taken; every table, figure and file needs its own")
+        self.files[name] = content
+
+
+def stand_ins(context: Mapping) -> str:
+    """What in this context is a substitute for the real thing, as a phrase; empty where nothing is."""
+    found = [field for field, marks in STAND_INS.items() if str(context.get(field) or "").startswith(marks)]
+    return f"stand-in {' and '.join(found)}" if found else ""
+
+
+def number(value: float) -> str:
+    """A number for people: four significant digits, thousands apart."""
+    if isinstance(value, int | np.integer) or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def cell_text(value: object) -> str:
+    """A cell of a rounded table."""
+    if value is None or (not isinstance(value, str | list | dict) and pd.isna(value)):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, int | float | np.number) else str(value)
+
+
+def paragraphs(markdown: str) -> Markup:
+    """The little Markdown that reports need, as HTML; everything else is escaped."""
+    blocks = []
+    for block in re.split(r"\n\s*\n", markdown.strip()):
+        lines = [line.strip() for line in block.splitlines()]
+        if lines and all(line.startswith(("- ", "* ")) for line in lines):
+            blocks.append("<ul>" + "".join(f"<li>{_spans(line[2:])}</li>" for line in lines) + "</ul>")
+        else:
+            blocks.append(f"<p>{_spans(' '.join(lines))}</p>")
+    return Markup("\n".join(blocks))
+
+
+def _spans(text: str) -> str:
+    codes = []  # set aside first: what stands in code is neither emphasis nor link
+
+    def code(match: re.Match) -> str:
+        codes.append(match[1])
+        return f"\0{len(codes) - 1}\0"
+
+    text = re.sub(r"`([^`]+)`", code, html.escape(text.replace("\0", "")))
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    text = re.sub(r"(?<![\w*])\*([^*\s](?:[^*]*[^*\s])?)\*(?![\w*])", r"<em>\1</em>", text)
+    text = re.sub(r"\[([^\]]+)\]\((https?://[^\s)]+)\)", r'<a href="\2">\1</a>', text)
+    return re.sub("\0(\\d+)\0", lambda match: f"<code>{codes[int(match[1])]}</code>", text)
+
+
+def inline_svg(svg: str, prefix: str, label: str) -> Markup:
+    """An SVG for the page: its own ids, no fixed size, and the page's colours for ink, grid and paper."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for colour, name in ((plots.INK, "currentColor"), (plots.FAINT, "var(--line)"), (plots.PAPER, "transparent")):
+        svg = svg.replace(f": {colour}", f": {name}")
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Put a file in place whole: written beside it, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

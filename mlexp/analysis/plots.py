@@ -1,0 +1,258 @@
+"""Figures for reports: one look for all questions, no global state, identical bytes when drawn again.
+
+fig, ax = plots.figure("speed-up", xlabel="parameters", ylabel="sequential / arm")
+looks = plots.looks(DECODERS)
+plots.curves(ax, table, x="n_params", y="value", by="decoder", looks=looks)
+plots.log_x(ax, ticks=table["n_params"])
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"  # the page replaces these to suit its own colours
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d31")
+MARKERS, DASHES = "osD^vPX", ("-", "--", ":")
+STYLE = {
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "font.size": 9.5,
+    "font.family": "DejaVu Sans",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mlexp",
+    "text.parse_math": False,  # names come from records: a dollar sign in one is not mathematics
+}
+
+
+class Look(NamedTuple):
+    """How an arm is drawn, in every figure alike."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+class Images(NamedTuple):
+    """A figure as bytes."""
+
+    png: bytes
+    svg: bytes
+
+
+def looks(arms: Iterable[str]) -> dict[str, Look]:
+    """A look for each arm, by its place among all arms: pass the whole list, so that figures of a part agree.
+
+    Colours are Okabe and Ito's, told apart by colour-blind readers; markers and dashes differ too, for more than seven.
+    """
+    names, n = list(dict.fromkeys(arms)), len(OKABE_ITO)
+    return {
+        name: Look(OKABE_ITO[i % n], MARKERS[(i + i // n) % len(MARKERS)], DASHES[i // n % len(DASHES)])
+        for i, name in enumerate(names)
+    }
+
+
+def figure(
+    title: str = "", xlabel: str = "", ylabel: str = "", size: tuple[float, float] = (7.2, 4.2)
+) -> tuple[Figure, Axes]:
+    """An empty figure with one pair of axes. For several: `figures`."""
+    fig, panels = figures(1, size=size)
+    panels[0].set(title=title, xlabel=xlabel, ylabel=ylabel)  # `save` gives the title its look
+    return fig, panels[0]
+
+
+def figures(
+    columns: int, rows: int = 1, size: tuple[float, float] = (9.6, 4.2), **share: bool | str
+) -> tuple[Figure, list[Axes]]:
+    """A figure of several panels, row by row."""
+    with mpl.rc_context(STYLE):
+        fig = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(fig)
+        return fig, list(fig.subplots(rows, columns, squeeze=False, **share).flat)
+
+
+def curves(
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    looks: dict[str, Look],
+    low: str | None = "low",
+    high: str | None = "high",
+    labels: bool = True,
+) -> None:
+    """A line for each arm in `by`, interval columns as error bars where there are such; named beside the axes in the
+    order in which the lines end.
+    """
+    _check_known(table[by], looks)
+    ends = []
+    with mpl.rc_context(STYLE):
+        for arm in looks:
+            line = table[table[by] == arm].dropna(subset=[x, y]).sort_values(x)
+            if line.empty:
+                continue
+            look, bars = looks[arm], low in line and high in line
+            yerr = _errors(line[y], line[low], line[high]) if bars else None
+            style = {"color": look.colour, "marker": look.marker, "linestyle": look.dash}
+            drawn = ax.errorbar(line[x], line[y], yerr, **style, capsize=2.5, elinewidth=1, label=_short(arm))
+            ends.append((-line[y].iloc[-1], len(ends), drawn))
+        if labels and ends:
+            ax.legend(handles=[drawn for *_, drawn in sorted(ends)], loc="upper left", bbox_to_anchor=(1.01, 1.02))
+
+
+def points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: dict[str, Look]) -> None:
+    """A faint dot for each row, behind the curves: the blocks that their means hide."""
+    _check_known(table[by], looks)
+    with mpl.rc_context(STYLE):
+        for arm, look in looks.items():
+            dots = table[table[by] == arm]
+            ax.scatter(dots[x], dots[y], s=9, color=look.colour, alpha=0.35, linewidths=0, zorder=1.5)
+
+
+def intervals(
+    ax: Axes, table: pd.DataFrame, name: str, looks: dict[str, Look] | None = None, null: float | None = None
+) -> None:
+    """A row for each line of `table` (columns `name`, value, low, high), top to bottom, with a line at `null`."""
+    with mpl.rc_context(STYLE):
+        for i, row in enumerate(table.to_dict("records")):
+            look = (looks or {}).get(row[name], Look(OKABE_ITO[0], "o", "-"))
+            error = _errors(*(pd.Series([row[key]]) for key in ("value", "low", "high")))
+            ax.errorbar(row["value"], i, xerr=error, color=look.colour, marker=look.marker, capsize=3, elinewidth=1.4)
+        ax.set_yticks(range(len(table)), [_short(value) for value in table[name]])
+        ax.set_ylim(len(table) - 0.5, -0.5)
+        if null is not None:
+            reference(ax, x=null)
+
+
+def reference(ax: Axes, x: float | None = None, y: float | None = None, label: str = "") -> None:
+    """A dashed line at a value to compare with."""
+    with mpl.rc_context(STYLE):
+        for value, draw in ((x, ax.axvline), (y, ax.axhline)):
+            if value is not None:
+                draw(value, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label or None)
+        if label and y is not None:
+            ax.annotate(
+                label, (0, y), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points", fontsize=8
+            )
+
+
+def log_x(ax: Axes, ticks: Iterable[float] | None = None) -> None:
+    """A logarithmic x axis, labels in plain numbers (124M, 1.56B), at the values measured where `ticks` gives them."""
+    ax.set_xscale("log")
+    _at(ax.xaxis, ticks)
+
+
+def log_y(ax: Axes, ticks: Iterable[float] | None = None) -> None:
+    """A logarithmic y axis, labelled in plain numbers."""
+    ax.set_yscale("log")
+    _at(ax.yaxis, ticks)
+
+
+def _at(axis: Axis, ticks: Iterable[float] | None) -> None:
+    if ticks is not None:
+        axis.set_major_locator(FixedLocator(_apart(sorted(set(map(float, ticks))))))
+
+
+def si(value: float) -> str:
+    """A number in three digits with a letter for its thousands: 124M, 1.56B, 0.25."""
+    if not np.isfinite(value) or value == 0 or abs(value) < 1000:
+        return f"{value:.3g}"
+    steps = {1e3: "k", 1e6: "M", 1e9: "B", 1e12: "T"}
+    step, letter = next(((size, name) for size, name in steps.items() if abs(value) < 999.5 * size), (1e12, "T"))
+    return f"{value / step:.3g}{letter}"
+
+
+def save(fig: Figure, foot: str = "") -> Images:
+    """The figure as PNG for people and SVG for the page, `foot` printed below; the same figure gives the same bytes."""
+    with mpl.rc_context(STYLE):
+        printed = _print_foot(fig, foot)
+        for ax in fig.axes:
+            ax.set_title(ax.get_title() or ax.get_title("left"), loc="left")
+            ax.set_title("", loc="center")
+            _plain_ticks(ax.xaxis)
+            _plain_ticks(ax.yaxis)
+        png, svg = io.BytesIO(), io.BytesIO()
+        fig.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        printed.remove()
+    return Images(png.getvalue(), svg.getvalue())
+
+
+def _print_foot(fig: Figure, foot: str) -> Text:
+    """`foot` in small print below everything else, which makes room for it."""
+    width, height = fig.get_size_inches()
+    lines = textwrap.wrap(foot, int(width * 17))
+    room = (len(lines) * 0.135 + 0.08) / height if lines else 0
+    fig.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+    return fig.text(0.01, 0.05 / height, "\n".join(lines), fontsize=7, color="#6e7781", va="bottom", linespacing=1.3)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers on a log axis. Matplotlib's are powers of ten in mathematics (switched off) and none within a decade."""
+    if axis.get_scale() != "log":
+        return
+    low, high = sorted(axis.get_view_interval())
+    if not isinstance(axis.get_major_locator(), FixedLocator):
+        narrow, wide = (
+            MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]),
+            LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)),
+        )
+        axis.set_major_locator(narrow if high < 12 * low else wide)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _check_known(arms: pd.Series, looks: dict[str, Look]) -> None:
+    unknown = [str(arm) for arm in arms.unique() if arm not in looks]
+    if unknown:
+        raise ValueError(f"no look for {', '.join(unknown)}; there are looks for {', '.join(looks)}")
+
+
+def _short(name: object) -> str:
+    """A name that leaves room for the axes."""
+    text = str(name)
+    return text if len(text) <= 32 else f"{text[:31]}…"
+
+
+def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
+    """Distances to both ends; none where the interval is not known or open."""
+    both = np.array([value - low, high - value], dtype=float)
+    return np.where(np.isfinite(both), np.maximum(both, 0), 0)
+
+
+def _apart(ticks: list[float], least: float = 1.25) -> list[float]:
+    """`ticks` without those whose labels would run into their neighbour's on a log axis."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick > kept[-1] * least:
+            kept.append(tick)
+    return kept

@@ -1,0 +1,235 @@
+"""Records as one tidy DataFrame: a row a record, raw values; contexts kept apart, pairs made before division."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mlexp.analysis.files import TIMING, Loaded, LoadError, Row, arrays, read
+from mlexp.record import CONTEXT, METRICS, PROVENANCE, STATUSES, Metric, metrics_of
+
+__all__ = ["LoadError", "axes", "contexts", "describe", "latest", "load", "load_series", "metrics", "paired"]
+
+SAME_WORK = ("question", "weights_hash", "corpus_hash", "prompts_hash")  # the two sides of a pair must share these
+
+
+def load(*paths: str | Path, status: str | None = "passed") -> pd.DataFrame:
+    """The records in `paths`, each a benchmark JSON, a journal (.jsonl) or a folder of either: a row a record.
+
+    Columns: axes, metrics, `status`, `reason`, provenance, `source`; `attrs["axes"]` names the axes.
+    `status=None` keeps the unfinished records too.
+    What was skipped or torn is in `attrs["notes"]`. Raises LoadError, one line, for what cannot be read.
+    """
+    if status is not None and status not in STATUSES:
+        raise ValueError(f"unknown status {status!r}; choose from {', '.join(STATUSES)}, or None for all")
+    return frame(read(*paths), status)
+
+
+def load_series(*paths: str | Path) -> dict[str, dict[str, np.ndarray]]:
+    """The named arrays of every record in `paths`, by key; null becomes NaN."""
+    return {row.values["key"]: arrays(row) for row in read(*paths).rows if row.series}
+
+
+def metrics(*paths: str | Path) -> dict[str, Metric]:
+    """What every metric in `paths` is: the shared table and the questions' own."""
+    merged = dict(METRICS)
+    for question, declared in read(*paths).metrics.items():
+        for name, metric in metrics_of(declared).items():
+            if merged.setdefault(name, metric)[:2] != metric[:2]:
+                raise LoadError(f"metric {name!r} is {metric[:2]} in {question} and {merged[name][:2]} elsewhere")
+    return merged
+
+
+def frame(loaded: Loaded, status: str | None = None) -> pd.DataFrame:
+    """The DataFrame of rows already read, with `attrs` notes and axes."""
+    rows = [row for row in loaded.rows if status in (None, row.values["status"])]
+    axis_of = _axis_names(rows)
+    records = [row.values | {axis_of[name]: value for name, value in row.params.items()} for row in rows]
+    declared = [name for table in loaded.metrics.values() for name in table]
+    seen = dict.fromkeys(name for record in records for name in record)
+    measured = [name for name in (*TIMING, *METRICS, *declared, *seen) if name in seen or name in TIMING]
+    measured = [name for name in measured if name not in PROVENANCE]
+    columns = list(dict.fromkeys([*axis_of.values(), *measured, *PROVENANCE]))
+    data = {name: _typed([record.get(name) for record in records], name in PROVENANCE) for name in columns}
+    df = pd.DataFrame(data, columns=columns, index=pd.RangeIndex(len(records)))
+    df.attrs = {"axes": list(axis_of.values()), "notes": loaded.notes}
+    return df
+
+
+def _axis_names(rows: list[Row]) -> dict[str, str]:
+    """The columns of the axes. `seed` is a recorded field too, which holds the axis's value where there is that axis;
+    any other axis with the name of a field comes from a file that is not ours, and makes way.
+    """
+    fields = {*TIMING, *PROVENANCE, *(name for row in rows for name in row.values)} - {"seed"}
+    names = dict.fromkeys(name for row in rows for name in row.params)
+    return {name: f"param_{name}" if name in fields else name for name in names}
+
+
+def _typed(values: list, provenance: bool = False) -> pd.Series:
+    """Numbers as numbers, truth values as truth values, text as text; a mixed column keeps its objects."""
+    kinds = {type(value) for value in values if value is not None}
+    missing = None in values
+    if kinds == {bool}:
+        return pd.Series(values, dtype="boolean" if missing else bool)
+    if not kinds and provenance:
+        return pd.Series(values, dtype=object)
+    if kinds <= {int, float}:
+        return pd.Series(values, dtype=float if missing or float in kinds or not kinds else "int64")
+    return pd.Series(values, dtype=object if len(kinds) > 1 else "str")
+
+
+def axes(df: pd.DataFrame) -> list[str]:
+    """The axis columns of a loaded frame: those that stand before the metrics."""
+    columns = list(df.columns)
+    return df.attrs.get("axes") or columns[: columns.index("wall_s") if "wall_s" in columns else None]
+
+
+def latest(df: pd.DataFrame) -> pd.DataFrame:
+    """The newest record of each cell in each context; `attrs["superseded"]` says how many older ones went."""
+    fields = ["cell", *(field for field in CONTEXT if field in df)]
+    order = df["when"].astype(object).fillna("").argsort(kind="stable")
+    newest = df.iloc[order].drop_duplicates(fields, keep="last").sort_index()
+    kept = newest.reset_index(drop=True)
+    kept.attrs = {**df.attrs, "superseded": len(df) - len(kept)}
+    return kept
+
+
+def contexts(df: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:
+    """The frames of `df` whose records may be compared, each with what they share; the largest first."""
+    if df.empty:
+        return []
+    groups = df.groupby([field for field in CONTEXT if field in df], dropna=False, sort=False)
+    found = [(_context(group), group.reset_index(drop=True)) for _, group in groups]
+    _tell_apart([context for context, _ in found])
+    return sorted(found, key=lambda pair: (-len(pair[1]), describe(pair[0]), str(pair[0])))
+
+
+def _context(df: pd.DataFrame) -> dict:
+    context = {field: None if pd.isna(df[field].iloc[0]) else df[field].iloc[0] for field in CONTEXT if field in df}
+    overrides = df["overrides"].dropna().unique() if "overrides" in df else []
+    return context | {"overrides": "; ".join(sorted(text for text in overrides if text))}
+
+
+def _tell_apart(found: list[dict]) -> None:
+    """Where settings changed without an override (in the code, between runs), say in `overrides` which."""
+    for line in [line for line, n in Counter(map(describe, found)).items() if n > 1]:
+        alike = [context for context in found if describe(context) == line]
+        settings = [_object(context.get("settings")) for context in alike]
+        names = [name for name in {n: 0 for s in settings for n in s} if len({str(s.get(name)) for s in settings}) > 1]
+        for context, values in zip(alike, settings, strict=True):
+            told = [context["overrides"], *(f"{name}={values.get(name)}" for name in names)]
+            context["overrides"] = ", ".join(filter(None, told))
+
+
+def _object(text: object) -> dict:
+    """A JSON object from its text; empty where it is none."""
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def describe(context: dict) -> str:
+    """One line for people: machine, device, dtype, scale, weights, corpus, overrides."""
+    weights = context.get("weights")
+    parts = [context.get(field) for field in ("machine", "device", "dtype", "scale")]
+    parts += [weights and (weights if "weights" in weights else f"{weights} weights"), context.get("corpus")]
+    parts += [context.get("overrides") and f"set {context['overrides']}"]
+    return " · ".join(str(part) for part in parts if part) or "context not recorded"
+
+
+def paired(df: pd.DataFrame, metric: str, arm: str, of: str, to: str, over: Sequence[str]) -> pd.DataFrame:
+    """`metric` of arm value `of` beside that of `to`, block by block: the only way to a ratio.
+
+    Columns: `over`, `of`, `to`, `ratio` (of / to), `difference` (to - of), the context. Blocks with a side missing or
+    null are listed in `attrs["unpaired"]`. Raises ValueError rather than compare what is not comparable: two
+    contexts, two records in a block, other axes or inputs that differ between the sides.
+    """
+    over = [over] if isinstance(over, str) else list(over)
+    _check(df, metric, arm, (of, to), over)
+    others = [name for name in axes(df) if name in df and name not in (*over, arm)]
+    same = [*others, *(field for field in SAME_WORK if field in df and field not in over)]
+    both = df.loc[df[arm].isin([of, to]), over].drop_duplicates()
+    for side, value in (("of", of), ("to", to)):
+        records = _side(df[df[arm] == value], metric, side, value, over, same)
+        both = both.merge(records, on=over, how="left", indicator=f"found_{side}")
+    met = (both["found_of"] == "both") & (both["found_to"] == "both")
+    _check_same_work(both[met], same, over, of, to)
+    complete = both["of"].notna() & both["to"].notna()
+    result = both.loc[complete, [*over, "of", "to"]].reset_index(drop=True)
+    result["ratio"], result["difference"] = result["of"] / result["to"], result["to"] - result["of"]
+    for field in (field for field in CONTEXT if field in df and field not in over):
+        result[field] = df[field].iloc[0]
+    unpaired = [_why_unpaired(row, over, of, to) for row in both[~complete].to_dict("records")]
+    result.attrs = {"unpaired": unpaired, "metric": metric, "of": of, "to": to}
+    return result
+
+
+def _check(df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], over: list[str]) -> None:
+    if not over:
+        raise ValueError(f"`over` is empty; name the axes of a block from {', '.join(axes(df))}")
+    for name in (arm, *over):
+        if name not in df:
+            raise ValueError(f"unknown axis {name!r}; choose from {', '.join(axes(df))}")
+    if metric not in df:
+        numeric = [name for name in df.select_dtypes("number") if name not in (*axes(df), *PROVENANCE)]
+        raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(numeric)}")
+    if not pd.api.types.is_numeric_dtype(df[metric]):
+        raise ValueError(f"metric {metric!r} is not numeric: {df[metric].iloc[0]!r}")
+    known = sorted(map(str, df[arm].dropna().unique()))
+    for value in values:
+        if value not in df[arm].values:
+            raise ValueError(f"unknown {arm} {value!r}; choose from {', '.join(known)}")
+    if arm in over or values[0] == values[1]:
+        raise ValueError(
+            f"the arm {arm!r} is compared ({values[0]} with {values[1]}): two values, and not part of the block"
+        )
+    for field in (field for field in CONTEXT if field in df):
+        found = df[field].drop_duplicates()
+        if len(found) > 1:
+            raise ValueError(f"records of two contexts are never paired: {field} is {_differing(*found.iloc[:2])}")
+
+
+def _differing(one: object, other: object) -> str:
+    """Two values of a field; of two JSON objects only the entries that differ."""
+    a, b = _object(one), _object(other)
+    if a or b:
+        names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+        one, other = ({name: side.get(name) for name in names} for side in (a, b))
+    return f"{one!r} and {other!r}"
+
+
+def _side(df: pd.DataFrame, metric: str, side: str, value: str, over: list[str], same: list[str]) -> pd.DataFrame:
+    """One side of the pairs, a row a block; refuses a block with two records."""
+    twice = df[df.duplicated(over)]
+    if len(twice):
+        block = twice.iloc[0][over].to_dict()
+        raise ValueError(
+            f"{value} has several records in block {block}: add the axis that tells them apart, or use latest()"
+        )
+    return df[over].assign(**{side: df[metric].astype(float)}, **{f"{field}_{side}": df[field] for field in same})
+
+
+def _check_same_work(both: pd.DataFrame, same: list[str], over: list[str], of: str, to: str) -> None:
+    for field in same:
+        one, other = both[f"{field}_of"], both[f"{field}_to"]
+        wrong = both[(one != other) & ~(one.isna() & other.isna())]
+        if len(wrong):
+            first = wrong.iloc[0]
+            values = _differing(first[f"{field}_of"], first[f"{field}_to"])
+            raise ValueError(
+                f"{of} and {to} did not do the same work in block {first[over].to_dict()}: {field} is {values}"
+            )
+
+
+def _why_unpaired(row: dict, over: list[str], of: str, to: str) -> dict:
+    """A block without a pair: which side is missing and why."""
+    why = []
+    for side, value in (("of", of), ("to", to)):
+        if pd.isna(row[side]):
+            why.append(f"{value}: {'null' if row[f'found_{side}'] == 'both' else 'no record'}")
+    return {name: row[name] for name in over} | {"why": "; ".join(why)}

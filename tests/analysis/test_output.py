@@ -1,0 +1,47 @@
+"""Writing whole or not at all, and text for people: Markdown, rounded cells."""
+
+import numpy as np
+import pytest
+
+from mlexp.analysis import output
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    output.write(path, b"old")
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        output.write(path, b"new")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.txt", b"old")]
+
+
+def test_markdown_is_the_little_that_reports_need():
+    html = str(
+        output.paragraphs("A **b** *c* `d*e*` [f](https://g.org)\n\n- one\n- two <x>\n\n[h](javascript:x) 2 * 3 * 4")
+    )
+    assert html == (
+        '<p>A <strong>b</strong> <em>c</em> <code>d*e*</code> <a href="https://g.org">f</a></p>\n'
+        "<ul><li>one</li><li>two &lt;x&gt;</li></ul>\n<p>[h](javascript:x) 2 * 3 * 4</p>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (True, "yes"),
+        (np.int64(1557611200), "1,557,611,200"),
+        (0.123456, "0.1235"),
+        (12345.678, "12,346"),
+        (3.0, "3"),
+        ("a", "a"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_cells_are_rounded_for_people(value, text):
+    assert output.cell_text(value) == text

@@ -1,0 +1,108 @@
+"""Figures: stable looks, plain tick labels, identical bytes, hostile names drawn as they are."""
+
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+
+from mlexp.analysis import plots
+
+HOSTILE = ["</svg><script>alert(1)</script>", "$\\frac{1}$", "a & b", "\u2028", "x" * 80]
+
+
+def drawing(names=("plain", "tree"), foot="cpu · float32"):
+    rows = [
+        {"arm": name, "size": size, "value": 1.5 + i, "low": 1.2 + i, "high": 1.9 + i}
+        for i, name in enumerate(names)
+        for size in (1.2e8, 1.5e9)
+    ]
+    fig, ax = plots.figure("Speed-up", "parameters", "ratio")
+    plots.curves(ax, pd.DataFrame(rows), "size", "value", "arm", plots.looks(names))
+    plots.log_x(ax, ticks=[1.2e8, 1.5e9])
+    plots.log_y(ax)
+    plots.reference(ax, y=1, label="no gain")
+    return plots.save(fig, foot)
+
+
+def texts(images):
+    root = ElementTree.fromstring(images.svg)
+    return ["".join(node.itertext()).strip() for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    assert drawing() == drawing()
+
+
+def test_ticks_are_plain_numbers_and_the_foot_is_printed():
+    found = texts(drawing())
+    assert {"120M", "1.5B", "2", "plain", "tree", "no gain", "Speed-up", "cpu · float32"} <= set(found)
+    assert not [text for text in found if "$" in text]
+
+
+def test_a_report_s_own_log_axis_gets_plain_ticks_too():
+    fig, ax = plots.figure()
+    ax.plot([1, 1e6], [1, 2])
+    ax.set_xscale("log")
+    assert "1M" in texts(plots.save(fig))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_text(name):
+    found = texts(drawing(names=("plain", name)))
+    assert any(name.strip()[:31] in text for text in found) or not name.strip()
+
+
+def test_looks_differ_and_stay_with_their_arm():
+    arms = [f"arm{i}" for i in range(13)]
+    looks = plots.looks(arms)
+    assert len(set(looks.values())) == 13
+    assert plots.looks(arms)["arm5"] == looks["arm5"]
+
+
+def test_open_and_missing_intervals_do_not_break_the_drawing():
+    table = pd.DataFrame({"arm": ["a", "a", "b"], "x": [1, 2, 1], "value": [1.0, 2.0, None], "low": [0.5, None, None]})
+    table["high"] = [float("inf"), None, None]
+    fig, ax = plots.figure()
+    plots.curves(ax, table, "x", "value", "arm", plots.looks(["a", "b", "c"]))
+    plots.save(fig)
+    fig, ax = plots.figure()
+    plots.intervals(ax, table.dropna(subset=["value"]), "arm", null=1.0)
+    assert "a" in texts(plots.save(fig))
+
+
+def test_an_arm_without_a_look_is_refused_rather_than_left_out():
+    table = pd.DataFrame({"arm": ["a", "b"], "x": [1, 2], "value": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="no look for b; there are looks for a"):
+        plots.curves(plots.figure()[1], table, "x", "value", "arm", plots.looks(["a"]))
+
+
+def test_points_lie_behind_the_curves():
+    _, ax = plots.figure()
+    plots.points(
+        ax, pd.DataFrame({"arm": ["a", "b"], "x": [1, 2], "y": [1, 2]}), "x", "y", "arm", plots.looks(["a", "b"])
+    )
+    assert len(ax.collections) == 2
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    before = dict(mpl.rcParams)
+    drawing()
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (999, "999"),
+        (1000, "1k"),
+        (124e6, "124M"),
+        (999.9e6, "1B"),
+        (1.5576e9, "1.56B"),
+        (-2e3, "-2k"),
+    ],
+)
+def test_si(value, text):
+    assert plots.si(value) == text

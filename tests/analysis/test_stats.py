@@ -1,0 +1,218 @@
+"""Statistics: published or closed-form values, coverage by simulation, and refusal of what cannot be answered."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from mlexp.analysis import stats
+
+RUNS = 1000
+
+
+def coverage(interval, n, draw=None, truth=0.0):
+    """The share of `RUNS` simulated samples of size n whose interval holds the truth."""
+    rng = np.random.default_rng(5)
+    draw = draw or (lambda: rng.standard_normal(n))
+    found = (interval(draw()) for _ in range(RUNS))
+    return np.mean([low <= truth <= high for _, low, high, *_ in found])
+
+
+def test_t_interval_is_the_textbook_one():
+    found = stats.t_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.value == 3.0
+    assert found.high - 3 == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)  # t(0.975, 4)
+    assert found.n == 5
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_t_interval_covers_what_it_says(n):
+    assert coverage(stats.t_interval, n) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_bootstrap_of_three_undercovers_which_is_why_few_blocks_get_t():
+    assert coverage(lambda x: stats.bootstrap_interval(x, resamples=500), 3) < 0.85
+    assert coverage(stats.mean_interval, 3) > 0.93
+
+
+def test_the_bootstrap_of_twenty_covers():
+    assert coverage(lambda x: stats.bootstrap_interval(x, resamples=500), 20) == pytest.approx(0.93, abs=0.025)
+
+
+def test_bootstrap_is_the_same_for_the_same_seed_and_names_its_method():
+    values = np.random.default_rng(0).exponential(size=15)
+    assert stats.bootstrap_interval(values) == stats.bootstrap_interval(values)
+    assert stats.bootstrap_interval(values).method == "BCa bootstrap, 10000 resamples"
+    assert stats.bootstrap_interval([2.0, 2.0, 2.0])[:3] == (2.0, 2.0, 2.0)
+    fallen_back = stats.bootstrap_interval([1.0] * 5 + [2.0] * 6, np.median, resamples=500)
+    assert np.isfinite(fallen_back[1:3]).all()
+
+
+def test_mean_ratio_is_geometric_and_turns_with_its_sign():
+    logs = np.log([2.0, 0.5, 4.0])
+    found, inverse = stats.mean_ratio(logs), stats.mean_ratio(-logs)
+    assert found.value == pytest.approx(4 ** (1 / 3))
+    assert (1 / inverse.high, 1 / inverse.low) == pytest.approx((found.low, found.high))
+    assert "t interval on logs" in found.method
+    assert "BCa" in stats.mean_ratio(np.random.default_rng(0).standard_normal(20)).method
+
+
+def test_mean_p_is_the_paired_t_test():
+    a, b = np.random.default_rng(2).standard_normal((2, 8))
+    assert stats.mean_p(a - b) == pytest.approx(scipy_stats.ttest_rel(a, b).pvalue)
+    assert stats.mean_p([0.0, 0.0]) == 1.0
+
+
+def test_holm_gives_the_known_adjustment():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])  # R: p.adjust
+    assert stats.holm({"a": 0.5, "b": 0.01}) == {"a": 0.5, "b": 0.02}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_lies_between_the_raw_p_and_bonferroni_and_keeps_the_order(p):
+    adjusted = stats.holm(p)
+    assert (adjusted >= np.array(p)).all()
+    assert (adjusted <= np.minimum(1, np.array(p) * len(p)) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+def test_page_trend_is_the_published_example():
+    table = [
+        [3, 4, 3],
+        [2, 4, 4],
+        [3, 3, 5],
+        [1, 3, 2],
+        [2, 3, 2],
+        [2, 4, 5],
+        [1, 2, 4],
+        [3, 4, 4],
+        [2, 4, 5],
+        [1, 3, 4],
+    ]
+    found = stats.page_trend(table)  # the student ratings of scipy's documentation
+    assert found.statistic == 133.5
+    assert found.p == pytest.approx(0.0018191161948127822)
+    assert (found.blocks, found.treatments) == (10, 3)
+
+
+def test_page_trend_finds_a_rise_and_not_a_fall():
+    table = np.arange(12).reshape(3, 4)
+    assert stats.page_trend(table).p < 0.001
+    assert stats.page_trend(-table).p > 0.99
+
+
+def test_slopes_are_the_exponents_planted():
+    size, true = np.array([1e8, 3e8, 1e9]), np.array([0.1, 0.2, 0.3, 0.25])
+    ratio = 2 * size ** true[:, None]
+    assert stats.block_slopes(size, ratio) == pytest.approx(true)
+    found = stats.slope_per_block(size, ratio)
+    assert found[:3] == pytest.approx(stats.t_interval(true)[:3])
+    assert found.n == 4
+
+
+def test_an_a_a_slope_holds_zero_as_often_as_it_should():
+    rng, size = np.random.default_rng(4), np.array([1.0, 2.0, 4.0, 8.0])
+    draw = lambda: np.exp(0.1 * rng.standard_normal((4, 4)))  # noqa: E731
+    assert coverage(lambda ratio: stats.slope_per_block(size, ratio), 4, draw) == pytest.approx(0.95, abs=0.02)
+
+
+def advantages(blocks, at=5.0, x=(1, 2, 4, 8, 16), noise=0.2, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.array(x, float), np.log(x) - np.log(at) + noise * rng.standard_normal((blocks, len(x)))
+
+
+@pytest.mark.parametrize("blocks", [4, 24])
+def test_crossover_is_found_where_it_was_planted(blocks):
+    found = stats.crossover(*advantages(blocks))
+    assert found.low < 5 < found.high
+    assert found.high / found.low < 2
+    assert (found.rises, found.crossings, found.n) == (True, 1, blocks)
+    assert found.missing_fraction == 0
+
+
+@pytest.mark.parametrize("blocks", [3, 24])
+def test_crossover_intervals_cover(blocks):
+    found = [stats.crossover(*advantages(blocks, noise=0.3, seed=seed), resamples=200) for seed in range(200)]
+    assert np.mean([f.low <= 5 <= f.high for f in found]) > 0.9
+
+
+def test_crossover_without_noise_is_exact_and_directed():
+    x, table = advantages(3, noise=0)
+    assert stats.crossover(x, table)[:4] == pytest.approx((5, 5, 5, True), rel=1e-3)
+    assert stats.crossover(x, -table)[:4] == pytest.approx((5, 5, 5, False), rel=1e-3)
+
+
+def test_no_crossover_is_none_and_a_touch_is_none():
+    x = [1.0, 2.0, 4.0]
+    assert stats.crossover(x, [[1, 2, 3], [2, 2, 2]]) is None
+    assert stats.crossover(x, [[1, 0, 3], [2, 0, 2]]) is None
+    assert stats.crossover(x, [[0, 0, 0], [0, 0, 0]]) is None
+    assert stats.crossover(x, [[-1, 0, 3], [-2, 0, 2]]).value == pytest.approx(2)
+
+
+def test_several_crossovers_are_counted_and_an_open_end_is_open():
+    x = [1.0, 2.0, 4.0, 8.0]
+    assert stats.crossover(x, [[-1, 1, -1, 1], [-1, 1, -1, 1]]).crossings == 3
+    vague = stats.crossover(x, [[-3, -2, -1, 2], [1, 0, -1, -1.5], [-2, -1, 0, 3]])
+    assert vague.high == math.inf
+
+
+@pytest.mark.parametrize(
+    ("interval", "options", "expected"),
+    [
+        ((0.1, 0.3), {}, "supported"),
+        ((-0.3, -0.1), {}, "refuted"),
+        ((-0.1, 0.3), {}, "undecided"),
+        ((0.0, 0.3), {}, "undecided"),
+        ((1.05, 1.3), {"null": 1.0}, "supported"),
+        ((0.01, 0.02), {"least": 0.05}, "refuted"),
+        ((-0.01, 0.02), {"least": 0.05}, "refuted"),
+    ],
+)
+def test_verdicts_follow_the_interval(interval, options, expected):
+    assert stats.verdict(interval, **options) == expected
+    assert stats.verdict(stats.Estimate(0.0, *interval, 5, "t"), **options) == expected
+
+
+def test_verdict_within_a_band():
+    assert stats.verdict_within((0.98, 1.02), (0.95, 1.05)) == "supported"
+    assert stats.verdict_within((1.1, 1.2), (0.95, 1.05)) == "refuted"
+    assert stats.verdict_within((0.9, 1.0), (0.95, 1.05)) == "undecided"
+
+
+def test_an_a_a_is_called_supported_no_more_often_than_two_and_a_half_percent():
+    rng = np.random.default_rng(6)
+    called = [stats.verdict(stats.t_interval(rng.standard_normal(4))) for _ in range(RUNS)]
+    assert called.count("supported") / RUNS == pytest.approx(0.025, abs=0.015)
+
+
+def test_the_minimum_detectable_effect_is_detected_with_its_power():
+    rng = np.random.default_rng(7)
+    effect = stats.minimum_detectable(sd=1.0, n=8)
+    found = [stats.mean_p(effect + rng.standard_normal(8)) < 0.05 for _ in range(RUNS)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: stats.t_interval([1.0]), "at least 2 values"),
+        (lambda: stats.mean_ratio([0.1, math.nan, 0.2]), "1 of 3 values are NaN or infinite"),
+        (lambda: stats.bootstrap_interval([[1, 2], [3, 4]]), "flat list"),
+        (lambda: stats.holm([0.1, math.nan]), r"numbers in \[0, 1\]"),
+        (lambda: stats.page_trend([[1, 2, 3]]), "at least 2 blocks x 3 columns"),
+        (lambda: stats.page_trend([[1, 2, 3], [1, math.nan, 3]]), "keep complete blocks only"),
+        (lambda: stats.block_slopes([1, 2], [[1, 2, 3]]), "2 sizes for 3 columns"),
+        (lambda: stats.block_slopes([1, 2], [[1, -2]]), "positive ratios"),
+        (lambda: stats.crossover([2, 1], [[1, 2], [1, 2]]), "rising order"),
+        (lambda: stats.verdict((math.nan, 1)), "not an interval"),
+        (lambda: stats.verdict((2, 1)), "not an interval"),
+        (lambda: stats.minimum_detectable(1.0, 1), "two pairs"),
+    ],
+)
+def test_what_has_no_answer_is_refused(call, told):
+    with pytest.raises(ValueError, match=told):
+        call()
