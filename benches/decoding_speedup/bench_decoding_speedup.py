@@ -3,12 +3,13 @@
 import functools
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token
 from mlexp.decoding.models import MODELS
 from mlexp.decoding.prompts import make_prompts, read_prompts
+from mlexp.decoding.recipes import Nano
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
 from mlexp.decoding.weights import identity
 
@@ -38,6 +39,7 @@ class Settings:
     rounds: int = 3
     replicates: int = 32
     replicate_models: tuple[str, ...] = tuple(MODELS)
+    nano_steps: int = Nano.steps
 
     def __post_init__(self):
         one_of("models", self.models, MODELS)
@@ -46,7 +48,7 @@ class Settings:
         for name in self.prompts:
             if not (name[:1] == "p" and name[1:].isdigit()):
                 raise ValueError(f"unknown prompt {name!r}; choose from p00, p01, p02, ... (any number)")
-        for name in ("prompt_tokens", "rounds"):
+        for name in ("prompt_tokens", "rounds", "nano_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
         if self.replicates < 2:
@@ -64,13 +66,13 @@ def one_of(what: str, values: tuple[str, ...], known) -> None:
             raise ValueError(f"unknown {what[:-1]} {value!r}; choose from {', '.join(known)}")
 
 
-# In quick, replicates are grown for gpt2_nano alone: for the larger models they would cost more than all that is timed.
-SMALL = {"rounds": 1, "replicate_models": ("gpt2_nano",)}
-SETTINGS = {
-    "smoke": Settings(prompts=p(1), prompt_tokens=16, samples=2, max_paths=2, max_new_tokens=3, replicates=4, **SMALL),
-    "quick": Settings(prompts=p(3), prompt_tokens=32, samples=4, max_paths=4, max_new_tokens=6, replicates=64, **SMALL),
-    "full": Settings(),
-}
+# Below full, replicates are grown for gpt2_nano alone: for the larger ones they would cost more than all that is timed.
+NANO = ("gpt2_nano",)
+SMALL = Settings(
+    prompts=p(3), prompt_tokens=32, samples=4, max_new_tokens=6, max_paths=4, rounds=1, replicate_models=NANO
+)
+TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 4, "nano_steps": 20}
+SETTINGS = {"smoke": replace(SMALL, **TINY), "quick": replace(SMALL, replicates=64), "full": Settings()}
 AXES = {"model": "models", "prompt": "prompts", "decoder": "decoders"}
 METRICS = {
     "token_forwards": ("tokens", "lower", "tokens pushed through the model, counted by a hook on it"),
@@ -97,7 +99,7 @@ METRICS = {
 
 def inputs(params, settings, options) -> dict[str, object]:
     """What the cell will read, known before it runs: part of its key and of its record. Loads nothing."""
-    who = identity(params["model"], options.weights or "auto", options.corpus)
+    who = identity(params["model"], options.weights or "auto", options.corpus, Nano(steps=settings.nano_steps))
     return who | {"prompts_hash": prompts_hash(options.prompts or PROMPTS)}
 
 
@@ -116,11 +118,12 @@ def language_model(cell, name: str):
 
     from mlexp.decoding.loading import load
 
-    key = (name, cell.device, cell.dtype, cell.options.weights, cell.options.corpus)
+    nano = Nano(steps=cell.settings.nano_steps)
+    key = (name, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano)
     if key not in LOADED:
         LOADED.clear()
         weights, corpus = cell.options.weights or "auto", cell.options.corpus
-        LOADED[key] = load(name, weights, cell.device, getattr(torch, cell.dtype), corpus, cell.progress)
+        LOADED[key] = load(name, weights, cell.device, getattr(torch, cell.dtype), corpus, cell.progress, nano)
     return LOADED[key]
 
 

@@ -17,19 +17,19 @@ SEED = {"prompt_tokens": 200, "samples": 20, "max_new_tokens": 50, "temperature"
 COSTS = {"token_forwards": "token forwards", "flops": "FLOPs counted", "peak_bytes": "peak bytes above the model"}
 
 ABOUT_SPEEDUP = """
-Each ratio is a baseline's time over the method's, paired by prompt: the geometric mean over prompts with a 95 % interval
-(Student's t below 10 prompts, BCa bootstrap from there on). Above 1 favours branching. `per_effective_sample` multiplies it
-by effective_samples / N: correlated samples carry less.
+Each ratio is a baseline's time over the method's, paired by prompt: the geometric mean over prompts with a 95 %
+interval (Student's t below 20 prompts, BCa bootstrap from there on). Above 1 favours branching.
+`per_effective_sample` multiplies it by effective_samples / N: correlated samples carry less.
 """
 ABOUT_COST = """
-What theory allows: `tokens` is the ratio of token forwards, `flops` that of counted FLOPs, `time` what was measured. Against
-the arms that share the prompt, branching can save only what its tree shares after the prompt; and where a step costs one
-read of the weights whatever its rows, that saves no time at all.
+What theory allows: `tokens` is the ratio of token forwards, `flops` that of counted FLOPs, `time` what was
+measured. Against the arms that share the prompt, branching can save only what its tree shares after the prompt;
+and where a step costs one read of the weights whatever its rows, that saves no time at all.
 """
 ABOUT_SAMPLES = """
-`surprisal_vs_sequential` is the mean difference in nats a sample, paired by prompt; an exact sampler differs from 0 only by
-chance. The uniform mean over the leaves of eab_paper is biased by construction: what stands here is measured, not corrected.
-effective_samples is N for the arms whose samples are independent.
+`surprisal_vs_sequential` is the mean difference in nats a sample, paired by prompt; an exact sampler differs
+from 0 only by chance. The uniform mean over the leaves of eab_paper is biased by construction: what stands here
+is measured, not corrected. effective_samples is N for the arms whose samples are independent.
 """
 
 
@@ -236,10 +236,14 @@ def trend(records, standing_in, out):
         return
     size = [four[four["model"] == model]["n_params"].iloc[0] for model in table]
     slope, page = stats.slope_per_block(size, table.to_numpy()), stats.page_trend(np.log(table.to_numpy()))
+    again = stats.bootstrap_interval(stats.block_slopes(size, table.to_numpy()))
     verdict = stats.verdict(slope)
     if verdict == "supported" and page.p >= 0.05:
         verdict = stats.Verdict.UNDECIDED
-    why = f"speedup ~ params ** exponent over {len(size)} sizes, {slope.n} prompts, {slope.method}; Page's p = {page.p:.2g}"
+    why = (
+        f"speedup ~ params ** exponent; {len(size)} sizes, {slope.n} prompts, {slope.method}; bootstrap over prompts "
+        f"{again.low:+.3f} to {again.high:+.3f}; Page's p = {page.p:.2g}"
+    )
     out.verdict("H1", claim, verdict, f"exponent {slope.value:+.3f}", slope[1:3], why)
     if standing_in:
         why = (

@@ -38,46 +38,41 @@ class Cell:
     def time(self, run: Callable, rounds: int = 1, warmup: bool = True) -> object:
         """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
 
-        With `warmup` it first runs once untimed; peak memory and FLOPs are read there, so that the timed rounds are
-        clean. Without (training, where a second run is too dear) peak memory is read around the one round and FLOPs
-        are for the cell to record, from `count`.
+        With `warmup` it first runs twice untimed: once to count FLOPs, which also takes up what is imported and
+        allocated at first use, and once for peak memory (counting holds on to tensors, so not in the same pass).
+        Without (training, where a second run is too dear) peak memory is read around the one round and FLOPs are for
+        the cell to record, from `count`.
         """
         if self._timed:
             raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
         self._timed = True
         self._clock.synchronize = synchronize(self.device)
-        if warmup:
-            self._say(0, rounds + 1, "warm-up")
+        if not warmup:
             with measure.peak_memory(self.device) as peak:
-                flops = self._counted(run)
-            self.record(flops=flops)
-            return self._keep(peak, self._rounds(run, rounds))
-        with measure.peak_memory(self.device) as peak:
+                result = self._rounds(run, rounds)
+        else:
+            if "torch" in sys.modules:
+                self._say(0, rounds, "counting FLOPs")
+                self.record(flops=self.count(run)[1])
+            self._say(0, rounds, "warm-up")
+            with measure.peak_memory(self.device) as peak:
+                run()
             result = self._rounds(run, rounds)
-        return self._keep(peak, result)
+        self.record(peak_bytes=peak.bytes, peak_method=peak.method)
+        return result
 
     def _rounds(self, run: Callable, rounds: int) -> object:
         done = 0
 
         def next_round():
             nonlocal done
-            self._say(done + 1, rounds + 1, f"round {done + 1} of {rounds}")
+            self._say(done, rounds, f"round {done + 1}")
             done += 1
 
         with measure.energy(self.device) as meter:
             result = self._benchmark.pedantic(run, setup=next_round, rounds=rounds)
         self.record(energy_j=meter.joules and meter.joules / rounds)
         return result
-
-    def _keep(self, peak: measure.Peak, result: object) -> object:
-        self.record(peak_bytes=peak.bytes, peak_method=peak.method)
-        return result
-
-    def _counted(self, run: Callable) -> int | None:
-        """FLOPs of one run; None where torch is not even imported by it."""
-        if "torch" not in sys.modules:
-            run()
-        return self.count(run)[1] if "torch" in sys.modules else None
 
     def count(self, run: Callable) -> tuple[object, int]:
         """(result of `run()`, FLOPs that torch executed in it). Slow: never within a timed round."""

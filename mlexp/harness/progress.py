@@ -8,7 +8,10 @@ PATIENCE_S = 1.0  # a cell shorter than this says nothing
 
 
 class Progress:
-    """Callable as `progress(done, total, what)` from anywhere in a cell; cheap enough for an inner loop."""
+    """Callable as `progress(done, total, what)` from anywhere in a cell; cheap enough for an inner loop.
+
+    A total of 0 announces something (a stand-in is used, a model is trained): shown at once, as a line that stays.
+    """
 
     def __init__(self, config, name: str):
         self._capture = config.pluginmanager.getplugin("capturemanager")
@@ -16,11 +19,13 @@ class Progress:
         self._live = bool(self._out and self._out.isatty())
         self._name, self._shown = name, False
         self._interval = LIVE_S if self._live else PLAIN_S
-        quiet = config.option.verbose < 0 or self._out is None
-        self._next = float("inf") if quiet else time.perf_counter() + (PATIENCE_S if self._live else PLAIN_S)
+        self._quiet = config.option.verbose < 0 or self._out is None
+        self._next = float("inf") if self._quiet else time.perf_counter() + (PATIENCE_S if self._live else PLAIN_S)
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if time.perf_counter() >= self._next:
+        if total == 0 and not self._quiet:
+            self._write(f"{self._name}: {what}", stays=True)
+        elif time.perf_counter() >= self._next:
             self._next = time.perf_counter() + self._interval
             self._write(f"{self._name}: {what} ({done}/{total})")
 
@@ -29,8 +34,9 @@ class Progress:
         if self._live and self._shown:
             self._write("")
 
-    def _write(self, text: str) -> None:
-        self._shown = True
+    def _write(self, text: str, stays: bool = False) -> None:
+        self._shown = not stays
+        live = f"\r\033[K{text}\n" if stays else f"\r\033[K{text[:150]}"
         with self._capture.global_and_fixture_disabled():
-            self._out.write(f"\r\033[K{text[:150]}" if self._live else f"\n{text}")
+            self._out.write(live if self._live else f"\n{text}")
             self._out.flush()

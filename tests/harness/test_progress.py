@@ -71,3 +71,13 @@ def test_quiet_is_silent(say):
     line(1, 2, "round")
     line.close()
     assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("tty", "shown"), [(True, "\r\033[Kcell: a stand-in is used\n"), (False, "\ncell: a stand-in is used")]
+)
+def test_an_announcement_is_shown_at_once_and_stays(say, tty, shown):
+    line, out, _ = say(tty)
+    line(0, 0, "a stand-in is used")
+    line.close()
+    assert out.getvalue() == shown
