@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 try:
@@ -36,6 +36,10 @@ class Entry:
     @property
     def status(self) -> str:
         return self.record["status"]
+
+
+BEGIN = '{"event":"'  # of every line
+REQUIRED = {f.name for f in fields(Entry) if f.default is MISSING and f.default_factory is MISSING}
 
 
 class JournalError(ValueError):
@@ -106,12 +110,13 @@ def unseal(text: str) -> dict | None:
 
 @dataclass
 class Contents:
-    """What a journal holds: finished cells in order, cells that started and never ended, lines that are damaged."""
+    """What a journal holds: finished cells in order, cells that started and never ended, and lines by number, from 1:
+    those cut short by a kill, and those that are not as the harness wrote them."""
 
-    entries: list[Entry]
-    died: list[dict]
-    damaged: list[int]  # line numbers, from 1
-    torn: bool  # the last line is incomplete: the run that wrote it was killed
+    entries: list[Entry] = field(default_factory=list)
+    died: list[dict] = field(default_factory=list)
+    torn: list[int] = field(default_factory=list)
+    altered: list[int] = field(default_factory=list)
 
 
 def read(path: str | Path) -> Contents:
@@ -120,25 +125,25 @@ def read(path: str | Path) -> Contents:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise JournalError(f"cannot read the journal {path}: {error.strerror}") from None
-    contents, started = Contents([], [], [], torn=False), {}
+    contents, started = Contents(), {}
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         line = unseal(text)
         if line is None:
-            contents.damaged.append(number)
-        elif line["event"] == "start":
+            (contents.torn if is_torn(text) else contents.altered).append(number)
+        elif line.get("event") == "start" and {"cell", "key"} <= set(line):
             started[line["cell"], line["key"]] = line
-        else:
+        elif line.get("event") == "cell" and set(line) >= REQUIRED:
             started.pop((line["cell"], line["key"]), None)
-            contents.entries.append(entry_of(line))
-    if contents.damaged and contents.damaged[-1] == len(lines):  # no newline after it
-        contents.torn = True
-        contents.damaged.pop()
+            contents.entries.append(Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line}))
+        else:  # sealed, but not by this program
+            contents.altered.append(number)
     contents.died = list(started.values())
     return contents
 
 
-def entry_of(line: dict) -> Entry:
-    """An Entry from a parsed line, ignoring fields that a later version may have added."""
-    return Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line})
+def is_torn(text: str) -> bool:
+    """Whether a line that cannot be unsealed is the beginning of one: what a kill within a write leaves."""
+    begins = text.startswith(BEGIN[: len(text)])
+    return begins and not (text.rpartition(',"crc":"')[1] and text.endswith('"}'))

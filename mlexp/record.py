@@ -39,7 +39,7 @@ METRICS = {
     "effective_samples": Metric("samples", "higher", "independent samples that would carry the same information"),
     "unconverged_fraction": Metric("fraction", "lower", "share of steps or items that stopped short of convergence"),
 }
-"""What any question may record. A question declares its own in its bench file: METRICS = {name: (unit, better, what)}."""
+"""What any question may record; its own it declares in its bench file: METRICS = {name: (unit, better, what it is)}."""
 
 PROVENANCE = (
     *("status", "reason", "scale", "settings", "overrides", "seed", "device", "dtype", "machine"),

@@ -42,7 +42,7 @@ def test_what_is_appended_is_read_back(tmp_path_factory, items):
     fill(path, items)
     contents = journal.read(path)
     assert contents.entries == items
-    assert not contents.damaged and not contents.torn and not contents.died
+    assert not contents.altered and not contents.torn and not contents.died
 
 
 @given(st.lists(entries, min_size=1, max_size=4), st.data())
@@ -55,7 +55,7 @@ def test_a_torn_tail_costs_one_line_and_nothing_after_it(tmp_path_factory, items
     path.write_bytes(whole[:-cut])
     survivors = items if cut == 1 else items[:-1]  # only the newline gone: the line itself is whole
     assert journal.read(path).entries == survivors
-    assert journal.read(path).damaged == []
+    assert journal.read(path).altered == []
     Journal(path).append(items[0])
     assert journal.read(path).entries == [*survivors, items[0]]
 
@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_never_believed(tmp_path_factory, entry, data):
     path.write_bytes(bytes(flipped) + b"\n" + second + b"\n")
     contents = journal.read(path)
     assert contents.entries == [entry]
-    assert contents.damaged or contents.torn is False
+    assert contents.altered or contents.torn or first.isspace()
 
 
 def test_a_cell_that_started_and_never_ended_is_known(tmp_path):
@@ -121,4 +121,11 @@ def test_two_processes_may_share_a_journal(tmp_path):
     for writer in writers:
         writer.join()
     contents = journal.read(path)
-    assert len(contents.entries) == 60 and not contents.damaged
+    assert len(contents.entries) == 60 and not contents.altered
+
+
+@pytest.mark.parametrize("line", [{}, {"event": "cell"}, {"event": "other", "cell": "a"}, {"event": "start"}])
+def test_a_sealed_line_of_another_program_is_not_believed(tmp_path, line):
+    path = tmp_path / "j.jsonl"
+    path.write_text(journal.seal(line | {"x": 1}) + "\n")
+    assert journal.read(path).altered == [1]

@@ -84,9 +84,9 @@ def pytest_collection_finish(session):
     try:
         state.journal.check_writable()
         if config.option.resume:
-            state.finished, damaged = passed(state.journal.path)
-            if damaged:
-                say(config, f"mlexp: {state.journal.path}: damaged lines {damaged} cannot be replayed")
+            state.finished, altered = passed(state.journal.path)
+            if altered:
+                say(config, f"mlexp: {state.journal.path}: lines {altered} were altered and are not replayed")
         for plan in plans:
             state.identify(plan)
     except (ValueError, TypeError, OSError) as error:

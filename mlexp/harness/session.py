@@ -183,9 +183,9 @@ def row(entry: journal.Entry) -> dict[str, object]:
 
 
 def passed(path: Path) -> tuple[dict[str, journal.Entry], list[int]]:
-    """(the newest passed entry of each key, the numbers of damaged lines) of the journal at `path`."""
+    """(the newest passed entry of each key, the numbers of altered lines) of the journal at `path`."""
     contents = journal.read(path)
-    return {entry.key: entry for entry in contents.entries if entry.status == "passed"}, contents.damaged
+    return {entry.key: entry for entry in contents.entries if entry.status == "passed"}, contents.altered
 
 
 def json_path(config: pytest.Config) -> Path | None:
