@@ -1,0 +1,78 @@
+"""Key-value caches that are allocated once and written in place.
+
+B rows, K key-value heads, S slots, D head width. torch.empty touches no memory: slots that are never written cost
+nothing.
+"""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _Layer(CacheLayerMixin):
+    is_sliding = False
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.used = capacity, 0
+
+    def lazy_initialization(self, key_states, value_states):
+        self.keys, self.values = (torch.empty(self.shape(x), dtype=x.dtype, device=x.device)
+                                  for x in (key_states, value_states))  # fmt: skip
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.used = self.used, self.used + key_states.shape[2]
+        assert self.used <= self.capacity, f"{self.used} slots in a cache of {self.capacity}"
+        return tuple(self.write(*pair, start) for pair in ((self.keys, key_states), (self.values, value_states)))
+
+    def get_mask_sizes(self, query_length):
+        return self.used + query_length, 0
+
+    def get_seq_length(self):
+        return self.used
+
+    def get_max_length(self):
+        return self.capacity
+
+
+class PoolLayer(_Layer):
+    """Slot-major (S, K, D), batch 1: the slots in use are contiguous, whatever the capacity."""
+
+    def shape(self, x):
+        return self.capacity, x.shape[1], x.shape[3]
+
+    def write(self, pool, x, start):
+        pool[start : self.used] = x[0].transpose(0, 1)
+        return pool[: self.used].transpose(0, 1)[None]  # (1, K, used, D), a view
+
+
+class RowsLayer(_Layer):
+    """Head-major (B, K, S, D): independent rows, as the arms without a tree need them."""
+
+    def shape(self, x):
+        return x.shape[0], x.shape[1], self.capacity, x.shape[3]
+
+    def write(self, store, x, start):
+        store[:, :, start : self.used] = x
+        return store[:, :, : self.used]
+
+    def spread(self, times: int):
+        """Copy what every row holds to `times` rows side by side."""
+        for name in ("keys", "values"):
+            few = getattr(self, name)
+            many = torch.empty(len(few) * times, *few.shape[1:], dtype=few.dtype, device=few.device)
+            many[:, :, : self.used] = few[:, :, : self.used].repeat_interleave(times, 0)
+            setattr(self, name, many)
+
+
+def new_cache(layer: type, config, capacity: int) -> Cache:
+    """A transformers cache of `layer`s with `capacity` slots each."""
+    return Cache(layers=[layer(capacity) for _ in range(config.get_text_config().num_hidden_layers)])
+
+
+def rewind(cache: Cache, used: int = 0):
+    """Forget all slots from `used` on; the memory stays."""
+    for layer in cache.layers:
+        layer.used = used

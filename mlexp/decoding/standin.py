@@ -1,0 +1,103 @@
+"""The stand-in of a pretrained model: random weights of the real architecture, and the gain that gives real entropies.
+
+Untouched, the logits of a random GPT-2 are nearly flat (H / ln V about 0.99) and every path branches at every step. One
+factor on all logits, found by bisection, makes its samples branch as often as is known of pretrained GPT-2.
+"""
+
+import json
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .caches import RowsLayer, new_cache
+from .initial import build
+from .models import Model
+from .recipes import StandIn, known_gain, standin_hash
+from .rng import path_seeds, uniform
+from .sampler import Distribution
+from .store import Progress, cache_dir, kept, say
+
+FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches about as often as asked
+
+
+def apply_gain(model, gain: float):
+    """Multiply all logits by `gain`, through the last norm: free at run time, and seen by every decoder."""
+    with torch.no_grad():
+        for p in model.transformer.ln_f.parameters():
+            p.mul_(gain)
+
+
+def standin(name: str, row: Model, recipe: StandIn, dtype, device, progress: Progress = None):
+    """The stand-in of a model and its gain: from the table, else calibrated and kept by all that it depends on."""
+    model = build(row, recipe.seed, recipe.std, dtype, device)
+    path = cache_dir() / "gains" / f"{standin_hash(row, recipe)}-{str(dtype).split('.')[-1]}.json"
+
+    def make():
+        say(progress, f"calibrating the stand-in of {row.n_params / 1e6:.0f}M parameters")
+        return json.dumps(calibrate(model, recipe, progress)).encode()
+
+    gain = known_gain(name, row, recipe) or kept(path, make, _read_gain, progress)
+    apply_gain(model, gain)
+    return model, gain
+
+
+def _read_gain(content: bytes) -> float:
+    gain = float(json.loads(content)["gain"])
+    if not 0 < gain < math.inf:
+        raise ValueError(f"gain {gain}")
+    return gain
+
+
+def calibrate(model, recipe: StandIn, progress: Progress = None) -> dict:
+    """The gain at which `branch_rate` of the decoded positions are uncertain: {"gain", "branch_rate" at the gain
+    before}.
+
+    Positions come from samples, which the gain itself shapes: sample, bisect on the logits seen, and again.
+    """
+    gain = FIRST_GUESS / (recipe.std * math.sqrt(model.config.hidden_size))
+    for i in range(recipe.passes):
+        logits = _decoded_logits(model, gain, recipe)  # (n, V), without the gain
+        rate, gain = _branch_rate(logits, gain, recipe), _bisect(logits, recipe)
+        if progress:
+            progress(i + 1, recipe.passes, f"gain {gain:.3f}")
+    return {"gain": gain, "branch_rate": rate}
+
+
+def _decoded_logits(model, gain, recipe) -> Tensor:
+    """Raw logits along samples drawn at this gain behind seeded random prompts: (prompts * rows * steps, V) float32."""
+    room = model.config.max_position_embeddings
+    steps = min(recipe.steps, room // 2)
+    length, B = min(recipe.prompt, room - steps), recipe.prompts * recipe.rows
+    prompt = np.random.default_rng(recipe.seed).integers(0, model.config.vocab_size, (recipe.prompts, length))
+    cache, seeds, seen = new_cache(RowsLayer, model.config, length + steps), path_seeds(recipe.seed, 1, B), []
+    ids = torch.from_numpy(prompt).to(model.device)
+    with torch.no_grad():
+        for t in range(steps):
+            logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+            if t == 0:
+                logits = logits.repeat_interleave(recipe.rows, 0)
+                for layer in cache.layers:
+                    layer.spread(recipe.rows)
+            seen.append(logits)
+            tokens = Distribution(logits * gain, recipe.temperature).draw(np.arange(B), uniform(seeds, t))
+            ids = torch.from_numpy(tokens).to(model.device)[:, None]
+    return torch.cat(seen)
+
+
+def _branch_rate(logits, gain, recipe) -> float:
+    bound = recipe.threshold * math.log(logits.shape[-1])
+    parts = [Distribution(part * gain, recipe.temperature).entropy() >= bound for part in logits.split(64)]
+    return torch.cat(parts).float().mean().item()
+
+
+def _bisect(logits, recipe, low=-4.0, high=10.0, turns=20) -> float:
+    """The gain, by bisection of its log2: entropy falls as the gain grows, so the branch rate is monotone."""
+    for _ in range(turns):
+        middle = (low + high) / 2
+        if _branch_rate(logits, 2**middle, recipe) > recipe.branch_rate:
+            low = middle
+        else:
+            high = middle
+    return 2 ** ((low + high) / 2)

@@ -1,0 +1,115 @@
+"""One training loop for every trained subject: AdamW, warm-up, cosine, best held-out state, micro-batches on OOM."""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Fit:
+    """How a training went: losses in nats, one per step; held-out losses by step; the step whose state was kept."""
+
+    losses: list[float] = field(default_factory=list)
+    held_out: dict[int, float] = field(default_factory=dict)
+    best_step: int = 0
+    micro_batch: int | None = None
+
+
+def seed_everything(seed: int):
+    """Seed Python's, numpy's and torch's global generators (every device's)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def fit(
+    model,
+    loss: Callable[..., Tensor],
+    batches: Callable[[int], tuple[Tensor, ...]],
+    *,
+    steps: int,
+    lr: float,
+    warmup: int = 0,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    evaluate: Callable[[], float] | None = None,
+    evaluate_every: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Fit:
+    """Train in place; with `evaluate` (a held-out loss, lower is better) the best state seen is the one left in the
+    model.
+
+    `batches(step)` gives tensors of equal first dimension; `loss(model, *batch)` is a mean over it. Where memory runs
+    out the step is taken again in micro-batches of half the size, with the same gradient. Matrices alone are decayed.
+    Raises FloatingPointError when the loss is not finite.
+    """
+    groups = [[p for p in model.parameters() if (p.ndim >= 2) is matrix] for matrix in (True, False)]
+    optimizer = torch.optim.AdamW(
+        [{"params": g, "weight_decay": d} for g, d in zip(groups, (weight_decay, 0.0), strict=True)],
+        lr,
+        betas=(0.9, 0.95),
+    )
+    result, best = Fit(), None
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule(step, steps, warmup)
+        value, result.micro_batch = backward(model, loss, batches(step), result.micro_batch)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"loss {value} at step {step}")
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        result.losses.append(value)
+        due = step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)
+        if evaluate and due:
+            result.held_out[step + 1] = held = evaluate()
+            if best is None or held < result.held_out[result.best_step]:
+                result.best_step, best = step + 1, copy.deepcopy(model.state_dict())
+        if progress:
+            last = f", held out {list(result.held_out.values())[-1]:.3f}" if result.held_out else ""
+            progress(step + 1, steps, f"loss {value:.3f}{last}")
+    if best is not None:
+        model.load_state_dict(best)
+    return result
+
+
+def schedule(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate: linear warm-up, then half a cosine down to a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+
+def backward(model, loss, batch, micro: int | None = None) -> tuple[float, int | None]:
+    """Gradients of the mean loss over a batch, in micro-batches of `micro`, halved until they fit: (loss, micro)."""
+    size = len(batch[0])
+    while True:
+        model.zero_grad(set_to_none=True)
+        try:
+            total = 0.0
+            for parts in _split(batch, micro or size):
+                share = loss(model, *parts) * (len(parts[0]) / size)
+                share.backward()
+                total += share.item()
+            return total, micro
+        except (RuntimeError, MemoryError) as error:
+            now = min(micro or size, size)
+            if now == 1 or not out_of_memory(error):
+                raise
+            micro = now // 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is torch's or the system's way of saying that memory ran out."""
+    oom = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    return isinstance(error, (MemoryError, oom)) or "can't allocate memory" in str(error)
+
+
+def _split(batch: tuple[Tensor, ...], size: int) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(t.split(size) for t in batch), strict=True)

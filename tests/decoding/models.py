@@ -1,0 +1,38 @@
+"""Tiny causal LMs for the tests: GPT-2 and Llama kinds, seeded, with logits sharp enough to branch unevenly."""
+
+from types import SimpleNamespace
+
+import torch
+
+
+def tiny(kind="gpt2", vocab=37, layers=2, positions=96, seed=0, sharpness=12.0, dtype=torch.float64):
+    """An LM (anything with .model) of the kind `gpt2` (tied, absolute positions) or `llama` (grouped heads, rotary)."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    common = {"vocab_size": vocab, "bos_token_id": None, "eos_token_id": None, "attn_implementation": "sdpa"}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "gpt2":
+            model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=layers, n_head=4, n_positions=positions,
+                                               tie_word_embeddings=False, **common))  # fmt: skip
+        else:
+            model = LlamaForCausalLM(LlamaConfig(hidden_size=32, num_hidden_layers=layers, num_attention_heads=4,
+                                                 num_key_value_heads=2, intermediate_size=48,
+                                                 max_position_embeddings=positions, **common))  # fmt: skip
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.ndim == 2:
+                    p.normal_(0, 0.3)
+            model.get_output_embeddings().weight.mul_(sharpness / 12)
+    return SimpleNamespace(model=model.to(dtype).eval().requires_grad_(False), name=kind)
+
+
+def prompt_of(length, vocab=37, seed=0):
+    return torch.randint(0, vocab, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def independent_logits(model, prompt, paths):
+    """Logits behind every token of every path by plain forwards without a cache: paths (n, G) -> (n, G, V)."""
+    full = torch.cat([prompt[None].expand(len(paths), -1), torch.as_tensor(paths)], 1)
+    with torch.no_grad():
+        return model(full, use_cache=False).logits[:, len(prompt) :]

@@ -1,0 +1,121 @@
+"""The six decoders: the same draws, the right counts, closed forms equal to what hooks and counters see."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlexp.decoding import MODELS
+from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token, live_paths, prompt_flops
+from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS, Sampling
+from mlexp.flops import count_flops, dense_flops
+
+from .models import prompt_of, tiny
+
+SMALL = Sampling(samples=5, max_new_tokens=6, max_paths=5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@given(seed=st.integers(0, 2**63 - 1), samples=st.integers(1, 6), new=st.integers(1, 6))
+@settings(max_examples=15)
+def test_arms_with_one_seed_draw_the_same_samples(kind, seed, samples, new):
+    lm, prompt = tiny(kind), prompt_of(9)
+    sampling = Sampling(samples=samples, max_new_tokens=new)
+    a, b, c = (DECODERS[d](lm, prompt, sampling, seed).tokens for d in ("sequential", "shared_prefill", "dedup"))
+    assert a.shape == (samples, new)
+    assert (a == b).all() and (a == c).all()
+    assert new * samples < 12 or not (a == DECODERS["sequential"](lm, prompt, sampling, seed + 1).tokens).all()
+
+
+@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@given(length=st.integers(1, 12), samples=st.integers(1, 6), new=st.integers(1, 7), k=st.integers(1, 4))
+@settings(max_examples=8)
+def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, new, k):
+    lm = tiny(kind, dtype=torch.float32)
+    sampling = Sampling(samples=samples, max_new_tokens=new, branch_factor=k, max_paths=max(1, samples - 1))
+    got, flops = count_flops(lambda: DECODERS[decoder](lm, prompt_of(length), sampling, 3))
+    want = cost(lm.model.config, decoder, length, sampling, got.live_paths, bytes_per_value=4)
+    seen = (got.model_forwards, got.token_forwards, got.logit_rows, got.kv_slots)
+    assert seen == (want.model_forwards, want.token_forwards, want.logit_rows, want.kv_slots)
+    # Llama also multiplies positions by frequencies, D/2 a position: real, counted, and in no closed form
+    rotary = 0 if kind == "gpt2" else 8 * got.token_forwards
+    assert want.flops <= flops <= want.flops + rotary
+    assert len(got.live_paths) == new - 1
+    if decoder not in TREE_DECODERS:
+        assert got.live_paths == tuple(live_paths(decoder, sampling))
+
+
+@pytest.mark.parametrize("decoder", DECODER_NAMES)
+def test_a_run_repeats_and_leaves_the_global_generators_alone(decoder):
+    lm, state = tiny(), torch.random.get_rng_state()
+    first, again, other = (DECODERS[decoder](lm, prompt_of(8), SMALL, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.tokens, again.tokens) and not torch.equal(first.tokens, other.tokens)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert first.tokens.dtype == torch.int64 and first.tokens.shape[1] == 6
+    assert (first.tree is not None) == (decoder in TREE_DECODERS)
+    assert decoder == "eab_paper" or len(first.tokens) == 5
+
+
+def test_hf_batched_neither_stops_at_a_text_end_nor_avoids_it():
+    lm = tiny(vocab=5, sharpness=1.0)
+    lm.model.generation_config.eos_token_id = lm.model.config.eos_token_id = 3
+    lm.model.generation_config.top_k = 1
+    before = lm.model.generation_config
+    tokens = DECODERS["hf_batched"](lm, prompt_of(4, vocab=5), Sampling(samples=40, max_new_tokens=12), 0).tokens
+    assert lm.model.generation_config is before
+    assert tokens.shape == (40, 12)
+    assert (tokens == 3).float().mean() > 0.05
+    assert len(np.unique(tokens[:, 0])) > 1  # the defaults' top_k=1 had no say
+
+
+def test_parameters_of_the_four_and_the_limits_of_the_spec():
+    n = {name: row.n_params for name, row in MODELS.items()}
+    assert list(n.values())[1:] == [124439808, 354823168, 774030080, 1557611200]
+    full = Sampling()
+    assert cost(MODELS["gpt2_small"], "sequential", 200, full).token_forwards == 4980
+    assert cost(MODELS["gpt2_small"], "shared_prefill", 200, full).token_forwards == 1180
+    kib = [kv_bytes_per_token(Shape.of(row), 2) / 1024 for row in MODELS.values()][1:]
+    assert kib == [36, 96, 180, 300]
+    # the spec's count of 200 tokens has the head on every one of them
+    small = Shape.of(MODELS["gpt2_small"])
+    assert (prompt_flops(small, 200) + 199 * 2 * small.head_weights) / 1e9 == pytest.approx(50.887, abs=2e-3)
+    assert dense_flops(n["gpt2_xl"], 200) / 1e9 == pytest.approx(623.045, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_real_architecture(name):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(**MODELS[name].config()))
+    assert sum(p.numel() for p in model.parameters()) == MODELS[name].n_params
+    assert Shape.of(model.config).layer_weights == Shape.of(MODELS[name]).layer_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("samples", 0),
+        ("samples", 2.0),
+        ("max_new_tokens", -1),
+        ("temperature", 0.0),
+        ("temperature", float("nan")),
+        ("threshold", 1.5),
+        ("branch_factor", 0),
+        ("max_paths", 0),
+        ("max_paths", True),
+    ],
+)
+def test_bad_settings_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
+        Sampling(**{name: value})
+
+
+def test_a_tree_needs_its_live_paths():
+    with pytest.raises(ValueError, match="dedup: live paths of the 5 steps needed, got None"):
+        cost(MODELS["gpt2_nano"], "dedup", 8, SMALL)
+    with pytest.raises(ValueError, match="unknown decoder 'beam'; choose from sequential"):
+        cost(MODELS["gpt2_nano"], "beam", 8, SMALL)

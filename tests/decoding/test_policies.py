@@ -1,0 +1,155 @@
+"""The policies: their invariants on any tree, exactness where they claim it, and the bias of the one that has it."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mlexp.decoding.engine import grow
+from mlexp.decoding.policies import POLICIES, _most_likely
+from mlexp.decoding.settings import Sampling
+
+from .models import independent_logits, prompt_of, tiny
+
+V, PROMPT, SHARP = 6, 4, 8.0
+COUNTS = st.integers(1, 6)
+
+
+def run(decoder, sampling, trees=1, seed=0, sharpness=SHARP, vocab=V):
+    lm = tiny(vocab=vocab, sharpness=sharpness)
+    return grow(lm.model, prompt_of(PROMPT, vocab=vocab), sampling, decoder, seed, trees)[0]
+
+
+@pytest.mark.parametrize("decoder", POLICIES)
+@given(samples=COUNTS, new=COUNTS, k=COUNTS, paths=COUNTS, trees=st.integers(1, 3), seed=st.integers(0, 2**31 - 1),
+       threshold=st.floats(0, 1), sharpness=st.sampled_from([0.0, 4.0, 12.0]))  # fmt: skip
+@settings(max_examples=40)
+def test_invariants_of_any_tree(decoder, samples, new, k, paths, trees, seed, threshold, sharpness):
+    sampling = Sampling(samples=samples, max_new_tokens=new, branch_factor=k, max_paths=paths, threshold=threshold)
+    tree = run(decoder, sampling, trees, seed, sharpness)
+    live = np.zeros((new, trees), int)
+    np.add.at(live, (tree.depth, tree.tree), 1)
+    assert (live >= 1).all() and live.max() <= (samples if decoder == "dedup" else paths)
+    assert tree.tokens().shape == (len(tree.leaf), new) and (tree.depth[tree.leaf] == new - 1).all()
+    inner = tree.parent >= 0
+    assert (tree.depth[inner] == tree.depth[tree.parent[inner]] + 1).all()
+    assert (tree.tree[inner] == tree.tree[tree.parent[inner]]).all()
+    assert len(set(zip(np.where(inner, tree.parent, -1 - tree.tree), tree.token, strict=True))) == len(tree.token)
+    statistics = tree.branch_statistics()
+    assert statistics["final_paths"] == live[-1].sum() and 0 <= statistics["branch_rate"] <= 1
+    assert (statistics["branch_count"] == 0) == (statistics["branch_position_first"] is None)
+    if decoder == "eab_paper":
+        assert (tree.multiplicity == 1).all() and len(tree.leaf) == live[-1].sum()
+    else:
+        totals = np.zeros((new, trees), int)
+        np.add.at(totals, (tree.depth, tree.tree), tree.multiplicity)
+        assert (totals == samples).all() and len(tree.leaf) == samples * trees
+    if decoder != "dedup":
+        assert (tree.split <= tree.high).all()
+
+
+def test_particles_split_into_contiguous_near_equal_groups():
+    policy = POLICIES["eab_particles"](Sampling(samples=20, branch_factor=3), 0, 1)
+    high, count = np.array([True, True, False, True]), np.array([20, 2, 9, 1])
+    policy.tree = np.zeros(4, int)
+    assert policy.parts(high, count).tolist() == [3, 2, 1, 1]
+    policy.sampling = Sampling(samples=32, branch_factor=3, max_paths=5)
+    assert policy.parts(high, count).tolist() == [2, 1, 1, 1]  # one more path is all that the tree may have
+    groups = np.arange(20) * 3 // 20
+    assert sorted(np.bincount(groups)) == [6, 7, 7] and (np.diff(groups) >= 0).all()
+
+
+def test_uniform_model_branches_wherever_it_may_and_a_sure_one_never():
+    sampling = Sampling(samples=9, max_new_tokens=3, branch_factor=3, max_paths=9)
+    wide = run("eab_particles", sampling, sharpness=0.0, vocab=4096)
+    assert wide.live_paths() == [3, 9, 9]
+    assert run("eab_paper", sampling, sharpness=0.0, vocab=4096).live_paths() == [3, 9, 9]
+    assert run("eab_particles", Sampling(samples=9, max_new_tokens=3, temperature=1e-3)).live_paths() == [1, 1, 1]
+
+
+def test_paper_prunes_to_the_most_likely_ties_to_the_lowest():
+    tree = np.array([0, 0, 0, 0, 1, 1])
+    assert _most_likely(tree, np.array([-3.0, -1.0, -1.0, -1.0, -9.0, -2.0]), 2).tolist() == [1, 2, 4, 5]
+    overshoot = run("eab_paper", Sampling(max_new_tokens=3, branch_factor=3, max_paths=4), sharpness=0.0)
+    assert overshoot.live_paths() == [3, 4, 4]
+
+
+def exact(new):
+    """Every path of the small model and its probability: (V^G, G), (V^G,)."""
+    lm = tiny(vocab=V, sharpness=SHARP)
+    prompt = prompt_of(PROMPT, vocab=V)
+    paths = np.array(list(itertools.product(range(V), repeat=new)))
+    full = independent_logits(lm.model, prompt, paths)[:, :-1]
+    first = lm.model(prompt[None]).logits[:, -1:].expand(len(paths), -1, -1)
+    log_p = (torch.cat([first, full], 1) / 0.8).log_softmax(-1).gather(-1, torch.from_numpy(paths)[..., None])
+    return paths, log_p[..., 0].sum(1).exp().numpy()
+
+
+def g_test(samples, paths, p):
+    """p-value of a G-test of samples (n, G) against exact path probabilities; rare outcomes pooled to 5 expected."""
+    place = V ** np.arange(paths.shape[1])
+    seen = np.bincount(samples @ place, minlength=len(p))
+    want = np.empty(len(p))
+    want[paths @ place] = p * len(samples)
+    order = np.argsort(-want)
+    often = int((want[order] >= 5).sum())
+    rest = [order[often:]] if often < len(p) else []
+    f, e = (np.r_[x[order[:often]], [x[r].sum() for r in rest]] for x in (seen, want))
+    return stats.power_divergence(f, e * f.sum() / e.sum(), lambda_=0).pvalue
+
+
+SETTINGS = Sampling(samples=6, max_new_tokens=3, max_paths=4, threshold=0.75)
+
+
+@pytest.mark.parametrize("decoder", ["dedup", "eab_particles"])
+def test_every_particle_is_an_exact_sample(decoder):
+    paths, p = exact(3)
+    trees = 4000
+    tree = run(decoder, SETTINGS, trees, seed=5)
+    samples = tree.tokens().reshape(trees, 6, 3)
+    # particles of one tree are dependent under eab_particles: one of each tree at a time
+    assert min(g_test(samples[:, i], paths, p) for i in range(6)) > 1e-3 / 6
+    assert g_test(samples[:, 0] * 0 + samples[:1, 0], paths, p) < 1e-9  # the test can fail
+    means = tree.surprisals().sum(1).reshape(trees, 6).mean(1)
+    expected, error = -(p * np.log(p)).sum(), means.std(ddof=1) / math.sqrt(trees)
+    assert abs(means.mean() - expected) < 3 * error
+    split = tree.split.mean()
+    assert 0.1 < split < 0.9 or decoder == "dedup"  # both rules were at work
+
+
+def paper_exact(p, k, limit):
+    """Expected uniform mean surprisal of one eab_paper step: k distinct draws, the `limit` most likely kept."""
+    total = 0.0
+    for draw in itertools.permutations(range(len(p)), k):
+        chance, left = 1.0, 1.0
+        for i in draw:
+            chance, left = chance * p[i] / left, left - p[i]
+        total += chance * -np.log(sorted((p[i] for i in draw), reverse=True)[:limit]).mean()
+    return total
+
+
+@pytest.mark.parametrize(("k", "limit"), [(2, 9), (3, 9), (3, 2)])
+def test_the_bias_of_eab_paper_is_the_one_that_enumeration_gives(k, limit):
+    _, p = exact(1)
+    sampling, trees = Sampling(max_new_tokens=1, branch_factor=k, max_paths=limit, threshold=0.0), 6000
+    tree = run("eab_paper", sampling, trees, seed=2)
+    means = np.bincount(tree.leaf_tree, tree.surprisals()[:, 0]) / np.bincount(tree.leaf_tree)
+    error, entropy = means.std(ddof=1) / math.sqrt(trees), -(p * np.log(p)).sum()
+    assert abs(means.mean() - paper_exact(p, k, limit)) < 4 * error
+    assert abs(means.mean() - entropy) > 10 * error  # biased
+    assert means.mean() > entropy or limit < k  # distinct children overweigh the unlikely; pruning undoes it and more
+
+
+@pytest.mark.parametrize(("limit", "sign"), [(99, 1), (4, -1)], ids=["never pruned", "pruned"])
+def test_eab_paper_is_biased_over_whole_paths(limit, sign):
+    _, p = exact(3)
+    tree = run("eab_paper", Sampling(max_new_tokens=3, max_paths=limit, threshold=0.5), 3000, seed=3)
+    means = np.bincount(tree.leaf_tree, tree.surprisals().sum(1)) / np.bincount(tree.leaf_tree)
+    bias, error = means.mean() + (p * np.log(p)).sum(), means.std(ddof=1) / math.sqrt(3000)
+    print(f"eab_paper, max_paths={limit}: mean path surprisal off by {bias:+.3f} +- {error:.3f} nats")
+    assert sign * bias > 8 * error and abs(bias) > 0.1

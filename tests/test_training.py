@@ -1,0 +1,129 @@
+"""The shared training loop: it learns, keeps the best state, survives OOM with the same gradient, repeats exactly."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from mlexp.training import backward, fit, out_of_memory, schedule, seed_everything
+
+
+def regression(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    model = torch.nn.Linear(3, 1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g))
+    x = torch.randn(64, 3, generator=g)
+    return model, (x, x @ torch.tensor([[1.0], [-2.0], [0.5]]))
+
+
+def squared(model, x, y):
+    return (model(x) - y).square().mean()
+
+
+def test_it_learns_and_says_so():
+    model, data = regression()
+    lines = []
+    done = fit(
+        model,
+        squared,
+        lambda step: data,
+        steps=200,
+        lr=0.1,
+        warmup=5,
+        evaluate=lambda: squared(model, *data).item(),
+        evaluate_every=50,
+        progress=lambda *line: lines.append(line),
+    )
+    assert done.losses[-1] < 0.01 < done.losses[0] and len(done.losses) == 200
+    assert list(done.held_out) == [50, 100, 150, 200]
+    assert lines[-1][:2] == (200, 200) and "held out" in lines[-1][2]
+
+
+def test_the_best_held_out_state_is_left():
+    model, data = regression()
+    held = iter([3.0, 1.0, 2.0])
+    states = []
+
+    def evaluate():
+        states.append([p.clone() for p in model.parameters()])
+        return next(held)
+
+    done = fit(model, squared, lambda step: data, steps=30, lr=0.1, evaluate=evaluate, evaluate_every=10)
+    assert done.best_step == 20
+    assert all(torch.equal(a, b) for a, b in zip(states[1], model.parameters(), strict=True))
+
+
+def test_it_repeats_bit_for_bit():
+    runs = []
+    for _ in range(2):
+        model, data = regression()
+        runs.append(fit(model, squared, lambda step, data=data: data, steps=20, lr=0.1, weight_decay=0.1).losses)
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("fits", [1, 5, 16])
+def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(fits):
+    model, (x, y) = regression()
+    squared(model, x, y).backward()
+    want = [p.grad.clone() for p in model.parameters()]
+
+    def scarce(model, x, y):
+        if len(x) > fits:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+        return squared(model, x, y)
+
+    loss, micro = backward(model, scarce, (x, y))
+    assert micro <= fits < 2 * micro or micro == 1
+    assert loss == pytest.approx(squared(model, x, y).item(), rel=1e-5)
+    for a, b in zip(want, model.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a)
+
+
+def test_other_errors_and_a_batch_of_one_are_not_retried():
+    model, data = regression()
+    calls = []
+
+    def broken(model, *batch):
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        backward(model, broken, data)
+    assert len(calls) == 1
+
+    def hopeless(model, *batch):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        backward(model, hopeless, data)
+    assert out_of_memory(torch.OutOfMemoryError("x")) and not out_of_memory(RuntimeError("x"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    model, data = regression()
+    with pytest.raises(FloatingPointError, match="loss nan at step 0"):
+        fit(model, lambda model, *batch: squared(model, *batch) * float("nan"), lambda step: data, steps=3, lr=0.1)
+
+
+def test_the_schedule_warms_up_and_ends_at_a_tenth():
+    rates = [schedule(s, 100, 10) for s in range(101)]
+    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_seeding_reaches_every_generator():
+    draws = []
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    try:
+        for _ in range(2):
+            seed_everything(2**40 + 3)
+            draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+    assert draws[0] == draws[1]
