@@ -31,6 +31,9 @@ class StandIn:
 GAINS = {
     "gpt2_nano": ("2b5d25ead30be336", 7.8445),
     "gpt2_small": ("e904b2fae4cb2cfd", 6.6064),
+    "gpt2_medium": ("dd61883ddd12a1e1", 5.7520),
+    "gpt2_large": ("dfe0ad48a03050f9", 4.6832),
+    "gpt2_xl": ("bbc4533e5af26d8c", 4.2697),
 }
 
 
