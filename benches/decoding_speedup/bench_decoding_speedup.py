@@ -69,7 +69,7 @@ def one_of(what: str, values: tuple[str, ...], known) -> None:
 # Below full, replicates are grown for gpt2_nano alone: for the larger ones they would cost more than all that is timed.
 NANO = ("gpt2_nano",)
 SMALL = Settings(
-    prompts=p(3), prompt_tokens=32, samples=4, max_new_tokens=6, max_paths=4, rounds=1, replicate_models=NANO
+    prompts=p(3), prompt_tokens=24, samples=4, max_new_tokens=4, max_paths=4, rounds=1, replicate_models=NANO
 )
 TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 4, "nano_steps": 20}
 SETTINGS = {"smoke": replace(SMALL, **TINY), "quick": replace(SMALL, replicates=64), "full": Settings()}

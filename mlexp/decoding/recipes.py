@@ -42,7 +42,7 @@ class Nano:
     """How gpt2_nano is trained at first use."""
 
     seed: int = 7
-    steps: int = 500
+    steps: int = 300
     batch: int = 8
     window: int = 256
     lr: float = 2e-3

@@ -38,28 +38,23 @@ class Cell:
     def time(self, run: Callable, rounds: int = 1, warmup: bool = True) -> object:
         """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
 
-        With `warmup` it first runs twice untimed: once to count FLOPs, which also takes up what is imported and
-        allocated at first use, and once for peak memory (counting holds on to tensors, so not in the same pass).
-        Without (training, where a second run is too dear) peak memory is read around the one round and FLOPs are for
-        the cell to record, from `count`.
+        With `warmup` it first runs untimed: once to count FLOPs, which also takes up what is imported and allocated at
+        first use, and, before several rounds, once for peak memory (counting holds on to tensors, so not in the same
+        pass), so that the rounds are clean. Around a single round peak memory is read in passing. Without `warmup`
+        (training, where a second run is too dear) FLOPs are for the cell to record, from `count`.
         """
         if self._timed:
             raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
         self._timed = True
         self._clock.synchronize = synchronize(self.device)
-        if not warmup:
-            with measure.peak_memory(self.device) as peak:
-                result = self._rounds(run, rounds)
-        else:
-            if "torch" in sys.modules:
-                self._say(0, rounds, "counting FLOPs")
-                self.record(flops=self.count(run)[1])
-            self._say(0, rounds, "warm-up")
-            with measure.peak_memory(self.device) as peak:
-                run()
-            result = self._rounds(run, rounds)
+        if warmup and "torch" in sys.modules:
+            self._say(0, rounds, "counting FLOPs")
+            self.record(flops=self.count(run)[1])
+        apart = warmup and rounds > 1
+        with measure.peak_memory(self.device) as peak:
+            result = run() if apart else self._rounds(run, rounds)
         self.record(peak_bytes=peak.bytes, peak_method=peak.method)
-        return result
+        return self._rounds(run, rounds) if apart else result
 
     def _rounds(self, run: Callable, rounds: int) -> object:
         done = 0

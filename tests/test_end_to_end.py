@@ -1,0 +1,106 @@
+"""The decoding question as a user runs it, at smoke scale on the model that is trained here: cells, records, report."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARMS = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+def run(place, *words):
+    """`python -m words` in the checkout, with a cache of its own; (status, what it printed)."""
+    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")}
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def bench(place, *words):
+    question = ("pytest", "benches/decoding_speedup", "-k", "gpt2_nano", "--scale", "smoke", "-p", "no:cacheprovider")
+    return run(place, *question, "--journal", str(place / "journal.jsonl"), *words)
+
+
+@pytest.fixture(scope="module")
+def records(place):
+    """Two runs of the six cells: their benchmarks."""
+    runs = []
+    for name in ("one.json", "two.json"):
+        status, text = bench(place, "--benchmark-json", str(place / name))
+        assert status == 0, text
+        runs.append({b["params"]["decoder"]: b for b in json.loads((place / name).read_text())["benchmarks"]})
+    return runs
+
+
+def test_every_arm_leaves_a_complete_record(records):
+    assert set(records[0]) == set(ARMS)
+    for bench in records[0].values():
+        info = bench["extra_info"]
+        for name in ("flops", "peak_bytes", "token_forwards", "model_forwards", "logit_rows", "mean_surprisal_nats"):
+            assert info[name] > 0, name
+        assert info["weights"] == "trained" and info["corpus"].startswith("pydoc_topics") and info["weights_hash"]
+        assert info["flops"] == info["flops_arm_closed_form"]
+        assert info["flops_closed_form"] == 2 * info["n_params"] * info["token_forwards"]
+        assert info["accuracy"] is None  # only pretrained weights can know an answer
+
+
+def test_the_same_key_gives_the_same_quality_bit_for_bit(records):
+    volatile = {"peak_bytes", "bytes_per_sample", "when", "energy_j"}
+    for arm in ARMS:
+        one, two = (
+            {name: value for name, value in run[arm]["extra_info"].items() if name not in volatile} for run in records
+        )
+        assert one == two
+
+
+def test_arms_that_sample_exactly_draw_the_same_samples(records):
+    surprisal = {arm: bench["extra_info"]["mean_surprisal_nats"] for arm, bench in records[0].items()}
+    assert surprisal["sequential"] == pytest.approx(surprisal["shared_prefill"], rel=1e-5)
+    assert surprisal["sequential"] == pytest.approx(surprisal["dedup"], rel=1e-5)
+
+
+def test_the_report_says_what_was_measured_and_what_stands_in(place, records):
+    status, text = run(place, "mlexp", "report", str(place / "one.json"), "--out", str(place / "results"))
+    assert status == 0, text
+    folder = place / "results" / "decoding_speedup"
+    for name in ("speedup.csv", "limits.csv", "quality.csv", "speedup_vs_params.png", "time_saved.png", "cost.png"):
+        assert (folder / name).stat().st_size > 100, name
+    page = (place / "results" / "index.html").read_text()
+    assert "undecided" in page and "stand-in" in page and "trained" in page
+    assert re.search(r"H1 undecided", text)
+
+
+def test_bad_weights_are_one_line_before_the_first_cell(place, tmp_path):
+    status, text = bench(place, "--weights", str(tmp_path), "--benchmark-json", str(tmp_path / "out.json"))
+    errors = [line for line in text.splitlines() if line.startswith("ERROR")]
+    assert status == 4 and len(errors) == 1 and str(tmp_path) in errors[0] and "config.json" in errors[0]
+    assert "Traceback" not in text and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("models=gpt3", "unknown model 'gpt3'; choose from gpt2_nano, gpt2_small"),
+        ("samples=0", "samples=0: expected an integer of at least 1"),
+        ("prompts=q1", "unknown prompt 'q1'"),
+    ],
+)
+def test_bad_settings_name_what_is_allowed(place, change, message):
+    status, text = bench(place, "--set", change)
+    assert status == 4 and message in text and "Traceback" not in text
+
+
+def test_a_broken_prompts_file_is_one_line(place, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "p00"}\n')
+    status, text = bench(place, "--prompts", str(path))
+    assert status == 4 and "line 1" in text and "Traceback" not in text
