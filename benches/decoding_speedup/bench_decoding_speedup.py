@@ -23,25 +23,20 @@ def p(count: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The seed's numbers. effective_samples rests on `replicates` trees a prompt, for `replicate_models`."""
+class Settings(Sampling):
+    """The seed's numbers: Sampling's, and these. `replicates`: trees a prompt behind effective_samples, untimed."""
 
     models: tuple[str, ...] = tuple(MODELS)
     prompts: tuple[str, ...] = p(10)
     decoders: tuple[str, ...] = DECODER_NAMES
     prompt_tokens: int = 200
-    samples: int = 20
-    max_new_tokens: int = 50
-    temperature: float = 0.8
-    threshold: float = 0.4
-    branch_factor: int = 3
-    max_paths: int = 20
     rounds: int = 3
     replicates: int = 32
     replicate_models: tuple[str, ...] = tuple(MODELS)
     nano_steps: int = Nano.steps
 
     def __post_init__(self):
+        super().__post_init__()
         one_of("models", self.models, MODELS)
         one_of("replicate_models", self.replicate_models, ("none", *MODELS))
         one_of("decoders", self.decoders, DECODER_NAMES)
@@ -53,11 +48,6 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
         if self.replicates < 2:
             raise ValueError(f"replicates is {self.replicates}; a variance needs at least 2")
-        self.sampling()  # checks its own fields
-
-    def sampling(self) -> Sampling:
-        shared = ("samples", "max_new_tokens", "temperature", "threshold", "branch_factor", "max_paths")
-        return Sampling(**{name: getattr(self, name) for name in shared})
 
 
 def one_of(what: str, values: tuple[str, ...], known) -> None:
@@ -132,14 +122,12 @@ def test_decode(cell, model, prompt, decoder):
 
     from mlexp.decoding.decoders import DECODERS
 
-    s, sampling = cell.settings, cell.settings.sampling()
+    s = cell.settings
     lm = language_model(cell, model)
-    number = int(prompt[1:])
-    asked = make_prompts(read_prompts(cell.options.prompts or PROMPTS), lm.tokenizer, number + 1, s.prompt_tokens)[
-        number
-    ]
+    items, count = read_prompts(cell.options.prompts or PROMPTS), int(prompt[1:]) + 1
+    asked = make_prompts(items, lm.tokenizer, count, s.prompt_tokens)[-1]
     ids = torch.tensor(asked.ids)
-    out = cell.time(lambda: DECODERS[decoder](lm, ids, sampling, cell.seed), rounds=s.rounds)
+    out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed), rounds=s.rounds)
     cell.record(**costs(cell, lm, decoder, out))
     cell.record(**quality(cell, lm, decoder, ids, out, asked.answer))
     cell.series(live_paths=out.live_paths)
@@ -154,7 +142,7 @@ def test_decode(cell, model, prompt, decoder):
 def costs(cell, lm, decoder, out) -> dict[str, object]:
     """What the arm spent, beside the formula for it and the seed's own (2 * params * tokens)."""
     s, width = cell.settings, {"float32": 4, "bfloat16": 2}[cell.dtype]
-    formula = cost(lm.model.config, decoder, s.prompt_tokens, s.sampling(), out.live_paths, width)
+    formula = cost(lm.model.config, decoder, s.prompt_tokens, s, out.live_paths, width)
     return {
         "n_params": lm.n_params,
         "n_samples": len(out.tokens),
@@ -178,7 +166,7 @@ def quality(cell, lm, decoder, ids, out, answer) -> dict[str, object]:
     worth = s.samples if decoder not in CORRELATED else None  # independent by construction
     if decoder in CORRELATED and lm.name in s.replicate_models:
         cell.progress(0, s.replicates, "replicates for effective_samples")
-        worth = q.effective_samples(lm, ids, s.sampling(), decoder, s.replicates, cell.seed, s.replicates).samples
+        worth = q.effective_samples(lm, ids, s, decoder, s.replicates, cell.seed, s.replicates).samples
     return {
         "mean_surprisal_nats": q.surprisal(lm, ids, out.tokens, s.temperature).sum(1).mean(),
         "effective_samples": worth,
