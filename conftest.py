@@ -1,10 +1,11 @@
-"""What pytest must know before it collects: Hypothesis profiles, and Triton's interpreter where there is no GPU."""
+"""What pytest must know before it collects: Hypothesis profiles, table hooks, Triton's interpreter without a GPU."""
 
 import os
 
 from hypothesis import settings
 
 from mlexp.harness.measure import gpu_present
+from mlexp.harness.plugin import pytest_benchmark_group_stats  # noqa: F401, for `pytest-benchmark compare`
 
 # Shared machines make deadlines meaningless; CI must see the same examples on every run.
 settings.register_profile("dev", deadline=None)

@@ -172,12 +172,19 @@ def finish(item: pytest.Item, plan: Plan, call: pytest.CallInfo, report: pytest.
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_benchmark_group_stats(config, benchmarks):
-    """Keep cells that did not pass out of pytest-benchmark's table (its own hook then groups the rest)."""
-    state = config.stash.get(STATE, None) if config else None  # `pytest-benchmark compare` has no config
-    if state:
-        gone = {entry.cell for entry in state.unfinished}
-        benchmarks[:] = [bench for bench in benchmarks if bench["fullname"] not in gone]
+def pytest_benchmark_group_stats(config, benchmarks, group_by):
+    """pytest-benchmark's table without cells that did not pass; grouping by an axis that some cells do not have.
+
+    `pytest-benchmark compare` loads no plugins: it finds this hook in the root conftest.py, and has no config.
+    """
+    from pytest_benchmark.plugin import pytest_benchmark_group_stats as group
+
+    gone = {entry.cell for entry in config.stash[STATE].unfinished} if config else set()
+    axes = [part.removeprefix("param:") for part in group_by.split(",") if part.startswith("param:")]
+    kept = [bench for bench in benchmarks if bench["fullname"] not in gone]
+    for bench in kept if axes else ():
+        bench["params"] = dict.fromkeys(axes, "-") | (bench["params"] or {})
+    return group(config=config, benchmarks=kept, group_by=group_by)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -191,9 +192,21 @@ def test_the_json_is_plain_pytest_benchmark(toy):
     """`pytest-benchmark compare` reads two of them and groups by an axis."""
     for name in ("one.json", "two.json"):
         toy.run("--benchmark-json", name)
-    result = toy.pytester.run("pytest-benchmark", "compare", "one.json", "two.json", "--group-by=param:model")
+    result = toy.pytester.run(
+        sys.executable, "-m", "pytest_benchmark", "compare", "one.json", "two.json", "--group-by=param:model"
+    )
     result.stdout.fnmatch_lines(["*model=m_one*8 tests*"])
     assert "NaN" not in (toy.pytester.path / "one.json").read_text()
+
+
+def test_compare_groups_by_an_axis_that_some_cells_lack(toy):
+    other = toy.folder.parent / "other"
+    other.mkdir()
+    (other / "bench_other.py").write_text("def test_it(cell):\n    cell.time(lambda: None, rounds=2, warmup=False)\n")
+    toy.pytester.makeconftest("from mlexp.harness.plugin import pytest_benchmark_group_stats")
+    toy.run("--benchmark-json", "out.json", "--benchmark-group-by=param:model").assert_outcomes(passed=ALL + 1)
+    result = toy.pytester.run(sys.executable, "-m", "pytest_benchmark", "compare", "out.json", "--group-by=param:model")
+    result.stdout.fnmatch_lines(["*model=-*1 tests*", "*model=m_one*4 tests*"])
 
 
 def test_isolate_gives_the_same_records_and_survives_what_kills_a_process(toy):
