@@ -50,6 +50,8 @@ def report(records, out):
         )
     out.heading("Cost")
     out.text(ABOUT_COST)
+    if len(limits):
+        out.text("\n".join(limit_words(limits)))
     out.table(limits, "limits.csv", "Ratios baseline / eab_particles: the limit and what was reached.")
     out.figure(cost_figure(records), "cost.png", "What each arm spends, mean over prompts.")
     out.heading("Samples")
@@ -131,6 +133,15 @@ def limit_table(records):
                 names = {"token_forwards": "tokens", "flops": "flops", "wall_s": "time", "peak_bytes": "peak_bytes"}
                 rows.append({"model": model, "baseline": baseline} | {names[m]: means[m] for m in names})
     return pd.DataFrame(rows)
+
+
+def limit_words(limits):
+    """Against the arms that encode the prompt once: what the tree can save at most, and what it did."""
+    for row in limits.itertuples():
+        if row.baseline in ("shared_prefill", "dedup"):
+            verb = "faster" if row.time > 1 else "slower: its bookkeeping costs more than the tree saves"
+            allows = f"theory allows x{row.flops:.2f} (FLOPs) to x{row.tokens:.2f} (tokens)"
+            yield f"- {row.model} against {row.baseline}: {allows}; measured x{row.time:.2f}, {verb}"
 
 
 def behaviour_table(records):
