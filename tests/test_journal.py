@@ -2,7 +2,8 @@
 
 import json
 import math
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -106,22 +107,21 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
         Journal(tmp_path).check_writable()
 
 
-def _append_many(path, name):
-    fill(
-        path, [Entry(f"{name}-{i}", f"{name}{i}", "q", {}, {"status": "passed", "pad": "x" * 3000}) for i in range(30)]
-    )
+WRITER = """
+import sys
+from mlexp.journal import Entry, Journal
+path, name = sys.argv[1:]
+for i in range(30):
+    Journal(path).append(Entry(f"{name}-{i}", f"{name}{i}", "q", {}, {"status": "passed", "pad": "x" * 3000}))
+"""
 
 
 def test_two_processes_may_share_a_journal(tmp_path):
     path = tmp_path / "j.jsonl"
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_append_many, args=(path, name)) for name in "ab"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
     contents = journal.read(path)
-    assert len(contents.entries) == 60 and not contents.altered
+    assert len(contents.entries) == 60 and not contents.altered and not contents.torn
 
 
 @pytest.mark.parametrize("line", [{}, {"event": "cell"}, {"event": "other", "cell": "a"}, {"event": "start"}])
