@@ -35,7 +35,10 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"prompts {path}: no such file; give JSON lines with {', '.join(_FIELDS)}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts {path}: not UTF-8 text (byte {error.start})") from None
     items = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not items:
         raise ValueError(f"prompts {path}: no prompt in it")

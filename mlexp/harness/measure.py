@@ -225,7 +225,8 @@ def cpu_model() -> str:
 def machine(device: str) -> str:
     """One line that tells machines apart: CPU model, threads, and the GPU where the cells run on it."""
     gpu = f" + {(nvml() and nvml().name()) or 'CUDA device'}" if device == "cuda" else ""
-    return f"{cpu_model()}, {threads()} threads{gpu}"
+    count = threads()
+    return f"{cpu_model()}, {count} thread{'s' if count > 1 else ''}{gpu}"
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:

@@ -38,5 +38,5 @@ class Progress:
         self._shown = not stays
         live = f"\r\033[K{text}\n" if stays else f"\r\033[K{text[:150]}"
         with self._capture.global_and_fixture_disabled():
-            self._out.write(live if self._live else f"\n{text}")
+            self._out.write(live if self._live else f"\n{text}" + "\n" * stays)
             self._out.flush()

@@ -74,7 +74,7 @@ def test_quiet_is_silent(say):
 
 
 @pytest.mark.parametrize(
-    ("tty", "shown"), [(True, "\r\033[Kcell: a stand-in is used\n"), (False, "\ncell: a stand-in is used")]
+    ("tty", "shown"), [(True, "\r\033[Kcell: a stand-in is used\n"), (False, "\ncell: a stand-in is used\n")]
 )
 def test_an_announcement_is_shown_at_once_and_stays(say, tty, shown):
     line, out, _ = say(tty)
