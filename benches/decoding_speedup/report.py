@@ -183,8 +183,8 @@ def saved_figure(records):
     rows = []
     for _, mine in by_model(records):
         for baseline in BASELINES:
-            if has(mine, baseline, "eab_particles"):
-                pairs = paired(mine, "wall_s", "decoder", baseline, "eab_particles", ["prompt"])
+            pairs = ratios(mine, "wall_s", baseline, "eab_particles")
+            if not pairs.empty:
                 saved = -pairs["difference"]
                 value, low, high = stats.mean_interval(saved)[:3] if len(saved) > 1 else (saved.iloc[0], np.nan, np.nan)
                 rows.append((mine["n_params"].iloc[0], baseline, value, low, high))

@@ -11,8 +11,9 @@ import pytest
 
 from mlexp import journal
 from mlexp.harness.cell import CellDied
+from mlexp.harness.session import OPTIONS
 
-FORWARDED = ("scale", "device", "dtype", "weights", "prompts", "corpus")
+FORWARDED = ("scale", "device", "dtype", *OPTIONS)
 TAIL = 2000  # characters of a dead cell's output that are worth showing
 
 

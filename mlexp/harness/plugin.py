@@ -5,7 +5,6 @@ its key; `pytest_pyfunc_call` replays it (`--resume`), runs it in a process of i
 call it; `pytest_runtest_makereport` gives it a status and journals it; pytest-benchmark writes the JSON.
 """
 
-import datetime
 import inspect
 import json
 import os
@@ -16,7 +15,7 @@ from mlexp import record
 from mlexp.harness import grid, isolate, measure
 from mlexp.harness.cell import Cell, CellDied, outcome
 from mlexp.harness.progress import Progress
-from mlexp.harness.session import PLAN, STATE, Plan, State, check_json, json_path, passed
+from mlexp.harness.session import PLAN, STATE, Plan, State, check_json, json_path, now, passed
 from mlexp.journal import Entry
 
 
@@ -127,8 +126,7 @@ def pytest_pyfunc_call(pyfuncitem):
         return replay(pyfuncitem, state.finished[plan.key])
     if pyfuncitem.config.option.isolate:
         return replay(pyfuncitem, isolate.run(pyfuncitem))
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    state.journal.start(plan.name, plan.key, when)
+    state.journal.start(plan.name, plan.key, now())
     return None
 
 

@@ -150,7 +150,7 @@ class State:
             "question": plan.question,
             "cell": plan.name,
             "key": plan.key,
-            "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "when": now(),
             "replayed": False,
         }
 
@@ -169,6 +169,11 @@ class State:
     def extras(self) -> dict[str, object]:
         """What a benchmark JSON holds beyond pytest-benchmark's own keys."""
         return {"unfinished": [row(entry) for entry in self.unfinished], "series": self.series, "metrics": self.metrics}
+
+
+def now() -> str:
+    """The time as records and the journal have it: UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def row(entry: journal.Entry) -> dict[str, object]:
