@@ -1,0 +1,151 @@
+"""Front door of the branch kernels: one function a kernel, the backend chosen by name, nothing imported before its use.
+
+`reference` is plain torch and runs everywhere. `triton` and `cuda` run on a CUDA device; with TRITON_INTERPRET=1
+`triton` also runs on CPU tensors, interpreted. They are torch custom operators: they compile, count FLOPs, and check.
+"""
+
+import os
+from importlib import import_module, util
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
+
+from . import reference
+
+BACKENDS = {
+    "entropy_sample": ("triton", "cuda", "reference"),
+    "fork": ("triton", "reference"),
+    "tree_attention": ("triton", "reference"),
+}
+"""Kernel -> its backends, the one that `auto` prefers on a CUDA device first."""
+
+
+def missing(backend: str, device: str) -> str | None:
+    """What stands between a backend and tensors of `device` ("cpu" or "cuda"); None where it can run."""
+    if backend == "reference":
+        return None
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if backend == "triton" and util.find_spec("triton") is None:
+        return "the triton package is not installed (pip install 'mlexp[triton]')"
+    if not interpreted and not torch.cuda.is_available():
+        return f"no CUDA device is usable by torch {torch.__version__}"
+    if device != "cuda" and not interpreted:
+        return f"the tensors are on {device}; it runs on cuda"
+    return import_module(".cuda", __name__).missing() if backend == "cuda" else None
+
+
+def choose(kernel: str, device: str, backend: str = "auto") -> str:
+    """The backend that a kernel will run on: `auto` is the reference on a CPU, the first that can run on a GPU.
+
+    Raises ValueError for an unknown name, RuntimeError for a backend that is not there, saying what is missing.
+    """
+    if kernel not in BACKENDS:
+        raise ValueError(f"unknown kernel {kernel!r}; choose from {', '.join(BACKENDS)}")
+    if backend == "auto":
+        return "reference" if device == "cpu" else next(b for b in BACKENDS[kernel] if not missing(b, device))
+    if backend not in BACKENDS[kernel]:
+        raise ValueError(f"{kernel} has no backend {backend!r}; choose from auto, {', '.join(BACKENDS[kernel])}")
+    lacking = missing(backend, device)
+    if lacking:
+        raise RuntimeError(f"{kernel} on {backend}: {lacking}")
+    return backend
+
+
+def _run(kernel: str, backend: str, *args):
+    return getattr(import_module(f".{backend}", __name__), kernel)(*args)
+
+
+def entropy_sample(
+    logits: Tensor, temperature: float, seeds: Tensor, position: Tensor | int, k: int = 1, rows: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See reference.entropy_sample; `backend` is `auto` or one of BACKENDS."""
+    backend = choose("entropy_sample", logits.device.type, backend)
+    if backend == "reference":
+        return reference.entropy_sample(logits, temperature, seeds, position, k, rows)
+    if not isinstance(position, Tensor):
+        position = torch.full((), position, dtype=torch.int64, device=logits.device)
+    return _entropy_sample(logits, temperature, seeds, position, k, rows, backend)
+
+
+@custom_op("mlexp::entropy_sample", mutates_args=())
+def _entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: Tensor, k: int, rows: Tensor | None,
+                    backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _run("entropy_sample", backend, logits, temperature, seeds, position, k, rows)
+
+
+@_entropy_sample.register_fake
+def _(logits, temperature, seeds, position, k, rows, backend):
+    m = len(seeds)
+    one, many = (logits.new_empty(shape, dtype=torch.float32) for shape in ((m,), (m, k)))
+    return one, torch.empty_like(one), logits.new_empty((m, k), dtype=torch.int64), many
+
+
+@register_flop_formula(torch.ops.mlexp.entropy_sample)
+def _(*args, **kwargs) -> int:
+    return 0  # as torch's own softmax: only matrix products and attention count
+
+
+def fork(
+    entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor | int,
+    first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See reference.fork; `backend` is `auto` or one of BACKENDS."""
+    backend = choose("fork", tip.device.type, backend)
+    rule = (first_slot, threshold, branch_factor, max_paths, lossless)
+    if backend == "reference":
+        return reference.fork(entropy, tip, multiplicity, token, ancestors, depth, *rule)
+    if not isinstance(depth, Tensor):
+        depth = torch.full((), depth, dtype=torch.int64, device=tip.device)
+    return _fork(entropy, tip, multiplicity, token, ancestors, depth, *rule, backend)
+
+
+@custom_op("mlexp::fork", mutates_args=())
+def _fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor,
+          first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool, backend: str,
+          ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _run("fork", backend, entropy, tip, multiplicity, token, ancestors, depth, first_slot, threshold,
+                branch_factor, max_paths, lossless)  # fmt: skip
+
+
+@_fork.register_fake
+def _(entropy, tip, multiplicity, token, ancestors, depth, *rule):
+    rows = (torch.empty_like(multiplicity) for _ in range(3))
+    return torch.empty_like(tip), *rows, torch.empty_like(ancestors)
+
+
+@register_flop_formula(torch.ops.mlexp.fork)
+def _(*args, **kwargs) -> int:
+    return 0  # integers only
+
+
+def tree_attention(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor, lengths: Tensor | None = None,
+    group: int | None = None, scale: float | None = None, backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """See reference.tree_attention; `backend` is `auto` or one of BACKENDS."""
+    backend = choose("tree_attention", q.device.type, backend)
+    if backend == "reference":
+        return reference.tree_attention(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale)
+    return _tree_attention(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, backend)
+
+
+@custom_op("mlexp::tree_attention", mutates_args=())
+def _tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor,
+                    lengths: Tensor | None, group: int | None, scale: float | None, backend: str) -> Tensor:  # fmt: skip
+    return _run("tree_attention", backend, q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale)
+
+
+@_tree_attention.register_fake
+def _(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, backend):
+    return q.new_empty(q.shape, dtype=v_pool.dtype)
+
+
+@register_flop_formula(torch.ops.mlexp.tree_attention)
+def _(q, k_pool, v_pool, prompt_len, ancestors, *args, **kwargs) -> int:
+    """Two products of every query head with the prompt and all ancestor columns, as the reference computes them."""
+    n, H, D = q
+    return 4 * n * H * D * (prompt_len + ancestors[1])
