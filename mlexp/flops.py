@@ -1,5 +1,6 @@
 """FLOPs, counted and in closed form. One multiply-add is two FLOPs; only matrix products and attention count."""
 
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,23 @@ from torch.utils.flop_counter import (
 )
 
 
+_COUNTING = contextvars.ContextVar("counting", default=False)
+
+
 def count_flops(run: Callable[[], Any]) -> tuple[Any, int]:
     """(what run() returns, FLOPs of it). Counting slows a forward several times: never in a timed pass."""
-    with FlopCounterMode(display=False) as counter:
-        result = run()
+    token = _COUNTING.set(True)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            result = run()
+    finally:
+        _COUNTING.reset(token)
     return result, counter.get_total_flops()
+
+
+def counting() -> bool:
+    """Whether this runs inside `count_flops`: what would replay a captured graph has to run its operators instead."""
+    return _COUNTING.get()
 
 
 def dense_flops(n_params: int, tokens: int) -> int:

@@ -25,6 +25,7 @@ METRICS = {
     "wall_s": Metric("s", "lower", "median duration of the timed rounds, device synchronised"),
     "wall_iqr_s": Metric("s", "none", "interquartile range of the timed rounds"),
     "rounds": Metric("count", "none", "timed rounds"),
+    "timer": Metric("name", "none", "what timed cells that ask for device time: cuda_events, or host_clock on a CPU"),
     "flops": Metric("FLOP", "lower", "counted by FlopCounterMode in an untimed pass"),
     "flops_closed_form": Metric("FLOP", "none", "the question's own formula, usually 2 * params * tokens"),
     "peak_bytes": Metric("bytes", "lower", "peak memory above what was resident before the call"),

@@ -38,14 +38,32 @@ class _Layer(CacheLayerMixin):
 
 
 class PoolLayer(_Layer):
-    """Slot-major (S, K, D), batch 1: the slots in use are contiguous, whatever the capacity."""
+    """Slot-major (S, K, D): B prompts of P tokens, one after the other, then the slots of the trees behind them.
+
+    The first forward writes the prompts, (B, K, P, D), side by side; `copies` of a single one if asked for. Every later
+    one, of batch 1, writes its tokens to the slots that its caller has put in `slots`, which stand in no order.
+    """
+
+    slots = None  # (n,) of the next forward; None = the prompts come
+    copies = 1
 
     def shape(self, x):
         return self.capacity, x.shape[1], x.shape[3]
 
-    def write(self, pool, x, start):
-        pool[start : self.used] = x[0].transpose(0, 1)
-        return pool[: self.used].transpose(0, 1)[None]  # (1, K, used, D), a view
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        pairs = (self.keys, key_states), (self.values, value_states)
+        if self.slots is not None:
+            for pool, x in pairs:
+                pool.index_copy_(0, self.slots, x[0].transpose(0, 1))
+            return tuple(pool.transpose(0, 1)[None] for pool, _ in pairs)  # (1, K, S, D), views
+        B, K, P, D = key_states.shape
+        prompts = B * self.copies
+        assert prompts * P <= self.capacity, f"{prompts} prompts of {P} slots in a pool of {self.capacity}"
+        for pool, x in pairs:
+            pool[: prompts * P].view(prompts, P, K, D).copy_(x.transpose(1, 2))
+        return key_states, value_states
 
 
 class RowsLayer(_Layer):

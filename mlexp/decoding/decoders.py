@@ -8,15 +8,15 @@ import contextlib
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .attention import tree_attention_on
 from .caches import RowsLayer, new_cache, rewind
-from .engine import check_room, counting, grow
-from .rng import path_seeds, uniform
-from .sampler import Distribution
+from .engine import Counts, alone, check_room, counting, decode, grow
+from .kernels import reference
+from .policies import POLICIES
+from .rng import path_seeds
 from .settings import DECODER_NAMES, Sampling
 from .tree import Tree
 
@@ -29,38 +29,52 @@ class Samples:
     model_forwards: int
     token_forwards: int
     logit_rows: int
-    live_paths: tuple[int, ...]  # rows of each of the G - 1 steps after the prompt
+    live_paths: tuple[int, ...]  # distinct paths of each of the G - 1 steps after the prompt
+    rows: tuple[int, ...]  # rows forwarded in each: on a CUDA device trees have idle ones too
     kv_slots: int  # cache slots in use at the end, over all rows
     tree: Tree | None = None
 
 
 @torch.no_grad()
-def sequential(lm, prompt: Tensor, sampling: Sampling, seed: int) -> Samples:
+def sequential(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
     """N generations at batch 1, one after the other, the prompt encoded anew for each: the seed's baseline."""
-    N, G = sampling.samples, sampling.max_new_tokens
+    N, P, G, model = sampling.samples, len(prompt), sampling.max_new_tokens, lm.model
+    check_room(model, prompt, G)
+    seeds = path_seeds(seed, 1, N)[0]
+    if model.device.type == "cuda":
+        one, counts, rows = alone(sampling), Counts(), []
+        held = {} if held is None else held  # N runs of one shape: worth a capture whoever asks
+        for i in range(N):
+            tree, seen = decode(model, prompt[None], seeds[i : i + 1, None], one, "dedup", held=held)
+            rows.append(torch.from_numpy(tree.tokens()))
+            counts.add(seen)
+        return _samples(torch.cat(rows), counts, N, P + G - 1)
     with _own(lm, prompt, sampling) as (prompt, cache, counts):
-        draws = uniform(path_seeds(seed, 1, N)[:, None], np.arange(G)[None])
         rows = []
-        for u in draws:
+        for own in seeds.split(1):
             rewind(cache)
-            rows.append(_rows(lm.model, cache, _prefill(lm.model, cache, prompt), u[None], sampling, len(prompt)))
-    return _samples(torch.cat(rows), counts, N, len(prompt) + G - 1)
+            rows.append(_rows(model, cache, _prefill(model, cache, prompt), own, sampling, P))
+    return _samples(torch.cat(rows), counts, N, P + G - 1)
 
 
 @torch.no_grad()
-def shared_prefill(lm, prompt: Tensor, sampling: Sampling, seed: int) -> Samples:
+def shared_prefill(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
     """The prompt once, its cache copied to N rows, N rows decoded together."""
-    N, G = sampling.samples, sampling.max_new_tokens
+    N, P, G, model = sampling.samples, len(prompt), sampling.max_new_tokens, lm.model
+    check_room(model, prompt, G)
+    seeds = path_seeds(seed, 1, N)[0]
+    if model.device.type == "cuda":
+        tree, counts = decode(model, prompt[None], seeds[:, None], alone(sampling), "dedup", N, held)
+        return _samples(torch.from_numpy(tree.tokens()), counts, N, N * (P + G - 1))
     with _own(lm, prompt, sampling) as (prompt, cache, counts):
-        logits = _prefill(lm.model, cache, prompt)
+        logits = _prefill(model, cache, prompt)
         for layer in cache.layers:
             layer.spread(N)
-        draws = uniform(path_seeds(seed, 1, N)[:, None], np.arange(G)[None])
-        tokens = _rows(lm.model, cache, logits.expand(N, -1), draws, sampling, len(prompt))
-    return _samples(tokens, counts, N, N * (len(prompt) + G - 1))
+        tokens = _rows(model, cache, logits.expand(N, -1), seeds, sampling, P)
+    return _samples(tokens, counts, N, N * (P + G - 1))
 
 
-def hf_batched(lm, prompt: Tensor, sampling: Sampling, seed: int) -> Samples:
+def hf_batched(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
     """`model.generate(num_return_sequences=N)`, as a transformers user has it, over the full vocabulary."""
     from transformers import GenerationConfig
 
@@ -75,15 +89,17 @@ def hf_batched(lm, prompt: Tensor, sampling: Sampling, seed: int) -> Samples:
 
 
 def _tree(decoder: str):
-    def decode(lm, prompt: Tensor, sampling: Sampling, seed: int) -> Samples:
-        tree, counts = grow(lm.model, prompt, sampling, decoder, seed)
+    def decode_tree(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
+        tree, counts = grow(lm.model, prompt, sampling, decoder, seed, held=held)
         live = tuple(tree.live_paths()[:-1])
+        idle = lm.model.device.type == "cuda"
+        rows = (POLICIES[decoder].width(sampling),) * len(live) if idle else live
         tokens = torch.from_numpy(tree.tokens())
-        return Samples(tokens, **vars(counts), live_paths=live, kv_slots=len(prompt) + sum(live), tree=tree)
+        return Samples(tokens, **vars(counts), live_paths=live, rows=rows, kv_slots=len(prompt) + sum(rows), tree=tree)
 
-    decode.__name__ = decode.__qualname__ = decoder
-    decode.__doc__ = f"The {decoder} policy on the tree engine."
-    return decode
+    decode_tree.__name__ = decode_tree.__qualname__ = decoder
+    decode_tree.__doc__ = f"The {decoder} policy on the tree engine."
+    return decode_tree
 
 
 DECODERS = {
@@ -99,8 +115,7 @@ assert tuple(DECODERS) == DECODER_NAMES
 
 @contextlib.contextmanager
 def _own(lm, prompt, sampling):
-    """The set-up of our own arms: (prompt on the device, an empty cache that is long enough, counts)."""
-    check_room(lm.model, prompt, sampling.max_new_tokens)
+    """The set-up of our own arms on a CPU: (prompt, an empty cache that is long enough, counts)."""
     cache = new_cache(RowsLayer, lm.model.config, len(prompt) + sampling.max_new_tokens - 1)
     with tree_attention_on(lm.model), counting(lm.model) as counts:
         yield prompt.to(lm.model.device), cache, counts
@@ -110,21 +125,20 @@ def _prefill(model, cache, prompt):  # (P,) -> (1, V)
     return model(prompt[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
 
 
-def _rows(model, cache, logits, draws, sampling, start) -> Tensor:
-    """Decode the rows behind logits (n, V) with uniforms (n, G): tokens (n, G) on the CPU."""
-    n, G = draws.shape
-    lines, tokens = np.arange(n), []
-    for t in range(G):
-        tokens.append(Distribution(logits, sampling.temperature).draw(lines, draws[:, t]))
-        if t < G - 1:
-            ids = torch.from_numpy(tokens[-1]).to(model.device)[:, None]
+def _rows(model, cache, logits, seeds, sampling, start) -> Tensor:
+    """Decode the rows behind logits (n, V) with path seeds (n,): tokens (n, G)."""
+    tokens, line = [], torch.arange(len(seeds))
+    for t in range(sampling.max_new_tokens):
+        tokens.append(reference.draw(reference.tempered(logits, sampling.temperature), seeds, t, 1, line))
+        if t < sampling.max_new_tokens - 1:
             position = torch.full((1, 1), start + t, device=model.device)
-            logits = model(ids, past_key_values=cache, use_cache=True, position_ids=position).logits[:, 0]
-    return torch.from_numpy(np.stack(tokens, 1))
+            logits = model(tokens[-1], past_key_values=cache, use_cache=True, position_ids=position).logits[:, 0]
+    return torch.cat(tokens, 1)
 
 
 def _samples(tokens, counts, rows, slots) -> Samples:
-    return Samples(tokens, **vars(counts), live_paths=(rows,) * (tokens.shape[1] - 1), kv_slots=slots)
+    steps = (rows,) * (tokens.shape[1] - 1)
+    return Samples(tokens, **vars(counts), live_paths=steps, rows=steps, kv_slots=slots)
 
 
 @contextlib.contextmanager

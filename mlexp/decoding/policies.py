@@ -1,128 +1,147 @@
 """Who goes where: a policy turns the distributions at the tips of a forest into the next tips.
 
-n tips, M particles (samples) of all trees, k = branch factor. The engine knows only `step` and `leaves`.
-`dedup` and `eab_particles` are one rule: the particles at a tip are cut into groups, each group follows the draw of its
-first particle, equal tokens share a child. A particle's own draw is never reused, so each path is an exact sample.
+T trees, W rows (most live tips) and N draws a tree, R = T * W. A policy is a handful of tensors of fixed shape that are
+written in place, so that a step can be captured once and replayed: no value decides a shape and nothing waits for the
+device. `dedup` and `eab_particles` are one rule: the particles at a tip are cut into groups, each group follows the draw
+of its first particle, equal tokens share a child. A particle's own draw is never reused, so each path is an exact sample.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from .rng import mix, path_seeds, uniform
-from .sampler import Distribution
+from . import kernels
+from .kernels import reference
 from .settings import Sampling
 
 
 @dataclass(frozen=True)
-class Children:
-    """The next tips, and which of the present ones were split."""
+class Grown:
+    """One step of all trees: what the new rows are, and which of the old ones were split. All (T, W)."""
 
-    parent: np.ndarray  # (c,) present tip
-    token: np.ndarray  # (c,)
-    logprob: np.ndarray  # (c,)
-    multiplicity: np.ndarray  # (c,)
-    split: np.ndarray  # (n,)
+    parent: Tensor  # old row
+    token: Tensor
+    entropy: Tensor  # nats, of the distribution that the token is from
+    logprob: Tensor
+    multiplicity: Tensor  # samples that run through the row, 0 = not in use
+    high: Tensor  # of the old row: its entropy reaches the threshold
+    split: Tensor  # of the old row: the policy gave it more than one draw
 
 
 class Particles:
     """Particles move together where the model is sure and part where it is not (spec section 1, `eab_particles`)."""
 
-    def __init__(self, sampling: Sampling, seed: int, trees: int):
-        self.sampling, N = sampling, sampling.samples
-        self.seeds = path_seeds(seed, trees, N)  # (M,)
-        self.tip = np.repeat(np.arange(trees), N)  # (M,) tip of every particle
-        self.tree = np.arange(trees)  # (n,) tree of every tip
-        self.max_live = trees * N
+    k = 1
+    lossless = False
 
-    def parts(self, high: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Groups per tip: min(k, m) where uncertain, as far as the tree's max_paths allows, else one."""
-        extra = np.where(high, np.minimum(self.sampling.branch_factor, count) - 1, 0)
-        before = np.cumsum(extra) - extra
-        first = np.searchsorted(self.tree, self.tree)  # tips stand tree by tree
-        live = np.bincount(self.tree)[self.tree]
-        left = self.sampling.max_paths - live - (before - before[first])
-        return 1 + np.clip(left, 0, extra)
+    @staticmethod
+    def width(sampling: Sampling) -> int:
+        return min(sampling.samples, sampling.max_paths)
 
-    def step(self, position: int, at: Distribution, high: np.ndarray) -> Children:
-        order = np.argsort(self.tip, kind="stable")  # particles tip by tip, lowest first
-        tip = self.tip[order]
-        count = np.bincount(tip, minlength=len(self.tree))
-        parts = self.parts(high, count)
-        rank = np.arange(len(tip)) - np.searchsorted(tip, tip)
-        group = rank * parts[tip] // count[tip]  # contiguous, sizes differ by one at most
-        leads = np.r_[True, (tip[1:] != tip[:-1]) | (group[1:] != group[:-1])]
-        rows = tip[leads]
-        tokens = at.draw(rows, uniform(self.seeds[order[leads]], position))
-        pair, which = _first_seen(rows, tokens)  # equal tokens of a tip merge
-        child = which[np.cumsum(leads) - 1]  # child of every sorted particle
-        self.tip = np.empty_like(tip)
-        self.tip[order] = child
-        self.tree = self.tree[rows[pair]]
-        return _children(at, rows[pair], tokens[pair], np.bincount(child), parts > 1)
+    def __init__(self, sampling: Sampling, seeds: Tensor, threshold: float, backend: str = "auto"):
+        """seeds (T, N): one for every particle; threshold in nats."""
+        (T, N), self.W = seeds.shape, self.width(sampling)
+        self.sampling, self.threshold, self.backend, self.seeds = sampling, threshold, backend, seeds
+        self.tip = seeds.new_zeros(T, N)  # row that every particle is at
+        self.multiplicity = seeds.new_zeros(T, self.W)
+        self.reset()
 
-    def leaves(self) -> np.ndarray:
+    def reset(self):
+        self.tip.zero_()
+        self.multiplicity.zero_()[:, 0] = self.tip.shape[1]
+
+    def rows(self) -> Tensor:  # (T, N) row of its tree that each draw is from
         return self.tip
+
+    def rule(self) -> tuple:
+        return self.threshold, self.sampling.branch_factor, self.sampling.max_paths, self.lossless
+
+    def needed(self, entropy: Tensor) -> Tensor:
+        """Which of the draws decide anything, given the entropy of each draw's row: (T, N), bool."""
+        _, lead = reference.particle_groups(entropy, self.tip, self.multiplicity, *self.rule())
+        return lead == torch.arange(lead.shape[1], device=lead.device)
+
+    def advance(self, entropy, tokens, logprobs, ancestors, depth, first_slot) -> Grown:
+        """Take the step: entropy (T, N), tokens and logprobs (T, N, 1), ancestors (R, L), written in place."""
+        tip, source, counts, parts, below = kernels.fork(
+            entropy, self.tip, self.multiplicity, tokens[..., 0], ancestors, depth, first_slot, *self.rule(), self.backend
+        )
+        at_rows = torch.zeros_like(self.multiplicity, dtype=entropy.dtype).scatter_(1, self.tip, entropy)
+        grown = Grown(
+            self.tip.gather(1, source), tokens[..., 0].gather(1, source), entropy.gather(1, source),
+            logprobs[..., 0].gather(1, source), counts, at_rows >= self.threshold, parts > 1,
+        )  # fmt: skip
+        for mine, new in ((self.tip, tip), (self.multiplicity, counts), (ancestors, below)):
+            mine.copy_(new)
+        return grown
+
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        """Row and tree of every sample: (n,), (n,)."""
+        return self.tip.flatten(), _trees(self.tip).flatten()
 
 
 class Dedup(Particles):
     """Every particle draws for itself; equal prefixes are computed once. Lossless."""
 
-    def parts(self, high, count):
-        return count
+    lossless = True
+
+    @staticmethod
+    def width(sampling: Sampling) -> int:
+        return sampling.samples
 
 
 class Paper:
     """The original's policy: k distinct children, none once max_paths is reached, the least likely pruned (biased)."""
 
-    def __init__(self, sampling: Sampling, seed: int, trees: int):
-        self.sampling = sampling
-        self.seeds = path_seeds(seed, trees, 1)  # (n,) one per live path
-        self.tree, self.logprob = np.arange(trees), np.zeros(trees)
-        self.max_live = trees * sampling.max_paths
+    @staticmethod
+    def width(sampling: Sampling) -> int:
+        return sampling.max_paths
 
-    def step(self, position: int, at: Distribution, high: np.ndarray) -> Children:
-        k, limit = self.sampling.branch_factor, self.sampling.max_paths
-        split = high & (np.bincount(self.tree)[self.tree] < limit) & (k > 1)
-        tokens = np.full((len(self.tree), k), -1)
-        if split.any():
-            u = uniform(self.seeds[split][:, None], position, np.arange(k)[None])
-            tokens[split] = at.draw_distinct(np.flatnonzero(split), u)
-        if not split.all():
-            tokens[~split, 0] = at.draw(np.flatnonzero(~split), uniform(self.seeds[~split], position))
-        parent, draw = np.nonzero(tokens >= 0)
-        found = _children(at, parent, tokens[parent, draw], np.ones(len(parent), np.int64), split)
-        total = self.logprob[parent] + found.logprob
-        kept = _most_likely(self.tree[parent], total, limit)
-        # the first child goes on with its parent's seed, the others start streams of their own
-        seeds = np.where(draw == 0, self.seeds[parent], mix(self.seeds[parent], position, draw, 1))
-        self.seeds, self.tree, self.logprob = seeds[kept], self.tree[parent][kept], total[kept]
-        return Children(parent[kept], found.token[kept], found.logprob[kept], found.multiplicity[kept], split)
+    def __init__(self, sampling: Sampling, seeds: Tensor, threshold: float, backend: str = "auto"):
+        """seeds (T, N), of which a tree's first path takes the first; threshold in nats."""
+        self.W, self.k = self.width(sampling), sampling.branch_factor
+        self.threshold, self.first = threshold, seeds
+        self.seeds = seeds.new_zeros(len(seeds), self.W)  # of every path
+        self.multiplicity = torch.zeros_like(self.seeds)
+        self.total = torch.zeros_like(self.seeds, dtype=torch.float64)  # log-probability of every path
+        self.reset()
 
-    def leaves(self) -> np.ndarray:
-        return np.arange(len(self.tree))
+    def reset(self):
+        self.seeds[:, 0] = self.first[:, 0]
+        self.multiplicity.zero_()[:, 0] = 1
+        self.total.zero_()
+
+    def rows(self) -> Tensor:
+        return torch.arange(self.W, device=self.seeds.device).expand_as(self.seeds)
+
+    def needed(self, entropy: Tensor) -> Tensor:
+        return self.multiplicity > 0
+
+    def advance(self, entropy, tokens, logprobs, ancestors, depth, first_slot) -> Grown:
+        """Take the step: entropy (T, W), tokens and logprobs (T, W, k), ancestors (R, L), written in place."""
+        source, live, total, seeds, split, below = reference.fork_paths(
+            entropy, self.multiplicity > 0, self.total, self.seeds, tokens, logprobs, ancestors, depth, first_slot,
+            self.threshold,
+        )  # fmt: skip
+        parent = source // self.k
+        grown = Grown(
+            parent, tokens.flatten(1).gather(1, source), entropy.gather(1, parent),
+            logprobs.flatten(1).gather(1, source), live.long(), entropy >= self.threshold, split,
+        )  # fmt: skip
+        news = (self.multiplicity, live), (self.total, total), (self.seeds, seeds), (ancestors, below)
+        for mine, new in news:
+            mine.copy_(new)
+        return grown
+
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        tree, row = self.multiplicity.nonzero(as_tuple=True)
+        return row, tree
 
 
-def _first_seen(rows, tokens):
-    """Distinct (row, token) pairs in the order of their first appearance: (their positions, the pair of every draw)."""
-    _, first, inverse = np.unique(np.stack([rows, tokens]), axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return first[order], place[inverse.ravel()]
-
-
-def _most_likely(tree, total, limit):
-    """Per tree the `limit` most likely paths, ties to the lowest index; the order of paths is kept."""
-    order = np.lexsort((np.arange(len(total)), -total, tree))
-    rank = np.arange(len(order)) - np.searchsorted(tree[order], tree[order])
-    return np.sort(order[rank < limit])
-
-
-def _children(at, rows, tokens, multiplicity, split):
-    logprob = at.log_prob(torch.from_numpy(rows), torch.from_numpy(tokens))
-    return Children(rows, tokens, logprob.double().cpu().numpy(), multiplicity, split)
+def _trees(x: Tensor) -> Tensor:
+    """The tree of every entry: (T, n)."""
+    return torch.arange(len(x), device=x.device)[:, None].expand_as(x)
 
 
 POLICIES = {"dedup": Dedup, "eab_paper": Paper, "eab_particles": Particles}

@@ -15,8 +15,8 @@ from .caches import RowsLayer, new_cache
 from .initial import build
 from .models import Model
 from .recipes import StandIn, known_gain, standin_hash
-from .rng import path_seeds, uniform
-from .sampler import Distribution
+from .kernels.reference import draw, entropy, tempered
+from .rng import path_seeds
 from .store import Progress, cache_dir, kept, say
 
 FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches about as often as asked
@@ -71,7 +71,7 @@ def _decoded_logits(model, gain, recipe) -> Tensor:
     steps = min(recipe.steps, room // 2)
     length, B = min(recipe.prompt, room - steps), recipe.prompts * recipe.rows
     prompt = np.random.default_rng(recipe.seed).integers(0, model.config.vocab_size, (recipe.prompts, length))
-    cache, seeds, seen = new_cache(RowsLayer, model.config, length + steps), path_seeds(recipe.seed, 1, B), []
+    cache, seeds, seen = new_cache(RowsLayer, model.config, length + steps), path_seeds(recipe.seed, 1, B, model.device)[0], []
     ids = torch.from_numpy(prompt).to(model.device)
     with torch.no_grad():
         for t in range(steps):
@@ -81,14 +81,13 @@ def _decoded_logits(model, gain, recipe) -> Tensor:
                 for layer in cache.layers:
                     layer.spread(recipe.rows)
             seen.append(logits)
-            tokens = Distribution(logits * gain, recipe.temperature).draw(np.arange(B), uniform(seeds, t))
-            ids = torch.from_numpy(tokens).to(model.device)[:, None]
+            ids = draw(tempered(logits * gain, recipe.temperature), seeds, t, 1, torch.arange(B, device=seeds.device))
     return torch.cat(seen)
 
 
 def _branch_rate(logits, gain, recipe) -> float:
     bound = recipe.threshold * math.log(logits.shape[-1])
-    parts = [Distribution(part * gain, recipe.temperature).entropy() >= bound for part in logits.split(64)]
+    parts = [entropy(tempered(part * gain, recipe.temperature))[0] >= bound for part in logits.split(64)]
     return torch.cat(parts).float().mean().item()
 
 

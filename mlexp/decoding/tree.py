@@ -66,25 +66,21 @@ class Tree:
         }
 
 
-class TreeBuilder:
-    """Collects a tree step by step; `finish` freezes it."""
+def read_tree(steps: dict[str, np.ndarray], leaf_row: np.ndarray, leaf_tree: np.ndarray) -> Tree:
+    """The tree behind the buffers of a run: T trees, W rows each, G depths.
 
-    def __init__(self, trees: int):
-        self.tips, self.tip_tree = np.full(trees, -1), np.arange(trees)
-        self.nodes, self.decisions, self.size = [], [], 0
-
-    def grow(self, depth, children, entropy, high):
-        """Append the children of the tips, which become the tips; `entropy` and `high` are over the tips."""
-        n, parent = len(children.parent), children.parent
-        tree = self.tip_tree[parent]
-        self.decisions.append((self.tips, self.tip_tree, np.full(len(self.tips), depth), high, children.split))
-        self.nodes.append((self.tips[parent], np.full(n, depth), children.token, entropy[parent], children.logprob,
-                           children.multiplicity, tree))  # fmt: skip
-        self.tips, self.tip_tree = np.arange(self.size, self.size + n), tree
-        self.size += n
-
-    def finish(self, leaf: np.ndarray) -> Tree:
-        """`leaf` is the tip of every sample: (n,)."""
-        nodes = [np.concatenate(column) for column in zip(*self.nodes, strict=True)]
-        decisions = [np.concatenate(column) for column in zip(*self.decisions, strict=True)]
-        return Tree(*nodes, *decisions, leaf=self.tips[leaf], leaf_tree=self.tip_tree[leaf])
+    steps, each (G, T, W): parent (row of its tree one depth before), token, entropy, logprob, multiplicity (0 = the row
+    is not in use) of the tokens of a depth; high and split of the tips they were decided at. leaf_row and leaf_tree (n,):
+    where every sample ends.
+    """
+    live = steps["multiplicity"] > 0
+    node = np.cumsum(live.ravel()).reshape(live.shape) - 1  # nodes stand by depth, tree, row
+    above = np.concatenate([np.full_like(node[:1], -1), node[:-1]])
+    parent = np.take_along_axis(above, steps["parent"], 2)
+    depth, tree, _ = np.nonzero(live)
+    tips = np.concatenate([np.zeros_like(live[:1]), live[:-1]])
+    tips[0, :, 0] = True  # the prompt
+    tip_depth, tip_tree, _ = np.nonzero(tips)
+    columns = (steps[name][live] for name in ("token", "entropy", "logprob", "multiplicity"))
+    return Tree(parent[live], depth, *columns, tree, above[tips], tip_tree, tip_depth, steps["high"][tips],
+                steps["split"][tips], leaf=node[-1, leaf_tree, leaf_row], leaf_tree=leaf_tree)  # fmt: skip

@@ -35,28 +35,34 @@ class Cell:
         self._table = record.metrics_of(plan.declared)
         self._benchmark, self._clock, self._say, self._timed = benchmark, state.clock, progress, False
 
-    def time(self, run: Callable, rounds: int = 1, warmup: bool = True) -> object:
+    def time(self, run: Callable, rounds: int = 1, warmup: bool = True, device_time: bool = False) -> object:
         """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
 
         With `warmup` it first runs untimed: once to count FLOPs, which also takes up what is imported and allocated at
         first use, and, before several rounds, once for peak memory (counting holds on to tensors, so not in the same
         pass), so that the rounds are clean. Around a single round peak memory is read in passing. Without `warmup`
         (training, where a second run is too dear) FLOPs are for the cell to record, from `count`.
+
+        With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its L2 cache
+        flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
         """
         if self._timed:
             raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
         self._timed = True
         self._clock.synchronize = synchronize(self.device)
+        stopwatch = measure.CudaStopwatch() if device_time and self.device == "cuda" else None
+        if device_time:
+            self.record(timer="cuda_events" if stopwatch else "host_clock")
         if warmup and "torch" in sys.modules:
             self._say(0, rounds, "counting FLOPs")
             self.record(flops=self.count(run)[1])
         apart = warmup and rounds > 1
         with measure.peak_memory(self.device) as peak:
-            result = run() if apart else self._rounds(run, rounds)
+            result = run() if apart else self._rounds(run, rounds, stopwatch)
         self.record(peak_bytes=peak.bytes, peak_method=peak.method)
-        return self._rounds(run, rounds) if apart else result
+        return self._rounds(run, rounds, stopwatch) if apart else result
 
-    def _rounds(self, run: Callable, rounds: int) -> object:
+    def _rounds(self, run: Callable, rounds: int, stopwatch: measure.CudaStopwatch | None) -> object:
         done = 0
 
         def next_round():
@@ -64,10 +70,15 @@ class Cell:
             self._say(done, rounds, f"round {done + 1}")
             done += 1
 
-        with measure.energy(self.device) as meter:
+        with measure.energy(self.device) as meter, self._clock.timed_by(stopwatch):
             result = self._benchmark.pedantic(run, setup=next_round, rounds=rounds)
-        self.record(energy_j=meter.joules and meter.joules / rounds)
+        joules = None if stopwatch else meter.joules  # between rounds the stopwatch keeps the device busy
+        self.record(energy_j=joules and joules / rounds)
         return result
+
+    def copy_bytes_per_s(self) -> float:
+        """Bytes that a large copy on the cell's device reads and writes in a second; measured once a process."""
+        return measure.copy_bytes_per_s(self.device)
 
     def count(self, run: Callable) -> tuple[object, int]:
         """(result of `run()`, FLOPs that torch executed in it). Slow: never within a timed round."""

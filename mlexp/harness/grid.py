@@ -11,6 +11,7 @@ A bench file says it all in data:
     SETTINGS = {"smoke": Settings(samples=2), "quick": Settings(samples=4), "full": Settings()}
     AXES = {"model": "models", "decoder": "decoders"}     # argument of the cell -> field that lists its values
 
+Where not every combination makes sense, or a device lacks some, `collects(params, settings, device)` says which stay.
 The last axis that a cell names is its arm; the others form the block in which arms are compared.
 """
 
@@ -21,7 +22,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SCALES = ("smoke", "quick", "full")
 _VALUE = re.compile(r"[a-z0-9_]+\Z")
@@ -95,18 +96,22 @@ def expand(raw: str) -> list[str]:
     return parts
 
 
-def cells(axes: dict[str, Sequence]) -> Sequence[tuple[tuple, str]]:
+def cells(
+    axes: dict[str, Sequence], keep: Callable[[dict[str, object]], bool] | None = None
+) -> Sequence[tuple[tuple, str]]:
     """(values, id) of every cell. The last axis is the arm: the fastest, and its order rotates from block to block.
 
-    Raises ValueError for a value that would not do in a node id.
+    `keep` tells from its values whether a cell is wanted; None = all are. Raises ValueError for a value that would not do
+    in a node id.
     """
     *outer, arms = [[(value, label(axis, value)) for value in values] for axis, values in axes.items()]
-    grid = []
-    for number, block in enumerate(itertools.product(*outer)):
-        start = number % len(arms)
-        for arm in arms[start:] + arms[:start]:
-            values, labels = zip(*block, arm, strict=True)
-            grid.append((values, "-".join(labels)))
+    grid, number = [], 0
+    for block in itertools.product(*outer):
+        rows = [tuple(zip(*block, arm, strict=True)) for arm in arms]
+        rows = [row for row in rows if keep is None or keep(dict(zip(axes, row[0], strict=True)))]
+        start = number % len(rows) if rows else 0
+        grid += [(values, "-".join(labels)) for values, labels in rows[start:] + rows[:start]]
+        number += bool(rows)
     return grid
 
 

@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import threading
@@ -17,13 +18,16 @@ from pathlib import Path
 import psutil
 
 ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more
+L2_BYTES = 1 << 28  # what to flush where the driver does not tell how large the device's L2 is: larger than any so far
+HEAD_START_CYCLES = 2_000_000  # about 1 ms of an idle device, in which the host queues some hundred launches
+COPY_BYTES, COPIES = {"cpu": 1 << 28, "cuda": 1 << 30}, 7
 
 
 class Clock:
     """The one timer of every cell: synchronises the device, then reads `perf_counter`.
 
-    While it replays, it gives back recorded durations instead, exactly: every odd reading is 0, every even one the
-    next duration.
+    Under `timed_by` a device's stopwatch is read instead. While it replays, it gives back recorded durations instead of
+    either, exactly: every odd reading is 0, every even one the next duration.
     """
 
     __name__ = "mlexp_clock"
@@ -31,10 +35,13 @@ class Clock:
     def __init__(self):
         self.synchronize: Callable[[], None] | None = None  # the device's, where it runs ahead of the host
         self._recorded: Iterator[float] | None = None
+        self._stopwatch: CudaStopwatch | None = None
 
     def __call__(self) -> float:
         if self._recorded is not None:
             return next(self._recorded)
+        if self._stopwatch is not None:
+            return self._stopwatch()
         if self.synchronize:
             self.synchronize()
         return time.perf_counter()
@@ -47,6 +54,65 @@ class Clock:
             yield
         finally:
             self._recorded = None
+
+    @contextlib.contextmanager
+    def timed_by(self, stopwatch: "CudaStopwatch | None") -> Iterator[None]:
+        """Within this block the clock shows the device's own time; the host's where `stopwatch` is None."""
+        self._stopwatch = stopwatch
+        try:
+            yield
+        finally:
+            self._stopwatch = None
+
+
+class CudaStopwatch:
+    """The device's own time, from CUDA events: every odd reading is 0 and starts it, every even one is the seconds since.
+
+    Before each start the L2 cache is flushed, so that inputs come from memory, whatever ran before. The device is then
+    kept busy for about a millisecond, outside of the interval, while the host queues the launches of what is timed:
+    otherwise a short kernel's time is that of its launches, which no CUDA graph would pay. Work on other streams than the
+    current one, or that waits for the host, is not seen rightly.
+    """
+
+    def __init__(self):
+        import torch
+
+        self._cuda = torch.cuda
+        l2 = getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "L2_cache_size", 0) or L2_BYTES
+        self._flush = torch.empty(2 * l2, dtype=torch.uint8, device="cuda")
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._runs = False
+
+    def __call__(self) -> float:
+        self._runs = not self._runs
+        return self._begin() if self._runs else self._elapsed()
+
+    def _begin(self) -> float:
+        self._cuda.synchronize()
+        self._flush.zero_()
+        self._cuda._sleep(HEAD_START_CYCLES)
+        self._start.record()
+        return 0.0
+
+    def _elapsed(self) -> float:
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3  # CUDA counts milliseconds
+
+
+@functools.cache
+def copy_bytes_per_s(device: str) -> float:
+    """What a large copy on `device` reads and writes, bytes a second: median of several, timed as cells are."""
+    import torch
+
+    source = torch.ones(COPY_BYTES[device], dtype=torch.uint8, device=device)
+    target, clock, seconds = torch.zeros_like(source), Clock(), []
+    with clock.timed_by(CudaStopwatch() if device == "cuda" else None):
+        for _ in range(COPIES):
+            start = clock()
+            target.copy_(source)
+            seconds.append(clock() - start)
+    return 2 * len(source) / statistics.median(seconds[1:])  # the first one meets cold pages
 
 
 class Peak:

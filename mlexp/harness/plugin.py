@@ -52,13 +52,15 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """Make the grid of a question from its SETTINGS and AXES."""
-    module = metafunc.module
+    """Make the grid of a question from its SETTINGS and AXES, as far as its `collects` wants it."""
+    module, state = metafunc.module, metafunc.config.stash[STATE]
     if "cell" not in metafunc.fixturenames or not hasattr(module, "SETTINGS"):
         return
-    settings = metafunc.config.stash[STATE].settings(module, metafunc.definition.path.parent.name)
+    settings = state.settings(module, metafunc.definition.path.parent.name)
     axes = [name for name in inspect.signature(metafunc.function).parameters if name in module.AXES]
-    cells = grid.cells({axis: getattr(settings, module.AXES[axis]) for axis in axes})
+    wanted = getattr(module, "collects", None)
+    keep = wanted and (lambda params: wanted(params, settings, state.device))
+    cells = grid.cells({axis: getattr(settings, module.AXES[axis]) for axis in axes}, keep)
     metafunc.parametrize(axes, [pytest.param(*values, id=label) for values, label in cells])
 
 

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlexp.decoding.attention import NAME, tree_attention, tree_attention_on
+from mlexp.decoding.attention import NAME, TreeView, tree_attention_on
 from mlexp.decoding.engine import Pool, counting, grow, score
+from mlexp.decoding.kernels.reference import tree_attention
 from mlexp.decoding.settings import Sampling
 
 from .models import independent_logits, prompt_of, tiny
@@ -27,15 +28,17 @@ def random_tree(rng, steps, widest):
 
 def grown(model, prompt, tree, wrong=False):
     """(logits of the last tips through the engine, their paths). `wrong` shows every tip its neighbour's ancestors."""
-    paths, ancestors = np.zeros((1, 0), np.int64), torch.empty(1, 0, dtype=torch.int32)
+    paths, ancestors, used = np.zeros((1, 0), np.int64), torch.empty(1, 0, dtype=torch.int32), len(prompt)
     with tree_attention_on(model), torch.no_grad():
         pool = Pool(model, len(prompt) + sum(len(p) for p, _ in tree))
-        pool.prefill(prompt)
+        pool.prefill(prompt[None])
         for depth, (parent, token) in enumerate(tree):
             paths = np.concatenate([paths[parent], token[:, None]], 1)
-            ancestors = torch.cat([ancestors[parent], pool.claim(len(token))[:, None].int()], 1)
-            seen = ancestors.roll(1, 0) if wrong else ancestors
-            logits = pool.forward(torch.from_numpy(token), depth, seen)
+            slots = torch.arange(used, used + len(token))
+            ancestors, used = torch.cat([ancestors[parent], slots[:, None].int()], 1), used + len(token)
+            view = TreeView(len(prompt), ancestors.roll(1, 0) if wrong else ancestors)
+            position = torch.full((len(token),), len(prompt) + depth)
+            logits = pool.forward(torch.from_numpy(token), position, slots, view)
     return logits, paths
 
 
@@ -133,8 +136,8 @@ def test_refusals_name_the_value():
         grow(model, prompt_of(8), Sampling(max_new_tokens=5), "dedup", 0)
     with pytest.raises(ValueError, match="unknown tree decoder 'beam'; choose from dedup"):
         grow(model, prompt_of(2), Sampling(max_new_tokens=5), "beam", 0)
-    with pytest.raises(ValueError, match="shape \\(1, 3\\)"):
-        grow(model, prompt_of(3)[None], Sampling(max_new_tokens=5), "dedup", 0)
+    with pytest.raises(ValueError, match="shape \\(1, 1, 3\\)"):
+        grow(model, prompt_of(3)[None, None], Sampling(max_new_tokens=5), "dedup", 0)
     model.config.layer_types = ["sliding_attention"]
     with pytest.raises(ValueError, match="sliding_attention"), tree_attention_on(model):
         pass

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlexp.decoding.engine import grow
-from mlexp.decoding.policies import POLICIES, _most_likely
+from mlexp.decoding.kernels.reference import fork_paths, particle_groups
+from mlexp.decoding.policies import POLICIES
 from mlexp.decoding.settings import Sampling
 
 from .models import independent_logits, prompt_of, tiny
@@ -53,15 +54,17 @@ def test_invariants_of_any_tree(decoder, samples, new, k, paths, trees, seed, th
         assert (tree.split <= tree.high).all()
 
 
-def test_particles_split_into_contiguous_near_equal_groups():
-    policy = POLICIES["eab_particles"](Sampling(samples=20, branch_factor=3), 0, 1)
-    high, count = np.array([True, True, False, True]), np.array([20, 2, 9, 1])
-    policy.tree = np.zeros(4, int)
-    assert policy.parts(high, count).tolist() == [3, 2, 1, 1]
-    policy.sampling = Sampling(samples=32, branch_factor=3, max_paths=5)
-    assert policy.parts(high, count).tolist() == [2, 1, 1, 1]  # one more path is all that the tree may have
-    groups = np.arange(20) * 3 // 20
-    assert sorted(np.bincount(groups)) == [6, 7, 7] and (np.diff(groups) >= 0).all()
+def test_particles_part_into_contiguous_near_equal_groups():
+    count = torch.tensor([[20, 2, 9, 1]])
+    tip = torch.arange(4).repeat_interleave(count[0])[None]
+    entropy = torch.tensor([5.0, 5.0, 1.0, 5.0])[tip]
+    parts, lead = particle_groups(entropy, tip, count, 4.0, 3, 20, False)
+    assert parts.tolist() == [[3, 2, 1, 1]]
+    assert torch.unique(lead[0, :20], return_counts=True)[1].sort().values.tolist() == [6, 7, 7]
+    assert (lead.diff() >= 0).all() and lead[0, 20:].tolist() == [20, 21, *[22] * 9, 31]
+    # one path more is all that the tree may have
+    assert particle_groups(entropy, tip, count, 4.0, 3, 5, False)[0].tolist() == [[2, 1, 1, 1]]
+    assert particle_groups(entropy, tip, count, 4.0, 3, 5, True)[0].tolist() == count.tolist()
 
 
 def test_uniform_model_branches_wherever_it_may_and_a_sure_one_never():
@@ -73,8 +76,20 @@ def test_uniform_model_branches_wherever_it_may_and_a_sure_one_never():
 
 
 def test_paper_prunes_to_the_most_likely_ties_to_the_lowest():
-    tree = np.array([0, 0, 0, 0, 1, 1])
-    assert _most_likely(tree, np.array([-3.0, -1.0, -1.0, -1.0, -9.0, -2.0]), 2).tolist() == [1, 2, 4, 5]
+    live = torch.tensor([[True, True, False], [True, False, False]])
+    entropy = torch.tensor([[9.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
+    logprobs = torch.full((2, 3, 3), -1.0)
+    logprobs[0, 0], logprobs[1, 0] = torch.tensor([-3.0, -1.0, -1.0]), torch.tensor([-9.0, -2.0, -4.0])
+    tokens, total = torch.zeros(2, 3, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.float64)
+    tokens[1, 0, 2] = -1  # a third possible token does not exist
+    seeds, table = torch.arange(6).view(2, 3), torch.zeros(6, 2, dtype=torch.int32)
+    source, alive, sums, own, split, _ = fork_paths(
+        entropy, live, total, seeds, tokens, logprobs, table, 0, 9, 4.0
+    )
+    assert source[0].tolist() == [1, 2, 3] and sums[0].tolist() == [-1.0, -1.0, -1.0]
+    assert alive.tolist() == [[True] * 3, [True, True, False]] and source[1, :2].tolist() == [0, 1]
+    assert own[0, 2] == 1 and own[1, 0] == 3 and len(set(own[alive].tolist())) == 5  # a first child keeps the seed
+    assert split.tolist() == live.tolist()
     overshoot = run("eab_paper", Sampling(max_new_tokens=3, branch_factor=3, max_paths=4), sharpness=0.0)
     assert overshoot.live_paths() == [3, 4, 4]
 

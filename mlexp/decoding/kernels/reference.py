@@ -42,26 +42,27 @@ def gumbel(words: Tensor, kind: torch.dtype) -> Tensor:
     return v.neg_().log1p_().neg_().log_().neg_()
 
 
-def draw(x: Tensor, log_z: Tensor, seeds: Tensor, position, k: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Gumbel-top-k (Kool et al. 2019): k distinct tokens and their log-probabilities, x (n, V), rows (m,) -> (m, k) twice.
+def draw(x: Tensor, seeds: Tensor, position, k: int, rows: Tensor) -> Tensor:
+    """Gumbel-top-k (Kool et al. 2019): k distinct tokens, x (n, V), seeds and rows (m,) -> (m, k) int64.
 
     The first is an exact sample of softmax(x[row]), all k are draws without replacement. Ties go to the lowest token;
-    where fewer than k tokens are possible, the rest are -1 with log-probability -inf.
+    where fewer than k tokens are possible, the rest are -1.
     """
     tokens = torch.empty(len(seeds), k, dtype=torch.int64, device=x.device)
-    values, step = torch.empty(len(seeds), k, dtype=x.dtype, device=x.device), max(1, CHUNK // x.shape[-1])
-    for s in range(0, len(seeds), step):
-        some = slice(s, s + step)
-        here = position[some] if isinstance(position, Tensor) and position.ndim else position
-        perturbed = gumbel(token_words(seeds[some], here, x.shape[-1]), x.dtype).add_(x[rows[some]])
+    for some in torch.arange(len(seeds), device=x.device).split(max(1, CHUNK // x.shape[-1])):
+        perturbed = gumbel(token_words(seeds[some], position, x.shape[-1]), x.dtype).add_(x[rows[some]])
         for j in range(k):
             best, at = perturbed.max(-1, keepdim=True)
-            tokens[some, j : j + 1] = at.masked_fill(best == -math.inf, -1)
+            tokens[some, j : j + 1] = at.masked_fill_(best == -math.inf, -1)
             if j + 1 < k:
-                perturbed.scatter_(-1, at, -math.inf)
-    found = tokens >= 0
+                perturbed.scatter_(-1, at.clamp(min=0), -math.inf)
+    return tokens
+
+
+def log_probs(x: Tensor, log_z: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
+    """x[row, token] - ln Z[row], -inf for token -1: tokens (m, k), rows (m,) -> (m, k)."""
     values = x[rows[:, None], tokens.clamp(min=0)] - log_z[rows][:, None]
-    return tokens, values.masked_fill_(~found, -math.inf)
+    return values.masked_fill_(tokens < 0, -math.inf)
 
 
 def entropy_sample(
@@ -76,7 +77,8 @@ def entropy_sample(
     x = tempered(logits, temperature)
     h, log_z = entropy(x)
     rows = torch.arange(len(seeds), device=x.device) if rows is None else rows
-    return h[rows], log_z[rows], *draw(x, log_z, seeds, position, k, rows)
+    tokens = draw(x, seeds, position, k, rows)
+    return h[rows], log_z[rows], tokens, log_probs(x, log_z, tokens, rows)
 
 
 def particle_groups(entropy: Tensor, tip: Tensor, multiplicity: Tensor, threshold: float, branch_factor: int,
@@ -116,15 +118,19 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
     child's own slot, first_slot + depth * R + row, in column `depth` (if there is one; rows without a tip are undefined).
     """
     parts, lead = particle_groups(entropy, tip, multiplicity, threshold, branch_factor, max_paths, lossless)
-    token = token.gather(1, lead)
+    child, source, counts = merge(tip, multiplicity, token.gather(1, lead))
+    return child, source, counts, parts, descend(ancestors, tip.gather(1, source), depth, first_slot)
+
+
+def merge(tip: Tensor, multiplicity: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The second half of `fork`: children of particles whose tokens are settled -> child (T, N), source and counts (T, W)."""
     same_tip = tip[:, :, None] == tip[:, None, :]
     first = _first(same_tip & (token[:, :, None] == token[:, None, :]))  # (T, N) the first particle of each's child
     particle = torch.arange(tip.shape[1], device=tip.device)
     earlier = (tip[:, None, :] < tip[:, :, None]) | (same_tip & (particle < first[:, :, None]))
     child = (earlier & (first == particle)[:, None, :]).sum(-1)
     source = torch.zeros_like(multiplicity).scatter_(1, child, first)
-    counts = torch.zeros_like(multiplicity).scatter_add_(1, child, torch.ones_like(child))
-    return child, source, counts, parts, descend(ancestors, tip.gather(1, source), depth, first_slot)
+    return child, source, torch.zeros_like(multiplicity).scatter_add_(1, child, torch.ones_like(child))
 
 
 def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor:
