@@ -190,30 +190,30 @@ class Graphs:
     """A forest whose two moves are CUDA graphs: captured once, replayed for any prompts and seeds of the same shapes."""
 
     def __init__(self, forest: Forest):
-        self.forest = forest
-        self.moves = {}
+        self.forest, self.moves = forest, []  # (graph, what a hook saw in it, replays a run)
+        steps = forest.sampling.max_new_tokens - 1
         with tree_attention_on(forest.model):
-            side = torch.cuda.Stream()  # a capture's libraries have to be warm on a stream that is not the default one
+            side = torch.cuda.Stream()  # what a capture uses has to be warm, on a stream that is not the default one
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 forest.begin()
-                for _ in range(min(WARM_UP, forest.sampling.max_new_tokens - 1)):
+                for _ in range(min(WARM_UP, steps)):
                     forest.step()
             torch.cuda.current_stream().wait_stream(side)
-            pool = torch.cuda.graph_pool_handle()
-            for name in ("begin", "step"):
+            memory = torch.cuda.graph_pool_handle()
+            for move, times in ((forest.begin, 1), (forest.step, steps)):
                 graph = torch.cuda.CUDAGraph()
-                with counting(forest.model) as counts, torch.cuda.graph(graph, pool=pool):
-                    getattr(forest, name)()
-                self.moves[name] = graph, counts
+                if times:
+                    with counting(forest.model) as counts, torch.cuda.graph(graph, pool=memory):
+                        move()
+                    self.moves.append((graph, counts, times))
 
     def run(self, prompts: Tensor, seeds: Tensor) -> Counts:
         """Replay a run; nothing in it waits for the device. Counts are a hook's, per move, times its replays."""
         self.forest.prompts.copy_(prompts, non_blocking=True)
         self.forest.seeds.copy_(seeds, non_blocking=True)
         total = Counts()
-        for name, times in (("begin", 1), ("step", self.forest.sampling.max_new_tokens - 1)):
-            graph, counts = self.moves[name]
+        for graph, counts, times in self.moves:
             for _ in range(times):
                 graph.replay()
             total.add(counts, times)

@@ -34,6 +34,7 @@ class Particles:
 
     k = 1
     lossless = False
+    groups = None  # of this step, where `needed` has found them
 
     @staticmethod
     def width(sampling: Sampling) -> int:
@@ -59,13 +60,15 @@ class Particles:
 
     def needed(self, entropy: Tensor) -> Tensor:
         """Which of the draws decide anything, given the entropy of each draw's row: (T, N), bool."""
-        _, lead = reference.particle_groups(entropy, self.tip, self.multiplicity, *self.rule())
-        return lead == torch.arange(lead.shape[1], device=lead.device)
+        self.groups = reference.particle_groups(entropy, self.tip, self.multiplicity, *self.rule())
+        return self.groups[1] == torch.arange(self.tip.shape[1], device=self.tip.device)
 
     def advance(self, entropy, tokens, logprobs, ancestors, depth, first_slot) -> Grown:
         """Take the step: entropy (T, N), tokens and logprobs (T, N, 1), ancestors (R, L), written in place."""
-        tip, source, counts, parts, below = kernels.fork(
-            entropy, self.tip, self.multiplicity, tokens[..., 0], ancestors, depth, first_slot, *self.rule(), self.backend
+        state = entropy, self.tip, self.multiplicity, tokens[..., 0], ancestors, depth, first_slot, *self.rule()
+        known, self.groups = self.groups, None
+        tip, source, counts, parts, below = (
+            reference.fork(*state, known) if known else kernels.fork(*state, self.backend)
         )
         at_rows = torch.zeros_like(self.multiplicity, dtype=entropy.dtype).scatter_(1, self.tip, entropy)
         grown = Grown(

@@ -103,8 +103,8 @@ def particle_groups(entropy: Tensor, tip: Tensor, multiplicity: Tensor, threshol
 
 def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth, first_slot: int,
          threshold: float, branch_factor: int, max_paths: int, lossless: bool = False,
-         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The next tips of every tree from the draws of its particles.
+         groups: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The next tips of every tree from the draws of its particles; `groups` are theirs if `particle_groups` gave them.
 
     entropy (T, N) of each particle's tip, tip (T, N) int64 row of each particle, multiplicity (T, W) int64 particles at
     each row (0 = no tip), token (T, N) int64 drawn by each particle, ancestors (R, L) int32. A tip whose entropy reaches
@@ -117,20 +117,17 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
     multiplicity (T, W), parts (T, W) groups that each old tip was cut into, ancestors (R, L): the parent's row, with the
     child's own slot, first_slot + depth * R + row, in column `depth` (if there is one; rows without a tip are undefined).
     """
-    parts, lead = particle_groups(entropy, tip, multiplicity, threshold, branch_factor, max_paths, lossless)
-    child, source, counts = merge(tip, multiplicity, token.gather(1, lead))
-    return child, source, counts, parts, descend(ancestors, tip.gather(1, source), depth, first_slot)
-
-
-def merge(tip: Tensor, multiplicity: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The second half of `fork`: children of particles whose tokens are settled -> child (T, N), source and counts (T, W)."""
+    rule = (threshold, branch_factor, max_paths, lossless)
+    parts, lead = groups or particle_groups(entropy, tip, multiplicity, *rule)
+    token = token.gather(1, lead)
     same_tip = tip[:, :, None] == tip[:, None, :]
     first = _first(same_tip & (token[:, :, None] == token[:, None, :]))  # (T, N) the first particle of each's child
     particle = torch.arange(tip.shape[1], device=tip.device)
     earlier = (tip[:, None, :] < tip[:, :, None]) | (same_tip & (particle < first[:, :, None]))
     child = (earlier & (first == particle)[:, None, :]).sum(-1)
     source = torch.zeros_like(multiplicity).scatter_(1, child, first)
-    return child, source, torch.zeros_like(multiplicity).scatter_add_(1, child, torch.ones_like(child))
+    counts = torch.zeros_like(multiplicity).scatter_add_(1, child, torch.ones_like(child))
+    return child, source, counts, parts, descend(ancestors, tip.gather(1, source), depth, first_slot)
 
 
 def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor:

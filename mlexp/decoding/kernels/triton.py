@@ -105,7 +105,7 @@ def entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: 
         raise ValueError(f"k={k}: the Triton kernel draws 1 to {MAX_K} tokens a row")
     (m,), V = seeds.shape, logits.shape[1]
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    rows = torch.arange(m, device=logits.device) if rows is None else rows
+    rows = torch.arange(m, device=logits.device) if rows is None else rows.contiguous()
     block = min(block, max(128, next_power_of_2(V)))
     blocks = cdiv(V, block)
     floats = {"dtype": torch.float32, "device": logits.device}
@@ -114,7 +114,7 @@ def entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: 
     entropy, log_z, logprobs = (torch.empty(shape, **floats) for shape in (m, m, (m, k)))
     best = torch.empty(m, k, dtype=torch.int64, device=logits.device)
     if m:
-        args = (logits, logits.stride(0), 1.0 / temperature, seeds, position, rows, V, state, values, tokens, xs)
+        args = (logits, logits.stride(0), 1.0 / temperature, seeds.contiguous(), position, rows, V, state, values, tokens, xs)
         _sample_block[blocks, m](*args, k, block, num_warps=max(1, min(8, block // 512)))
         merged = (state, values, tokens, xs, entropy, log_z, best, logprobs, blocks)
         _merge_blocks[m,](*merged, k, next_power_of_2(blocks), next_power_of_2(blocks * k), num_warps=1)
@@ -325,8 +325,7 @@ def tree_attention(
     (n, H, D), K, L = q.shape, k_pool.shape[1], ancestors.shape[1]
     m, g, BD = group or n, H // K, max(16, next_power_of_2(D))
     q = q if q.stride(2) == 1 else q.contiguous()
-    if lengths is None:
-        lengths = torch.full((n,), L, dtype=torch.int32, device=q.device)
+    lengths = torch.full((n,), L, device=q.device) if lengths is None else lengths.contiguous()
     BM, BP, warps = prompt_tile(q.dtype, BD, m * g)
     tiles = cdiv(m * g, BM)
     if splits is None:
