@@ -23,8 +23,9 @@ def _take_best(value, token, x, shift, k: tl.constexpr, value_to, token_to, x_to
         taken = tl.min(tl.where(value == best, token, 2147483647))
         if value_to is not None:
             tl.store(value_to + j, best)
+        kept = tl.max(tl.where((token == taken) & (value > float("-inf")), x, float("-inf")))
         tl.store(token_to + j, tl.where(best == float("-inf"), -1, taken))
-        tl.store(x_to + j, tl.max(tl.where(token == taken, x, float("-inf"))) - shift)
+        tl.store(x_to + j, kept - shift)
         value = tl.where(token == taken, float("-inf"), value)
 
 
@@ -43,6 +44,15 @@ def _gumbel(word):
 
 
 @triton.jit
+def _words(seed, position, block, BLOCK: tl.constexpr):
+    """Tokens of a block of the vocabulary and the random word of each, in the layout of rng.token_words."""
+    counter = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    w0, w1, w2, w3 = tl.philox(seed, counter, position.to(tl.int32), 0, 0)
+    token = counter // 32 * 128 + counter % 32
+    return _four(token, token + 32, token + 64, token + 96), _four(w0, w1, w2, w3)
+
+
+@triton.jit
 def _sample_block(
     logits, stride, inverse, seeds, position, rows, V,
     state, values, tokens, xs,
@@ -50,10 +60,7 @@ def _sample_block(
 ):  # fmt: skip
     """One block of the vocabulary for one draw: max, sum and shifted sum of its exponentials, and its k best."""
     block, draw, blocks = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
-    counter = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-    w0, w1, w2, w3 = tl.philox(tl.load(seeds + draw), counter, tl.load(position).to(tl.int32), 0, 0)
-    t = counter // 32 * 128 + counter % 32
-    token = _four(t, t + 32, t + 64, t + 96)
+    token, word = _words(tl.load(seeds + draw), tl.load(position), block, BLOCK)
     row = tl.load(rows + draw)
     x = tl.load(logits + row * stride + token, mask=token < V, other=float("-inf")).to(tl.float32) * inverse
     top = tl.max(x)
@@ -63,7 +70,7 @@ def _sample_block(
     tl.store(state + at * 3, top)
     tl.store(state + at * 3 + 1, tl.sum(e))
     tl.store(state + at * 3 + 2, tl.sum(d * e))
-    perturbed = x + _gumbel(_four(w0, w1, w2, w3))
+    perturbed = x + _gumbel(word)
     _take_best(perturbed, token, x, 0.0, k, values + at * k, tokens + at * k, xs + at * k)
 
 
@@ -301,14 +308,15 @@ def _suffix_part(
         theirs = tl.load(part + at[:, None] * D + d[None, :], mask=wide, other=0.0)
         acc = acc * keep[:, None] + theirs * add[:, None]
         top = higher
-    result = acc / total[:, None]
+    result = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out + (tip * H + query)[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=wide)
 
 
 def prompt_tile(dtype: torch.dtype, width: int, rows: int) -> tuple[int, int, int]:
     """Queries and prompt slots of one tile, and its warps: the largest that sm_90 compiles without spills.
 
-    A float32 product is three of TensorFloat-32, which round like one of full precision and need the registers of three.
+    A float32 product is three of TensorFloat-32, which round like one of full precision and need the registers of three:
+    heads wider than 128 spill a few words there.
     """
     if dtype == torch.float32:
         BM, BP, warps = (32, 32, 4) if width <= 64 else (16, 32, 4) if width <= 128 else (16, 16, 8)
