@@ -1,4 +1,4 @@
-// Entropy, ln Z and K Gumbel-top-k tokens of m draws, reading each draw's row of logits once: see reference.entropy_sample.
+// Entropy, ln Z and K Gumbel-top-k tokens of m draws, each draw's logits read once: see reference.entropy_sample.
 //
 // `sample_block`, grid (draws, vocabulary blocks): each CTA leaves a state (m, s, u) and its K best perturbed logits.
 // `merge_blocks`, a warp a draw: merges them. Compiled for one K (1 to 8) and one DTYPE (float32, bfloat16, float16).
@@ -9,8 +9,8 @@
 constexpr unsigned ALL = 0xffffffffu;
 constexpr int WARP = 32, MAX_WARPS = 32, GROUP = 128;  // GROUP: tokens that a warp's 32 counters of four words serve
 constexpr int NONE = 0x7fffffff;                       // after every token, so that it loses every tie
-constexpr float MINUS_INF = -__builtin_huge_valf();
 constexpr float FLOOR = -1e4f;  // its exponential is 0: an impossible token adds 0, where -inf * 0 is not a number
+#define MINUS_INF __uint_as_float(0xff800000u)
 
 struct float32 { float value; };
 struct bfloat16 { unsigned short bits; };
@@ -22,8 +22,9 @@ __device__ __forceinline__ float widen(bfloat16 x) { return __uint_as_float((uns
 
 __device__ __forceinline__ float widen(float16 x) {
   unsigned magnitude = (x.bits & 0x7fffu) << 13;
-  // the product moves the exponent's bias from 15 to 127 and is exact, also for numbers below the normal ones
-  float value = magnitude >= 0x0f800000u ? __uint_as_float(magnitude | 0x7f800000u) : __uint_as_float(magnitude) * 0x1p112f;
+  // the product moves the exponent's bias from 15 to 127, exactly, also for numbers below the normal ones
+  float value = __uint_as_float(magnitude) * 0x1p112f;
+  if (magnitude >= 0x0f800000u) value = __uint_as_float(magnitude | 0x7f800000u);
   return x.bits & 0x8000u ? -value : value;
 }
 
@@ -68,6 +69,8 @@ __device__ __forceinline__ float warp_sum(float value) {
 struct State {
   float m, s, u;  // no constructor: shared memory allows none
 
+  __device__ __forceinline__ static State none() { return {MINUS_INF, 0, 0}; }
+
   // The same set about a maximum at least as high. Empty sets meet FLOOR instead of -inf - (-inf).
   __device__ __forceinline__ void raise(float top) {
     float d = fmaxf(m - (top == MINUS_INF ? 0.f : top), FLOOR), a = expf(d);
@@ -90,8 +93,6 @@ struct State {
     u = warp_sum(u);
   }
 };
-
-constexpr State EMPTY = {MINUS_INF, 0, 0};
 
 // The K best perturbed logits so far, best first; ties to the lowest token.
 struct Best {
@@ -135,7 +136,7 @@ struct Best {
     *this = all;
   }
 
-  // A perturbed logit that K of the warp's reach: the K-th of the lanes' best (an equal one counts once: still reached).
+  // A perturbed logit that at least K of the warp's tokens reach: the K-th of its lanes' best, equal ones taken as one.
   __device__ __forceinline__ float threshold() const {
     float left = value[0], top = MINUS_INF;
 #pragma unroll
@@ -167,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample_block(
   const DTYPE* row = logits + (rows ? rows[draw] : draw) * stride;
   const unsigned at = (unsigned)*position, k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
   const int groups = (vocabulary - 1) / GROUP + 1, step = gridDim.y * warps;
-  State state = EMPTY;
+  State state = State::none();
   Best best = Best::none();
   float t = MINUS_INF, reached = -MINUS_INF;  // these two and state.m are the same in all lanes of a warp
 
@@ -209,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample_block(
   if (lane == 0) warp_state[warp] = state, warp_best[warp] = best;
   __syncthreads();
   if (warp == 0) {
-    state = lane < warps ? warp_state[lane] : EMPTY;
+    state = lane < warps ? warp_state[lane] : State::none();
     best = lane < warps ? warp_best[lane] : Best::none();
     state.merge_warp();
     best.merge_warp();
@@ -232,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(1024) merge_blocks(
   const int lane = threadIdx.x % WARP;
   const long long draw = (long long)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
   if (draw >= draws) return;  // whole warps: every lane has the same draw
-  State state = EMPTY;
+  State state = State::none();
   Best best = Best::none();
   for (int block = lane; block < blocks; block += WARP) {
     const long long part = draw * blocks + block;
