@@ -13,7 +13,6 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-
 _COUNTING = contextvars.ContextVar("counting", default=False)
 
 

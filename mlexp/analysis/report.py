@@ -5,6 +5,7 @@ a record says never chooses code. Everything is made in memory first; a report t
 """
 
 import importlib.util
+import itertools
 import math
 import re
 import sys
@@ -121,9 +122,20 @@ def grid_note(df: pd.DataFrame) -> str:
     """How much of the grid is finished, judged by the axis values seen; empty where all of it is."""
     done = total = 0
     for _, cells in df.groupby(df["cell"].str.partition("[")[0]):
-        values = [cells[axis].nunique() for axis in results.axes(df) if cells[axis].notna().all()]
-        total, done = total + math.prod(values), done + int((cells["status"] == "passed").sum())
+        axes = [axis for axis in results.axes(df) if cells[axis].notna().all()]
+        total, done = total + grid_size(cells, axes), done + int((cells["status"] == "passed").sum())
     return f"unfinished grid: {done} of {total} cells" if done < total else ""
+
+
+def grid_size(cells: pd.DataFrame, axes: list[str]) -> int:
+    """Cells of the grid that these are of: the product of its axes. An axis whose values have values of another axis to
+    themselves (kernels with shapes of their own) makes a grid for each.
+    """
+    for outer, inner in itertools.combinations(axes, 2):
+        if cells[outer].nunique() > 1 and cells.groupby(inner)[outer].nunique().max() == 1:
+            rest = [axis for axis in axes if axis != outer]
+            return sum(grid_size(mine, rest) for _, mine in cells.groupby(outer))
+    return math.prod(cells[axis].nunique() for axis in axes)
 
 
 def environment(df: pd.DataFrame) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -15,14 +16,14 @@ NAME = "mlexp_tree"
 class TreeView:
     """What the attention of one forward has to know; passed down through the model's keyword arguments.
 
-    Tips stand prompt by prompt, `group` of them to each. Where only some of these tips are forwarded, `live` says which.
+    Tips stand prompt by prompt: `group` of them to each, or, where the host knows how many are live, `sizes`.
     """
 
     prompt_len: int
     ancestors: Tensor  # (n, L) slots of the pool; a tip is its own last ancestor
     lengths: Tensor | None = None  # (n,) ancestors that count, None = all of them
     group: int | None = None  # None = one prompt
-    live: Tensor | None = None  # rows of `ancestors` that the forward's tokens are, None = all
+    sizes: list[int] | None = None
     backend: str = "auto"
 
 
@@ -37,13 +38,18 @@ def _forward(module, query, key, value, attention_mask, scaling=None, dropout=0.
 
 
 def _tree_forward(q, k_pool, v_pool, tree, scaling):
-    if tree.live is not None:  # the kernel counts tips by prompt: those that are not forwarded get an idle query
-        n, some = len(tree.ancestors), q
-        q = some.new_zeros(n, *some.shape[1:]).index_copy_(0, tree.live, some)
-    out = kernels.tree_attention(
-        q, k_pool, v_pool, tree.prompt_len, tree.ancestors, tree.lengths, tree.group, scaling, tree.backend
-    )
-    return out if tree.live is None else out[tree.live]
+    if tree.sizes is None:
+        return kernels.tree_attention(
+            q, k_pool, v_pool, tree.prompt_len, tree.ancestors, tree.lengths, tree.group, scaling, tree.backend
+        )
+    parts, first = [], 0
+    for b, n in enumerate(tree.sizes):  # the pool from prompt b on is a pool with one prompt
+        mine, skip = slice(first, first + n), b * tree.prompt_len
+        lengths = None if tree.lengths is None else tree.lengths[mine]
+        args = q[mine], k_pool[skip:], v_pool[skip:], tree.prompt_len, tree.ancestors[mine] - skip, lengths
+        parts.append(kernels.tree_attention(*args, None, scaling, tree.backend))
+        first += n
+    return torch.cat(parts)
 
 
 @contextlib.contextmanager

@@ -40,8 +40,8 @@ class _Layer(CacheLayerMixin):
 class PoolLayer(_Layer):
     """Slot-major (S, K, D): B prompts of P tokens, one after the other, then the slots of the trees behind them.
 
-    The first forward writes the prompts, (B, K, P, D), side by side; `copies` of a single one if asked for. Every later
-    one, of batch 1, writes its tokens to the slots that its caller has put in `slots`, which stand in no order.
+    The first forward writes the prompts, (B, K, P, D), one behind the other, each as often as `copies` says. Every
+    later one, of batch 1, writes its tokens to the slots that its caller has put in `slots`, which stand in no order.
     """
 
     slots = None  # (n,) of the next forward; None = the prompts come
@@ -59,10 +59,10 @@ class PoolLayer(_Layer):
                 pool.index_copy_(0, self.slots, x[0].transpose(0, 1))
             return tuple(pool.transpose(0, 1)[None] for pool, _ in pairs)  # (1, K, S, D), views
         B, K, P, D = key_states.shape
-        prompts = B * self.copies
-        assert prompts * P <= self.capacity, f"{prompts} prompts of {P} slots in a pool of {self.capacity}"
+        used = B * self.copies * P
+        assert used <= self.capacity, f"{used} slots of prompts in a pool of {self.capacity}"
         for pool, x in pairs:
-            pool[: prompts * P].view(prompts, P, K, D).copy_(x.transpose(1, 2))
+            pool[:used].view(B, self.copies, P, K, D).copy_(x.transpose(1, 2)[:, None])
         return key_states, value_states
 
 

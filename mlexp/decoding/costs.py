@@ -1,6 +1,6 @@
 """Closed forms beside the decoders: forwards, token forwards, FLOPs and cache of each, from a model's shape alone.
 
-N samples, P prompt tokens, G new tokens, n_t live paths of step t (t = 1 .. G - 1), L layers, C = heads * head width,
+N samples, P prompt tokens, G new tokens, n_t rows of step t (t = 1 .. G - 1), L layers, C = heads * head width,
 W matrix weights of a layer, V vocabulary. No weights are loaded.
 """
 
@@ -49,29 +49,35 @@ class Cost:
     kv_bytes: int
 
 
-def live_paths(decoder: str, sampling: Sampling, measured=None) -> list[int]:
-    """Rows of every step after the prompt: N without a tree; a tree's are measured, not known beforehand."""
+def step_rows(decoder: str, sampling: Sampling, measured=None, prompts: int = 1) -> list[int]:
+    """Rows of every step after the prompts: N a prompt without a tree; a tree's are measured, not known beforehand."""
     if decoder not in DECODER_NAMES:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODER_NAMES)}")
     if decoder not in TREE_DECODERS:
-        return [sampling.samples] * (sampling.max_new_tokens - 1)
+        return [prompts * sampling.samples] * (sampling.max_new_tokens - 1)
     if measured is None or len(measured) != sampling.max_new_tokens - 1:
-        raise ValueError(f"{decoder}: live paths of the {sampling.max_new_tokens - 1} steps needed, got {measured!r}")
+        raise ValueError(f"{decoder}: rows of the {sampling.max_new_tokens - 1} steps needed, got {measured!r}")
     return list(measured)
 
 
-def cost(model, decoder: str, prompt_len: int, sampling: Sampling, live=None, bytes_per_value: int = 4) -> Cost:
-    """The closed form of a decoder on a model (see Shape.of); `live` are the live paths of a tree decoder's steps."""
+def cost(
+    model, decoder: str, prompt_len: int, sampling: Sampling, rows=None, bytes_per_value: int = 4, prompts: int = 1
+) -> Cost:
+    """The closed form of a decoder on a model (see Shape.of) for B prompts of one length decoded together.
+
+    `rows` are those of a tree decoder's steps: its live paths, and the idle ones where there are such.
+    """
     shape, N, P, G = Shape.of(model), sampling.samples, prompt_len, sampling.max_new_tokens
-    rows = live_paths(decoder, sampling, live)
-    prompts = N if decoder in ("sequential", "hf_batched") else 1
-    slots = {"sequential": P + G - 1, "hf_batched": N * (P + G - 1), "shared_prefill": N * (P + G - 1)}
-    used = slots.get(decoder, P + sum(rows))
+    rows, B = step_rows(decoder, sampling, rows, prompts), prompts
+    encoded = B * N if decoder in ("sequential", "hf_batched") else B
+    apart = B * N * (P + G - 1)
+    slots = {"sequential": P + G - 1, "hf_batched": apart, "shared_prefill": apart}
+    used = slots.get(decoder, B * P + sum(rows))
     return Cost(
-        model_forwards=N * G if decoder == "sequential" else G,
-        token_forwards=prompts * P + sum(rows),
-        logit_rows=prompts + sum(rows),
-        flops=prompts * prompt_flops(shape, P) + sum(n * step_flops(shape, P + t) for t, n in enumerate(rows, 1)),
+        model_forwards=B * N * G if decoder == "sequential" else G,
+        token_forwards=encoded * P + sum(rows),
+        logit_rows=encoded + sum(rows),
+        flops=encoded * prompt_flops(shape, P) + sum(n * step_flops(shape, P + t) for t, n in enumerate(rows, 1)),
         kv_slots=used,
         kv_bytes=used * kv_bytes_per_token(shape, bytes_per_value),
     )

@@ -1,12 +1,13 @@
 """The engine: a forest of samples decoded as one growing sequence.
 
-B prompts of P tokens, T trees (T / B behind each prompt), W rows a tree, R = T * W, G new tokens. All trees of a prompt
-share its keys and values; the tips of all trees are the tokens of one forward of batch 1; an ancestor table says which
-slots each tip sees. A fork copies a row of integers. One prompt forward and G - 1 steps: the last tips are not forwarded.
+B prompts of P tokens, T trees (T / B behind each prompt), W rows a tree, R = T * W, G new tokens. All trees of a
+prompt share its keys and values; the tips of all trees are the tokens of one forward of batch 1; an ancestor table
+says which slots each tip sees. A fork copies a row of integers. One prompt forward and G - 1 steps: the last tips are
+not forwarded.
 
 On a CPU only the live rows are forwarded, so token forwards = B P + sum of live paths. On a CUDA device every step
-forwards all R rows, of which some may be idle: shapes are fixed, all decisions stay on the device, and a step is captured
-once as a CUDA graph and replayed. Slots are numbered alike: row r of depth d has slot B P + d R + r.
+forwards all R rows, of which some may be idle: shapes are fixed, all decisions stay on the device, and a step is
+captured once as a CUDA graph and replayed. Slots are numbered alike: row r of depth d has slot B P + d R + r.
 """
 
 import contextlib
@@ -98,8 +99,9 @@ def check_room(model, prompt: Tensor, new: int):
 class Forest:
     """The state of a run and its two moves: `begin` reads the prompts, `step` forwards the tips; both then decide.
 
-    seeds (T, N) are those of every particle; they, the prompts (B, P) and all state are written in place, never replaced.
-    `copies` of a single prompt stand in the pool, one behind each tree, where nothing is to be shared.
+    seeds (T, N) are those of every particle; they, the prompts (B, P) and all state are written in place, never
+    replaced. Each prompt stands in the pool `copies` times: once for all its trees, or once for each where nothing is
+    to be shared.
     """
 
     def __init__(self, model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: str, copies: int = 1,
@@ -117,7 +119,9 @@ class Forest:
         self.depth = seeds.new_zeros(())
         self.row = torch.arange(self.R, device=seeds.device)
         self.tree = self.row.view(self.T, W)[:, :1]  # first row of every tree
-        self.prompt_row = (torch.arange(self.T, device=seeds.device) * self.B // self.T)[:, None]  # its logits, at first
+        self.prompt_row = (torch.arange(self.T, device=seeds.device) * self.B // self.T)[
+            :, None
+        ]  # its logits, at first
         self.token = seeds.new_zeros(self.R)
         self.ancestors = torch.zeros(self.R, G - 1, dtype=torch.int32, device=seeds.device)
         self.steps: dict[str, Tensor] = {}
@@ -130,17 +134,18 @@ class Forest:
 
     @torch.no_grad()
     def step(self):
-        live = None if self.idle_rows else (self.policy.multiplicity.view(-1) > 0).nonzero()[:, 0]
-        tokens, row, ancestors, lengths = self.token, self.row, self.ancestors, None
-        if live is None:
-            lengths = (self.depth + 1).expand(self.R)
+        row, place, lengths, sizes = self.row, self.row, None, None
+        if self.idle_rows:
+            ancestors, lengths = self.ancestors, (self.depth + 1).expand(self.R)
         else:
-            tokens, row, ancestors = tokens[live], live, ancestors[:, : int(self.depth) + 1]
-            ancestors = ancestors[live] if self.group is None else ancestors
-        view = TreeView(self.P, ancestors, lengths, self.group, live if self.group else None, self.backend)
-        position = (self.P + self.depth).expand(len(tokens))
-        logits = self.pool.forward(tokens, position, self.first_slot + self.depth * self.R + row, view)
-        place = self.row if live is None else torch.zeros_like(self.row).index_copy_(0, live, self.row[: len(live)])
+            live = self.policy.multiplicity > 0
+            row = live.view(-1).nonzero()[:, 0]
+            place = torch.zeros_like(self.row).index_copy_(0, row, self.row[: len(row)])  # row of the logits
+            ancestors = self.ancestors[row, : int(self.depth) + 1]
+            sizes = live.view(-1, self.group).sum(1).tolist() if self.group else None
+        view = TreeView(self.P, ancestors, lengths, self.group, sizes, self.backend)
+        slots = self.first_slot + self.depth * self.R + row
+        logits = self.pool.forward(self.token[row], (self.P + self.depth).expand(len(row)), slots, view)
         self.depth += 1
         self.decide(logits, place[self.tree + self.policy.rows()])
 
@@ -187,7 +192,7 @@ class Forest:
 
 
 class Graphs:
-    """A forest whose two moves are CUDA graphs: captured once, replayed for any prompts and seeds of the same shapes."""
+    """A forest whose two moves are CUDA graphs: captured once, replayed for other prompts and seeds of their shapes."""
 
     def __init__(self, forest: Forest):
         self.forest, self.moves = forest, []  # (graph, what a hook saw in it, replays a run)
@@ -220,9 +225,11 @@ class Graphs:
         return total
 
 
-def decode(model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: str, copies: int = 1, held: dict | None = None,
-           backend: str = "auto", idle_rows: bool | None = None) -> tuple[Tree, Counts]:  # fmt: skip
-    """Decode the trees whose particles have `seeds` (T, N) behind prompts (B, P): trees 0 to T / B - 1 behind the first.
+def decode(model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: str, copies: int = 1,
+           held: dict | None = None, backend: str = "auto", idle_rows: bool | None = None,
+           ) -> tuple[Tree, Counts]:  # fmt: skip
+    """Decode the trees whose particles have `seeds` (T, N) behind prompts (B, P): trees 0 to T / B - 1 behind the
+    first.
 
     held: a dict in which a CUDA run keeps its captured graphs for the caller's next run of the same shapes; without it,
     and while FLOPs are counted (a replay executes no operator that could be), steps run eagerly.
@@ -246,7 +253,8 @@ def decode(model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: s
 
 def grow(model, prompt: Tensor, sampling: Sampling, decoder: str, seed: int, trees: int = 1, held: dict | None = None,
          backend: str = "auto", idle_rows: bool | None = None) -> tuple[Tree, Counts]:  # fmt: skip
-    """Decode `trees` independent trees over one prompt (P,), or over each of several (B, P), with a tree decoder's policy.
+    """Decode `trees` independent trees over one prompt (P,), or over each of several (B, P), with a tree decoder's
+    policy.
 
     The policy draws from path seeds alone, so tree r of a forest is the tree that `trees=r+1` grows.
     """

@@ -1,9 +1,10 @@
 """Who goes where: a policy turns the distributions at the tips of a forest into the next tips.
 
-T trees, W rows (most live tips) and N draws a tree, R = T * W. A policy is a handful of tensors of fixed shape that are
-written in place, so that a step can be captured once and replayed: no value decides a shape and nothing waits for the
-device. `dedup` and `eab_particles` are one rule: the particles at a tip are cut into groups, each group follows the draw
-of its first particle, equal tokens share a child. A particle's own draw is never reused, so each path is an exact sample.
+T trees, W rows (most live tips) and N draws a tree, R = T * W. A policy is a handful of tensors of fixed shape that
+are written in place, so that a step can be captured once and replayed: no value decides a shape and nothing waits for
+the device. `dedup` and `eab_particles` are one rule: the particles at a tip are cut into groups, each group follows
+the draw of its first particle, equal tokens share a child. A particle's own draw is never reused, so each path is an
+exact sample.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Counter-based random numbers: a draw is a pure function of (path seed, position, token), whoever asks and when.
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), in integer arithmetic
-that CPU and GPU share. The 64-bit path seed is the key; the counter is (block, position, purpose, 0). Sample i of an arm
-therefore sees the same words in every arm, in any batch order, alone or among others: the arms share their random
+that CPU and GPU share. The 64-bit path seed is the key; the counter is (block, position, purpose, 0). Sample i of an
+arm therefore sees the same words in every arm, in any batch order, alone or among others: the arms share their random
 numbers.
 
 The words of one counter go to tokens that are 32 apart, so that a warp of 32 threads reads neighbours:
@@ -19,7 +19,7 @@ LOW = 0xFFFFFFFF
 TOKENS, CHILDREN, PATHS = range(3)  # purposes: the third word of the counter keeps their streams apart
 
 GROUP = 128  # tokens that 32 blocks of four words serve
-CHUNK = 1 << 14  # counters at a time: ten rounds over 128 kB an operand stay in a core's cache (8x faster than 2 MB)
+CHUNK = 1 << 14  # counters at a time on a CPU: ten rounds over 128 kB an operand stay in a core's cache (8x faster)
 
 
 def philox(key: tuple, counter: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -45,13 +45,21 @@ def token_words(seeds: Tensor, position: Tensor | int, vocab: int) -> Tensor:
     where = torch.as_tensor(position, device=seeds.device).expand(m)[:, None]
     block, zero = torch.arange(blocks, device=seeds.device)[None], torch.zeros_like(where)
     k0, k1 = (half[:, None] for half in halves(seeds))
-    out, rows = torch.empty(m, blocks // 32, 4, 32, dtype=torch.int64, device=seeds.device), max(1, CHUNK // blocks)
+    out, rows = (
+        torch.empty(m, blocks // 32, 4, 32, dtype=torch.int64, device=seeds.device),
+        at_a_time(seeds, CHUNK // blocks),
+    )
     for s in range(0, m, rows):
         some = slice(s, s + rows)
         words = philox((k0[some], k1[some]), (block, where[some], zero[some] + TOKENS, zero[some]))
         for j, word in enumerate(words):
             out[some, :, j] = word.view(-1, blocks // 32, 32)
     return out.view(m, -1)[:, :vocab]
+
+
+def at_a_time(rows: Tensor, fit: int) -> int:
+    """How many rows to take at a time: what fits a CPU's cache; on a GPU all, each operation being a launch."""
+    return max(1, fit if rows.device.type == "cpu" else len(rows))
 
 
 def path_seeds(seed: int, trees: int, samples: int, device=None) -> Tensor:

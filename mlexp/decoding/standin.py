@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .caches import RowsLayer, new_cache
 from .initial import build
+from .kernels.reference import draw, entropy, tempered
 from .models import Model
 from .recipes import StandIn, known_gain, standin_hash
-from .kernels.reference import draw, entropy, tempered
 from .rng import path_seeds
 from .store import Progress, cache_dir, kept, say
 
@@ -71,7 +71,11 @@ def _decoded_logits(model, gain, recipe) -> Tensor:
     steps = min(recipe.steps, room // 2)
     length, B = min(recipe.prompt, room - steps), recipe.prompts * recipe.rows
     prompt = np.random.default_rng(recipe.seed).integers(0, model.config.vocab_size, (recipe.prompts, length))
-    cache, seeds, seen = new_cache(RowsLayer, model.config, length + steps), path_seeds(recipe.seed, 1, B, model.device)[0], []
+    cache, seeds, seen = (
+        new_cache(RowsLayer, model.config, length + steps),
+        path_seeds(recipe.seed, 1, B, model.device)[0],
+        [],
+    )
     ids = torch.from_numpy(prompt).to(model.device)
     with torch.no_grad():
         for t in range(steps):

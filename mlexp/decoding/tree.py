@@ -69,9 +69,9 @@ class Tree:
 def read_tree(steps: dict[str, np.ndarray], leaf_row: np.ndarray, leaf_tree: np.ndarray) -> Tree:
     """The tree behind the buffers of a run: T trees, W rows each, G depths.
 
-    steps, each (G, T, W): parent (row of its tree one depth before), token, entropy, logprob, multiplicity (0 = the row
-    is not in use) of the tokens of a depth; high and split of the tips they were decided at. leaf_row and leaf_tree (n,):
-    where every sample ends.
+    steps, each (G, T, W): parent (row of its tree one depth before), token, entropy, logprob, multiplicity (0 = the
+    row is not in use) of the tokens of a depth; high and split of the tips they were decided at. leaf_row and
+    leaf_tree (n,): where every sample ends.
     """
     live = steps["multiplicity"] > 0
     node = np.cumsum(live.ravel()).reshape(live.shape) - 1  # nodes stand by depth, tree, row

@@ -43,7 +43,7 @@ class Cell:
         pass), so that the rounds are clean. Around a single round peak memory is read in passing. Without `warmup`
         (training, where a second run is too dear) FLOPs are for the cell to record, from `count`.
 
-        With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its L2 cache
+        With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its cache
         flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
         """
         if self._timed:

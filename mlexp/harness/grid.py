@@ -101,8 +101,8 @@ def cells(
 ) -> Sequence[tuple[tuple, str]]:
     """(values, id) of every cell. The last axis is the arm: the fastest, and its order rotates from block to block.
 
-    `keep` tells from its values whether a cell is wanted; None = all are. Raises ValueError for a value that would not do
-    in a node id.
+    `keep` tells from its values whether a cell is wanted; None = all are. Raises ValueError for a value that would not
+    do in a node id.
     """
     *outer, arms = [[(value, label(axis, value)) for value in values] for axis, values in axes.items()]
     grid, number = [], 0

@@ -19,7 +19,7 @@ import psutil
 
 ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more
 L2_BYTES = 1 << 28  # what to flush where the driver does not tell how large the device's L2 is: larger than any so far
-HEAD_START_CYCLES = 2_000_000  # about 1 ms of an idle device, in which the host queues some hundred launches
+HEAD_START_CYCLES = 8_000_000  # about 4 ms at 2 GHz, in which the host queues several hundred launches
 COPY_BYTES, COPIES = {"cpu": 1 << 28, "cuda": 1 << 30}, 7
 
 
@@ -66,12 +66,12 @@ class Clock:
 
 
 class CudaStopwatch:
-    """The device's own time, from CUDA events: every odd reading is 0 and starts it, every even one is the seconds since.
+    """The device's own time, from CUDA events: every odd reading is 0 and starts it, every even one the seconds since.
 
     Before each start the L2 cache is flushed, so that inputs come from memory, whatever ran before. The device is then
-    kept busy for about a millisecond, outside of the interval, while the host queues the launches of what is timed:
-    otherwise a short kernel's time is that of its launches, which no CUDA graph would pay. Work on other streams than the
-    current one, or that waits for the host, is not seen rightly.
+    kept busy for some milliseconds, outside of the interval, while the host queues the launches of what is timed:
+    otherwise a short kernel's time would be that of its launches, which a CUDA graph does not pay. Work on a stream
+    other than the current one is not seen; work that waits for the host is timed with its waiting.
     """
 
     def __init__(self):

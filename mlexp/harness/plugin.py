@@ -56,11 +56,14 @@ def pytest_generate_tests(metafunc):
     module, state = metafunc.module, metafunc.config.stash[STATE]
     if "cell" not in metafunc.fixturenames or not hasattr(module, "SETTINGS"):
         return
-    settings = state.settings(module, metafunc.definition.path.parent.name)
+    question = metafunc.definition.path.parent.name
+    settings = state.settings(module, question)
     axes = [name for name in inspect.signature(metafunc.function).parameters if name in module.AXES]
     wanted = getattr(module, "collects", None)
     keep = wanted and (lambda params: wanted(params, settings, state.device))
     cells = grid.cells({axis: getattr(settings, module.AXES[axis]) for axis in axes}, keep)
+    if not cells:
+        raise pytest.Collector.CollectError(f"{question}: with these settings no cell is left on {state.device}")
     metafunc.parametrize(axes, [pytest.param(*values, id=label) for values, label in cells])
 
 

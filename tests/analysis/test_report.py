@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from mlexp.analysis.report import run
+from mlexp.analysis.report import grid_note, run
 
 EVIL = "<script>alert('x')</script>|`*"
 SHOW = """
@@ -155,6 +155,19 @@ def test_what_did_not_finish_is_listed(make, place):
     assert "23 and 1" in summary
     assert "unfinished grid: 23 of 24 cells" in summary
     assert "| benches/speed/bench_speed.py::test_run[xl-p03-tree] | oom | CUDA out of memory |" in summary
+
+
+def test_a_grid_whose_shapes_belong_to_a_kernel_each_is_finished_when_they_are(make):
+    shapes = {"sort": ("n10", "n20"), "sum": ("len1", "len2", "len3")}
+    arms = {"sort": ("plain", "fast", "fastest"), "sum": ("plain", "fast")}
+    rows = [
+        {"kernel": kernel, "shape": shape, "arm": arm, "cell": "b.py::test_it[x]", "status": "passed", "wall_s": 1.0}
+        for kernel in shapes
+        for shape in shapes[kernel]
+        for arm in arms[kernel]
+    ]
+    assert grid_note(pd.DataFrame(rows)) == ""
+    assert grid_note(pd.DataFrame(rows[:-1])) == "unfinished grid: 11 of 12 cells"
 
 
 def test_a_context_without_a_finished_cell_is_still_shown(make, place):

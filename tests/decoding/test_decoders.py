@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlexp.decoding import MODELS
-from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token, live_paths, prompt_flops
+from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token, prompt_flops, step_rows
 from mlexp.decoding.decoders import DECODERS
 from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS, Sampling
 from mlexp.flops import count_flops, dense_flops
@@ -37,7 +37,7 @@ def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, n
     lm = tiny(kind, dtype=torch.float32)
     sampling = Sampling(samples=samples, max_new_tokens=new, branch_factor=k, max_paths=max(1, samples - 1))
     got, flops = count_flops(lambda: DECODERS[decoder](lm, prompt_of(length), sampling, 3))
-    want = cost(lm.model.config, decoder, length, sampling, got.live_paths, bytes_per_value=4)
+    want = cost(lm.model.config, decoder, length, sampling, got.rows, bytes_per_value=4)
     seen = (got.model_forwards, got.token_forwards, got.logit_rows, got.kv_slots)
     assert seen == (want.model_forwards, want.token_forwards, want.logit_rows, want.kv_slots)
     # Llama also multiplies positions by frequencies, D/2 a position: real, counted, and in no closed form
@@ -45,7 +45,24 @@ def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, n
     assert want.flops <= flops <= want.flops + rotary
     assert len(got.live_paths) == new - 1
     if decoder not in TREE_DECODERS:
-        assert got.live_paths == tuple(live_paths(decoder, sampling))
+        assert got.live_paths == tuple(step_rows(decoder, sampling))
+
+
+@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@given(prompts=st.integers(1, 3), samples=st.integers(1, 5), new=st.integers(1, 5), seed=st.integers(0, 2**31 - 1))
+@settings(max_examples=8)
+def test_prompts_decoded_together_are_each_as_alone(decoder, prompts, samples, new, seed):
+    lm, sampling = tiny(dtype=torch.float32), Sampling(samples=samples, max_new_tokens=new, max_paths=samples)
+    asked = torch.stack([prompt_of(9, seed=i) for i in range(prompts)])
+    got, flops = count_flops(lambda: DECODERS[decoder](lm, asked, sampling, seed))
+    want = cost(lm.model.config, decoder, 9, sampling, got.rows, prompts=prompts)
+    seen = (got.model_forwards, got.token_forwards, got.logit_rows, got.kv_slots, flops)
+    assert seen == (want.model_forwards, want.token_forwards, want.logit_rows, want.kv_slots, want.flops)
+    assert got.prompt.tolist() == sorted(got.prompt.tolist()) and set(got.prompt.tolist()) == set(range(prompts))
+    first = DECODERS[decoder](lm, asked[0], sampling, seed).tokens
+    assert decoder == "hf_batched" or torch.equal(got.tokens[got.prompt == 0], first)
+    if decoder in ("sequential", "shared_prefill"):
+        assert torch.equal(got.tokens, DECODERS["dedup"](lm, asked, sampling, seed).tokens)
 
 
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
@@ -115,7 +132,7 @@ def test_bad_settings_are_named(name, value):
 
 
 def test_a_tree_needs_its_live_paths():
-    with pytest.raises(ValueError, match="dedup: live paths of the 5 steps needed, got None"):
+    with pytest.raises(ValueError, match="dedup: rows of the 5 steps needed, got None"):
         cost(MODELS["gpt2_nano"], "dedup", 8, SMALL)
     with pytest.raises(ValueError, match="unknown decoder 'beam'; choose from sequential"):
         cost(MODELS["gpt2_nano"], "beam", 8, SMALL)

@@ -83,9 +83,7 @@ def test_paper_prunes_to_the_most_likely_ties_to_the_lowest():
     tokens, total = torch.zeros(2, 3, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.float64)
     tokens[1, 0, 2] = -1  # a third possible token does not exist
     seeds, table = torch.arange(6).view(2, 3), torch.zeros(6, 2, dtype=torch.int32)
-    source, alive, sums, own, split, _ = fork_paths(
-        entropy, live, total, seeds, tokens, logprobs, table, 0, 9, 4.0
-    )
+    source, alive, sums, own, split, _ = fork_paths(entropy, live, total, seeds, tokens, logprobs, table, 0, 9, 4.0)
     assert source[0].tolist() == [1, 2, 3] and sums[0].tolist() == [-1.0, -1.0, -1.0]
     assert alive.tolist() == [[True] * 3, [True, True, False]] and source[1, :2].tolist() == [0, 1]
     assert own[0, 2] == 1 and own[1, 0] == 3 and len(set(own[alive].tolist())) == 5  # a first child keeps the seed

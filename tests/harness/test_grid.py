@@ -40,6 +40,23 @@ def test_every_block_holds_every_arm_once_and_rotates_them(axes):
         assert [values[-1] for values in block] == [*arms[start:], *arms[:start]]
 
 
+@given(axes, st.integers(0, 2**32 - 1))
+def test_what_a_question_does_not_collect_leaves_every_block_in_rotation(axes, seed):
+    everything = grid.cells(axes)
+    gone = {values for number, (values, _) in enumerate(everything) if seed >> number % 32 & 1}
+    kept = grid.cells(axes, lambda params: tuple(params.values()) not in gone)
+    assert {values for values, _ in kept} == {values for values, _ in everything} - gone
+    blocks = {}
+    for values, _ in kept:
+        blocks.setdefault(values[:-1], []).append(values[-1])
+    *_, arms = axes.values()
+    assert [values[:-1] for values, _ in kept] == [block for block, mine in blocks.items() for _ in mine]
+    for number, mine in enumerate(blocks.values()):
+        wanted = [arm for arm in arms if arm in mine]
+        start = number % len(wanted)
+        assert mine == wanted[start:] + wanted[:start]
+
+
 @given(
     st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),

@@ -77,6 +77,22 @@ def test_an_assert_after_the_measurement_keeps_the_cell_out_of_table_and_json(to
     assert not any("m_one-seed1-ours" in line for line in table)
 
 
+COLLECTS = """
+def collects(params, settings, device):
+    return (params["arm"], device) != ("ours", "cpu") and (params["model"], params["seed"]) != ("m_one", 2)
+"""
+
+
+def test_a_question_may_collect_a_part_of_its_grid(toy):
+    toy.bench.write_text(toy.bench.read_text() + COLLECTS)
+    toy.run("--device", "cpu", "--benchmark-json", "out.json").assert_outcomes(passed=3)
+    ran = {tuple(bench["params"].values()) for bench in toy.json()["benchmarks"]}
+    assert ran == {("m_one", 1, "base"), ("m_two", 1, "base"), ("m_two", 2, "base")}
+    result = toy.run("--device", "cpu", "--set", "arms=ours")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["toy: with these settings no cell is left on cpu"])
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [

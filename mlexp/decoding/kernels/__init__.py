@@ -6,6 +6,7 @@
 
 import os
 from importlib import import_module, util
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
 from . import reference
+
+if TYPE_CHECKING:  # imported by name at first use; named here for readers, and for tools that follow imports
+    from . import cuda, triton  # noqa: F401
 
 BACKENDS = {
     "entropy_sample": ("triton", "cuda", "reference"),
@@ -22,10 +26,12 @@ BACKENDS = {
 """Kernel -> its backends, the one that `auto` prefers on a CUDA device first."""
 
 
-def missing(backend: str, device: str) -> str | None:
-    """What stands between a backend and tensors of `device` ("cpu" or "cuda"); None where it can run."""
+def missing(backend: str, device: str, dtype: torch.dtype | None = None) -> str | None:
+    """What stands between a backend and tensors of a device ("cpu" or "cuda") and type; None where it can run."""
     if backend == "reference":
         return None
+    if dtype == torch.float64:
+        return "the tensors are float64; it computes in float32"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend == "triton" and util.find_spec("triton") is None:
         return "the triton package is not installed (pip install 'mlexp[triton]')"
@@ -36,7 +42,7 @@ def missing(backend: str, device: str) -> str | None:
     return import_module(".cuda", __name__).missing() if backend == "cuda" else None
 
 
-def choose(kernel: str, device: str, backend: str = "auto") -> str:
+def choose(kernel: str, device: str, backend: str = "auto", dtype: torch.dtype | None = None) -> str:
     """The backend that a kernel will run on: `auto` is the reference on a CPU, the first that can run on a GPU.
 
     Raises ValueError for an unknown name, RuntimeError for a backend that is not there, saying what is missing.
@@ -44,10 +50,10 @@ def choose(kernel: str, device: str, backend: str = "auto") -> str:
     if kernel not in BACKENDS:
         raise ValueError(f"unknown kernel {kernel!r}; choose from {', '.join(BACKENDS)}")
     if backend == "auto":
-        return "reference" if device == "cpu" else next(b for b in BACKENDS[kernel] if not missing(b, device))
+        return "reference" if device == "cpu" else next(b for b in BACKENDS[kernel] if not missing(b, device, dtype))
     if backend not in BACKENDS[kernel]:
         raise ValueError(f"{kernel} has no backend {backend!r}; choose from auto, {', '.join(BACKENDS[kernel])}")
-    lacking = missing(backend, device)
+    lacking = missing(backend, device, dtype)
     if lacking:
         raise RuntimeError(f"{kernel} on {backend}: {lacking}")
     return backend
@@ -62,7 +68,7 @@ def entropy_sample(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See reference.entropy_sample; `backend` is `auto` or one of BACKENDS."""
-    backend = choose("entropy_sample", logits.device.type, backend)
+    backend = choose("entropy_sample", logits.device.type, backend, logits.dtype)
     if backend == "reference":
         return reference.entropy_sample(logits, temperature, seeds, position, k, rows)
     if not isinstance(position, Tensor):
@@ -127,7 +133,7 @@ def tree_attention(
     group: int | None = None, scale: float | None = None, backend: str = "auto",
 ) -> Tensor:  # fmt: skip
     """See reference.tree_attention; `backend` is `auto` or one of BACKENDS."""
-    backend = choose("tree_attention", q.device.type, backend)
+    backend = choose("tree_attention", q.device.type, backend, k_pool.dtype)
     if backend == "reference":
         return reference.tree_attention(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale)
     return _tree_attention(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, backend)
@@ -135,7 +141,8 @@ def tree_attention(
 
 @custom_op("mlexp::tree_attention", mutates_args=())
 def _tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor,
-                    lengths: Tensor | None, group: int | None, scale: float | None, backend: str) -> Tensor:  # fmt: skip
+                    lengths: Tensor | None, group: int | None, scale: float | None, backend: str,
+                    ) -> Tensor:  # fmt: skip
     return _run("tree_attention", backend, q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale)
 
 

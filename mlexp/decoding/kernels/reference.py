@@ -9,11 +9,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..rng import child_seeds, token_words
+from ..rng import at_a_time, child_seeds, token_words
 
 ROUNDING = 8  # units in the last place of float32 by which two backends' perturbed logits may differ
 GUMBEL_MAX = 24.0  # no Gumbel number exceeds it: -ln of the smallest exponential, 2^-33, is 22.9
-CHUNK = 1 << 17  # numbers at a time: draws stay in a core's cache
+CHUNK = 1 << 17  # perturbed logits at a time on a CPU: they stay in a core's cache
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -24,8 +24,8 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 def entropy(x: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy H and log-normaliser ln Z of softmax(x), nats: x (n, V), finite or -inf -> (n,), (n,).
 
-    The shifted form, H = ln s - u / s with s = sum e^d, u = sum d e^d, d = x - max x: exact at any offset of x. A row of
-    -inf alone has H = 0 and ln Z = -inf.
+    The shifted form, H = ln s - u / s with s = sum e^d, u = sum d e^d, d = x - max x: exact at any offset of x. A row
+    of -inf alone has H = 0 and ln Z = -inf.
     """
     top = x.amax(-1)
     shift = top.masked_fill(top == -math.inf, 0)
@@ -49,7 +49,7 @@ def draw(x: Tensor, seeds: Tensor, position, k: int, rows: Tensor) -> Tensor:
     where fewer than k tokens are possible, the rest are -1.
     """
     tokens = torch.empty(len(seeds), k, dtype=torch.int64, device=x.device)
-    for some in torch.arange(len(seeds), device=x.device).split(max(1, CHUNK // x.shape[-1])):
+    for some in torch.arange(len(seeds), device=x.device).split(at_a_time(seeds, CHUNK // x.shape[-1])):
         perturbed = gumbel(token_words(seeds[some], position, x.shape[-1]), x.dtype).add_(x[rows[some]])
         for j in range(k):
             best, at = perturbed.max(-1, keepdim=True)
@@ -70,9 +70,9 @@ def entropy_sample(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Entropy, ln Z, and k draws without replacement from softmax(logits / temperature), for m draws.
 
-    logits (n, V), any float type, finite or -inf; seeds (m,) int64, position an int or 0-d int64, rows (m,) int64: the row
-    that each draw is from, None = draw i from row i. -> entropy (m,), log_z (m,), tokens (m, k) int64, logprobs (m, k),
-    the floats in float32 at least. A draw depends on its row, seed and position alone.
+    logits (n, V), any float type, finite or -inf; seeds (m,) int64, position an int or 0-d int64, rows (m,) int64:
+    the row that each draw is from, None = draw i from row i. -> entropy (m,), log_z (m,), tokens (m, k) int64,
+    logprobs (m, k), the floats in float32 at least. A draw depends on its row, seed and position alone.
     """
     x = tempered(logits, temperature)
     h, log_z = entropy(x)
@@ -106,16 +106,17 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
          groups: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The next tips of every tree from the draws of its particles; `groups` are theirs if `particle_groups` gave them.
 
-    entropy (T, N) of each particle's tip, tip (T, N) int64 row of each particle, multiplicity (T, W) int64 particles at
-    each row (0 = no tip), token (T, N) int64 drawn by each particle, ancestors (R, L) int32. A tip whose entropy reaches
-    `threshold` (nats) parts its m particles into min(branch_factor, m) groups, as far as the tree's max_paths live
-    paths allow, tip by tip; any other stays one group; with `lossless` every particle is a group. A group follows the
-    token of its first particle, the other draws are not used. Equal tokens of a tip share a child. Children are rows
-    0, 1, ... of their tree in the order (tip, first particle).
+    entropy (T, N) of each particle's tip, tip (T, N) int64 row of each particle, multiplicity (T, W) int64 particles
+    at each row (0 = no tip), token (T, N) int64 drawn by each particle, ancestors (R, L) int32. A tip whose entropy
+    reaches `threshold` (nats) parts its m particles into min(branch_factor, m) groups, as far as the tree's max_paths
+    live paths allow, tip by tip; any other stays one group; with `lossless` every particle is a group. A group
+    follows the token of its first particle, the other draws are not used. Equal tokens of a tip share a child.
+    Children are rows 0, 1, ... of their tree in the order (tip, first particle).
 
     -> tip (T, N) of every particle now, source (T, W) the particle whose draw made the row (0 where there is none),
-    multiplicity (T, W), parts (T, W) groups that each old tip was cut into, ancestors (R, L): the parent's row, with the
-    child's own slot, first_slot + depth * R + row, in column `depth` (if there is one; rows without a tip are undefined).
+    multiplicity (T, W), parts (T, W) groups that each old tip was cut into, ancestors (R, L): the parent's row, with
+    the child's own slot, first_slot + depth * R + row, in column `depth` (if there is one; rows without a tip are
+    undefined).
     """
     rule = (threshold, branch_factor, max_paths, lossless)
     parts, lead = groups or particle_groups(entropy, tip, multiplicity, *rule)
@@ -131,7 +132,7 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
 
 
 def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor:
-    """Every row takes its parent's ancestors and adds its own slot: ancestors (R, L), parent (T, W) rows of the tree."""
+    """Every row takes its parent's ancestors and adds its own slot: ancestors (R, L), parent (T, W) row of the tree."""
     (T, W), (R, L) = parent.shape, ancestors.shape
     row = torch.arange(R, device=parent.device)
     rows = ancestors[(parent + row.view(T, W)[:, :1]).view(-1)]
@@ -139,8 +140,8 @@ def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor
     return torch.where(torch.arange(L, device=parent.device) == depth, own[:, None].int(), rows)
 
 
-def fork_paths(entropy: Tensor, live: Tensor, total: Tensor, seeds: Tensor, tokens: Tensor, logprobs: Tensor, ancestors: Tensor,
-               depth, first_slot: int, threshold: float) -> tuple[Tensor, ...]:  # fmt: skip
+def fork_paths(entropy: Tensor, live: Tensor, total: Tensor, seeds: Tensor, tokens: Tensor, logprobs: Tensor,
+               ancestors: Tensor, depth, first_slot: int, threshold: float) -> tuple[Tensor, ...]:  # fmt: skip
     """The next paths of every tree under the original's policy: the W most likely of all children survive.
 
     entropy, live (bool), total (log-probability), seeds: (T, W); tokens and logprobs of k distinct draws: (T, W, k);
@@ -155,9 +156,7 @@ def fork_paths(entropy: Tensor, live: Tensor, total: Tensor, seeds: Tensor, toke
     index = torch.arange(W * k, device=live.device)
     exists = (live[..., None] & (tokens >= 0) & (split[..., None] | (index.view(W, k) % k == 0))).view(T, -1)
     sums = torch.where(exists, (total[..., None] + logprobs).view(T, -1), -math.inf)
-    ahead = (sums[:, None, :] > sums[:, :, None]) | (
-        (sums[:, None, :] == sums[:, :, None]) & (index < index[:, None])
-    )
+    ahead = (sums[:, None, :] > sums[:, :, None]) | ((sums[:, None, :] == sums[:, :, None]) & (index < index[:, None]))
     kept = exists & ((ahead & exists[:, None, :]).sum(-1) < W)
     place = torch.where(kept, kept.cumsum(1) - 1, W)  # column W takes what is not kept
     source = torch.zeros(T, W + 1, dtype=torch.int64, device=live.device)
@@ -177,7 +176,8 @@ def _first(pairs: Tensor) -> Tensor:
 def tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor,
                    lengths: Tensor | None = None, group: int | None = None, scale: float | None = None,
                    ) -> Tensor:  # fmt: skip
-    """softmax(q k^T) v of n tips, each over its prompt and its first `lengths` ancestors, accumulated in float32 at least.
+    """softmax(q k^T) v of n tips, each over its prompt and its first `lengths` ancestors, accumulated in float32 at
+    least.
 
     q (n, H, D), k_pool and v_pool (S, K, D) slot-major, H / K query heads share a cached one, ancestors (n, L) integer
     slots, lengths (n,) how many of them count (None = all L; what stands behind is never read). Tip i is behind prompt

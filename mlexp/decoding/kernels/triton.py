@@ -17,7 +17,7 @@ MAX_K = 8
 
 @triton.jit
 def _take_best(value, token, x, shift, k: tl.constexpr, value_to, token_to, x_to):
-    """Write the k largest values, each with its token and x - shift; ties to the lowest token. -1 where only -inf is left."""
+    """Write the k largest values, each with its token and x - shift; ties to the lowest token, -1 if none is left."""
     for j in tl.static_range(k):
         best = tl.max(value)
         taken = tl.min(tl.where(value == best, token, 2147483647))
@@ -121,7 +121,19 @@ def entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: 
     entropy, log_z, logprobs = (torch.empty(shape, **floats) for shape in (m, m, (m, k)))
     best = torch.empty(m, k, dtype=torch.int64, device=logits.device)
     if m:
-        args = (logits, logits.stride(0), 1.0 / temperature, seeds.contiguous(), position, rows, V, state, values, tokens, xs)
+        args = (
+            logits,
+            logits.stride(0),
+            1.0 / temperature,
+            seeds.contiguous(),
+            position,
+            rows,
+            V,
+            state,
+            values,
+            tokens,
+            xs,
+        )
         _sample_block[blocks, m](*args, k, block, num_warps=max(1, min(8, block // 512)))
         merged = (state, values, tokens, xs, entropy, log_z, best, logprobs, blocks)
         _merge_blocks[m,](*merged, k, next_power_of_2(blocks), next_power_of_2(blocks * k), num_warps=1)
@@ -206,11 +218,11 @@ def _fork(
     at = tl.load(depth)
     slot = first_slot + at * trees * W + tree * W + w
     for start in range(0, L, BL):
-        l = start + tl.arange(0, BL)
-        inside = row[:, None] & (l < L)[None, :]
-        rows = tl.load(ancestors + (tree * W + parent)[:, None] * L + l[None, :], mask=inside, other=0)
-        rows = tl.where((l == at)[None, :], slot[:, None].to(tl.int32), rows)
-        tl.store(next_ancestors + (tree * W + w)[:, None] * L + l[None, :], rows, mask=inside)
+        column = start + tl.arange(0, BL)
+        inside = row[:, None] & (column < L)[None, :]
+        rows = tl.load(ancestors + (tree * W + parent)[:, None] * L + column[None, :], mask=inside, other=0)
+        rows = tl.where((column == at)[None, :], slot[:, None].to(tl.int32), rows)
+        tl.store(next_ancestors + (tree * W + w)[:, None] * L + column[None, :], rows, mask=inside)
 
 
 def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor,
@@ -234,7 +246,7 @@ def _prompt_part(
     q, q_tip, q_head, k_pool, v_pool, slot_stride, head_stride, out, top_to, sum_to, scale, P, m, g, H, n, per_split,
     D: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Queries of up to BM (tip, head of the group) pairs over one stretch of their prompt, read once for all of them."""
+    """Up to BM queries, (tip, head of the group), over one stretch of their prompt, read once for all of them."""
     heads = H // g
     tiles = tl.cdiv(m * g, BM)
     prompt, head = tl.program_id(0) // heads, tl.program_id(0) % heads
@@ -286,13 +298,16 @@ def _suffix_part(
     top, total = tl.full((BG,), float("-inf"), tl.float32), tl.zeros((BG,), tl.float32)
     acc = tl.zeros((BG, BD), tl.float32)
     for start in range(0, length, BL):
-        l = start + tl.arange(0, BL)
-        slot = tl.load(ancestors + tip * L + l, mask=l < length, other=0).to(tl.int64) * slot_stride + head * head_stride
-        there = (l < length)[:, None] & (d < D)[None, :]
+        column = start + tl.arange(0, BL)
+        slot = (
+            tl.load(ancestors + tip * L + column, mask=column < length, other=0).to(tl.int64) * slot_stride
+            + head * head_stride
+        )
+        there = (column < length)[:, None] & (d < D)[None, :]
         k = tl.load(k_pool + slot[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
         v = tl.load(v_pool + slot[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
         score = tl.sum(x[:, None, :] * k[None, :, :], 2) * scale
-        score = tl.where((l < length)[None, :], score, float("-inf"))
+        score = tl.where((column < length)[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         weight, keep = tl.exp(score - higher[:, None]), tl.exp(top - higher)
         total = total * keep + tl.sum(weight, 1)
@@ -315,8 +330,8 @@ def _suffix_part(
 def prompt_tile(dtype: torch.dtype, width: int, rows: int) -> tuple[int, int, int]:
     """Queries and prompt slots of one tile, and its warps: the largest that sm_90 compiles without spills.
 
-    A float32 product is three of TensorFloat-32, which round like one of full precision and need the registers of three:
-    heads wider than 128 spill a few words there.
+    A float32 product is three of TensorFloat-32, which round like one of full precision and need the registers of
+    three: heads wider than 128 spill a few words there.
     """
     if dtype == torch.float32:
         BM, BP, warps = (32, 32, 4) if width <= 64 else (16, 32, 4) if width <= 128 else (16, 16, 8)

@@ -1,4 +1,5 @@
-"""Compile every Triton kernel for sm_90 without a GPU and print one JSON line a kernel: registers, shared memory, spills.
+"""Compile every Triton kernel for sm_90 without a GPU and print one JSON line a kernel: registers, shared memory,
+spills.
 
 A program of its own: where TRITON_INTERPRET is set Triton's own functions are interpreted and nothing compiles.
 """

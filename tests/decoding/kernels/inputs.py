@@ -55,7 +55,8 @@ def forest(rng: np.random.Generator, trees: int, particles: int, rows: int, dept
 
 def pools(rng: np.random.Generator, tips: int, heads: tuple[int, int], width: int, prompt: int, prompts: int,
           columns: int, dtype=torch.float32) -> dict:  # fmt: skip
-    """Arguments of `tree_attention`; slots that no tip sees hold NaN, ancestors beyond a tip's length no slot at all."""
+    """Arguments of `tree_attention`; slots that no tip sees hold NaN, ancestors beyond a tip's length no slot at
+    all."""
     (H, K), slots = heads, prompts * prompt + 40
     q, k, v = (torch.from_numpy(rng.normal(size=(n, h, width))) for n, h in ((tips, H), (slots, K), (slots, K)))
     own = torch.from_numpy(rng.integers(prompts * prompt, slots, (tips, columns))).int()

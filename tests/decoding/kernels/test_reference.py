@@ -1,4 +1,5 @@
-"""The specification itself against definitions: entropy, draws and their law, attention over listed slots, the front door."""
+"""The specification itself against definitions: entropy, draws and their law, attention over listed slots, the front
+door."""
 
 import itertools
 import math
@@ -27,7 +28,9 @@ def test_entropy_and_normaliser_are_the_definitions(rows, vocab, kind, seed, tem
     want = -torch.where(log_p.exp() > 0, log_p.exp() * log_p, 0).sum(-1)
     none = (given_logits == -math.inf).all(-1)
     torch.testing.assert_close(h.double(), want.masked_fill(none, 0), atol=5e-5, rtol=1e-4)
-    torch.testing.assert_close(log_z.double(), (given_logits.double() / temperature).logsumexp(-1), atol=1e-4, rtol=1e-6)
+    torch.testing.assert_close(
+        log_z.double(), (given_logits.double() / temperature).logsumexp(-1), atol=1e-4, rtol=1e-6
+    )
     assert (h >= 0).all() and (h <= math.log(vocab) + 1e-5).all()
     torch.testing.assert_close(reference.entropy(x + shift)[0], h, atol=2e-3, rtol=1e-3)  # x + shift itself is rounded
 
@@ -123,7 +126,7 @@ def written_out(state, threshold, k, limit, lossless, depth, first_slot):
             if depth < len(row):
                 row[depth] = first_slot + depth * T * W + t * W + w
             below[t * W + w] = row
-    return tuple(torch.tensor(x) for x in (child, source, counts, groups)) + (below,)
+    return (*(torch.tensor(x) for x in (child, source, counts, groups)), below)
 
 
 FORK = {"trees": st.integers(1, 3), "particles": st.integers(1, 12), "spare": st.integers(0, 3), "k": st.integers(1, 4),
@@ -172,7 +175,13 @@ def test_the_front_door_says_what_it_took_and_what_is_missing(monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="entropy_sample on cuda: no CUDA device is usable by torch"):
             kernels.choose("entropy_sample", "cpu", "cuda")
-    monkeypatch.setattr(kernels, "missing", lambda backend, device: None if backend == "reference" else "gone")
+    monkeypatch.setattr(kernels.torch.cuda, "is_available", lambda: True)
+    if kernels.util.find_spec("triton"):
+        assert kernels.choose("tree_attention", "cuda", dtype=torch.bfloat16) == "triton"
+    assert kernels.choose("tree_attention", "cuda", dtype=torch.float64) == "reference"
+    with pytest.raises(RuntimeError, match="the tensors are float64; it computes in float32"):
+        kernels.choose("tree_attention", "cuda", "triton", torch.float64)
+    monkeypatch.setattr(kernels, "missing", lambda backend, *what: None if backend == "reference" else "gone")
     assert kernels.choose("entropy_sample", "cuda") == "reference"
     with pytest.raises(RuntimeError, match="entropy_sample on triton: gone"):
         kernels.entropy_sample(torch.zeros(1, 4), 1.0, torch.zeros(1, dtype=torch.int64), 0, backend="triton")

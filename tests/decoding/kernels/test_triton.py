@@ -60,7 +60,8 @@ def test_the_random_words_are_the_references(block):
 
 
 @given(rows=st.integers(1, 3), draws=st.integers(1, 5), vocab=VOCABULARIES, kind=st.sampled_from(KINDS), dtype=FLOATS,
-       k=st.integers(1, 4), block=st.sampled_from([128, 512, 4096]), position=st.integers(0, 2**31), seed=SEEDS)  # fmt: skip
+       k=st.integers(1, 4), block=st.sampled_from([128, 512, 4096]), position=st.integers(0, 2**31),
+       seed=SEEDS)  # fmt: skip
 @FEW
 def test_draws_and_entropies_are_the_references(rows, draws, vocab, kind, dtype, k, block, position, seed):
     rng = np.random.default_rng(seed)
@@ -81,7 +82,9 @@ def test_gpt2s_vocabulary_which_no_block_divides():
         assert_draws_agree((*got[:2], wrong, got[3]), got, tempered, seeds, 5, 8)
 
 
-@given(vocab=VOCABULARIES, kind=st.sampled_from(KINDS), k=st.integers(1, 3), seed=SEEDS, order=st.permutations(range(4)))
+@given(
+    vocab=VOCABULARIES, kind=st.sampled_from(KINDS), k=st.integers(1, 3), seed=SEEDS, order=st.permutations(range(4))
+)
 @FEW
 def test_draws_do_not_depend_on_blocks_order_or_company(vocab, kind, k, seed, order):
     x, seeds = logits(np.random.default_rng(seed), 4, vocab, kind), path_seeds(seed, 1, 4)[0]
@@ -146,7 +149,8 @@ def test_trees_do_not_see_each_other_in_a_fork():
 
 @given(prompts=st.integers(1, 3), per=st.sampled_from([1, 2, 5, 20]), heads=st.sampled_from([(1, 1), (4, 4), (6, 2)]),
        width=st.sampled_from([1, 5, 16, 64]), prompt=st.sampled_from([1, 15, 33, 70]), columns=st.integers(0, 5),
-       dtype=st.sampled_from([torch.float32, torch.bfloat16]), splits=st.sampled_from([None, 1, 2, 5]), seed=SEEDS)  # fmt: skip
+       dtype=st.sampled_from([torch.float32, torch.bfloat16]), splits=st.sampled_from([None, 1, 2, 5]),
+       seed=SEEDS)  # fmt: skip
 @FEW
 def test_attention_is_the_references(prompts, per, heads, width, prompt, columns, dtype, splits, seed):
     rng = np.random.default_rng(seed)

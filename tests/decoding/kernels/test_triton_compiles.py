@@ -23,7 +23,13 @@ def test_all_kernels_compile_for_sm_90(tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     print(run.stdout)
-    assert {row["kernel"] for row in rows} == {"_sample_block", "_merge_blocks", "_fork", "_prompt_part", "_suffix_part"}
+    assert {row["kernel"] for row in rows} == {
+        "_sample_block",
+        "_merge_blocks",
+        "_fork",
+        "_prompt_part",
+        "_suffix_part",
+    }
     for row in rows:
         assert row["stack"] == row["local"] == 0 and 0 < row["reg"] <= 255, row
         assert row["shared_bytes"] <= SHARED_LIMIT, row

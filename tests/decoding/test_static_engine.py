@@ -1,0 +1,146 @@
+"""Fixed shapes: idle rows change nothing, several prompts are each alone, nothing waits for the device, graphs
+replay."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mlexp.decoding.attention import tree_attention_on
+from mlexp.decoding.costs import cost
+from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.engine import Forest, alone, decode, grow
+from mlexp.decoding.policies import POLICIES
+from mlexp.decoding.rng import path_seeds
+from mlexp.decoding.settings import DECODER_NAMES, Sampling
+from mlexp.flops import count_flops
+
+from .models import prompt_of, tiny
+
+SMALL = Sampling(samples=5, max_new_tokens=6, max_paths=4, threshold=0.5)
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where an operator would make the host wait for a device: it needs a value to go on."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        if name in WAITS:
+            raise RuntimeError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def same(a, b):
+    return all((getattr(a, name) == getattr(b, name)).all() for name in ("token", "parent", "multiplicity", "leaf"))
+
+
+@pytest.mark.parametrize("decoder", POLICIES)
+@given(samples=st.integers(1, 6), new=st.integers(1, 5), k=st.integers(1, 4), paths=st.integers(1, 6),
+       prompts=st.integers(1, 3), trees=st.integers(1, 2), threshold=st.sampled_from([0.0, 0.5, 1.0]),
+       seed=st.integers(0, 2**31 - 1), kind=st.sampled_from(["gpt2", "llama"]))  # fmt: skip
+@settings(max_examples=15)
+def test_idle_rows_and_other_prompts_change_nothing(
+    decoder, samples, new, k, paths, prompts, trees, threshold, seed, kind
+):
+    lm, sampling = tiny(kind), Sampling(samples, new, 0.8, threshold, k, paths)
+    asked = torch.stack([prompt_of(7, seed=seed + i) for i in range(prompts)])
+    want, counts = grow(lm.model, asked, sampling, decoder, seed, trees)
+    got, idle = grow(lm.model, asked, sampling, decoder, seed, trees, idle_rows=True)
+    assert same(got, want)
+    assert counts.token_forwards == 7 * prompts + sum(want.live_paths()[:-1])
+    rows = POLICIES[decoder].width(sampling) * trees * prompts
+    assert (idle.token_forwards, idle.logit_rows) == (7 * prompts + rows * (new - 1), prompts + rows * (new - 1))
+    seeds = path_seeds(seed, prompts * trees, samples)
+    for b in range(prompts):
+        one, _ = decode(lm.model, asked[b : b + 1], seeds[b * trees : (b + 1) * trees], sampling, decoder)
+        mine = (want.leaf_tree >= b * trees) & (want.leaf_tree < (b + 1) * trees)
+        assert (one.tokens() == want.tokens()[mine]).all()
+
+
+def test_copies_of_a_prompt_are_rows_that_share_nothing():
+    lm, prompt, seeds = tiny(), prompt_of(7), path_seeds(3, 1, 5)[0]
+    want = DECODERS["shared_prefill"](lm, prompt, SMALL, 3).tokens.numpy()
+    for idle in (True, False):
+        tree, counts = decode(lm.model, prompt[None], seeds[:, None], alone(SMALL), "dedup", copies=5, idle_rows=idle)
+        assert (tree.tokens() == want).all() and counts.token_forwards == 7 + 5 * 5
+        single, _ = decode(lm.model, prompt[None], seeds[2:3, None], alone(SMALL), "dedup", idle_rows=idle)
+        assert (single.tokens() == want[2:3]).all()
+
+
+@pytest.mark.parametrize("decoder", POLICIES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_no_step_waits_for_the_device(kind, decoder):
+    lm, prompts = tiny(kind), torch.stack([prompt_of(7, seed=i) for i in range(2)])
+    with tree_attention_on(lm.model):
+        forest = Forest(lm.model, prompts, path_seeds(0, 2, 5), SMALL, decoder, idle_rows=True)
+        live = Forest(lm.model, prompts, path_seeds(0, 2, 5), SMALL, decoder, idle_rows=False)
+        with NoWaiting():
+            forest.begin()
+            for _ in range(5):
+                forest.step()
+            with pytest.raises(RuntimeError, match="waits for the device"):  # and the check can fail
+                live.begin()
+                live.step()
+
+
+def test_a_forest_can_run_again_on_other_prompts_and_seeds_in_place():
+    lm, first, second = tiny(), prompt_of(7), prompt_of(7, seed=9)
+    want, _ = grow(lm.model, second, SMALL, "eab_particles", 8)
+    with tree_attention_on(lm.model):
+        for decoder in POLICIES:
+            want, _ = grow(lm.model, second, SMALL, decoder, 8)
+            forest = Forest(lm.model, first[None].clone(), path_seeds(1, 1, 5), SMALL, decoder, idle_rows=True)
+            for prompt, seed in ((first, 1), (second, 8)):
+                forest.prompts.copy_(prompt[None])
+                forest.seeds.copy_(path_seeds(seed, 1, 5))
+                forest.begin()
+                for _ in range(5):
+                    forest.step()
+            assert same(forest.harvest(), want)
+
+
+@pytest.mark.needs_gpu
+class TestOnTheGpu:
+    """What only a device shows; tokens are compared in float64, where no rounding moves a decision."""
+
+    @pytest.mark.parametrize("decoder", DECODER_NAMES)
+    def test_graphs_replay_what_steps_do_and_a_cpu_too(self, decoder):
+        cpu, gpu = tiny(dtype=torch.float64), tiny(dtype=torch.float64)
+        gpu.model.cuda()
+        held: dict = {}
+        for seed in (3, 4):  # the second replays the first's graphs
+            for prompt in (prompt_of(7), prompt_of(7, seed=5)):
+                want = DECODERS[decoder](cpu, prompt, SMALL, seed)
+                got = DECODERS[decoder](gpu, prompt, SMALL, seed, held)
+                eager, _ = count_flops(lambda p=prompt, s=seed: DECODERS[decoder](gpu, p, SMALL, s, {}))
+                assert torch.equal(got.tokens, eager.tokens) or decoder == "hf_batched"
+                assert torch.equal(got.tokens, want.tokens) or decoder == "hf_batched"
+                assert got.token_forwards == eager.token_forwards == cost(
+                    gpu.model.config, decoder, 7, SMALL, got.rows).token_forwards  # fmt: skip
+
+    @pytest.mark.parametrize("decoder", POLICIES)
+    def test_no_replay_synchronises(self, decoder):
+        lm = tiny(dtype=torch.float32)
+        lm.model.cuda()
+        held: dict = {}
+        grow(lm.model, prompt_of(7), SMALL, decoder, 0, held=held)
+        graphs, prompts = next(iter(held.values())), prompt_of(7)[None].cuda()
+        seeds = path_seeds(1, 1, 5).cuda()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            graphs.run(prompts, seeds)
+            with pytest.raises(RuntimeError):
+                seeds.sum().item()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert same(graphs.forest.harvest(), grow(lm.model, prompt_of(7), SMALL, decoder, 1)[0])
+
+    @pytest.mark.parametrize("decoder", POLICIES)
+    def test_bfloat16_runs_and_stays_a_tree(self, decoder):
+        lm = tiny(dtype=torch.bfloat16)
+        lm.model.cuda()
+        tree, _ = grow(lm.model, prompt_of(7), SMALL, decoder, 0, trees=3, held={})
+        assert (tree.tokens() >= 0).all() and tree.tokens().shape[1] == 6
