@@ -26,7 +26,16 @@ def run(place, *words):
 
 
 def bench(place, *words):
-    question = ("pytest", "benches/decoding_speedup", "-k", "gpt2_nano", "--scale", "smoke", "-p", "no:cacheprovider")
+    question = (
+        "pytest",
+        "benches/decoding_speedup",
+        "-k",
+        "gpt2_nano and p00",
+        "--scale",
+        "smoke",
+        "-p",
+        "no:cacheprovider",
+    )
     return run(place, *question, "--journal", str(place / "journal.jsonl"), *words)
 
 
@@ -79,6 +88,22 @@ def test_the_report_says_what_was_measured_and_what_stands_in(place, records):
     assert re.search(r"H1 undecided", text)
 
 
+def test_prompts_decoded_together_have_records_and_a_section_of_their_own(place, records):
+    status, text = bench(place, "-k", "gpt2_nano and b00", "--benchmark-json", str(place / "batch.json"))
+    assert status == 0, text
+    benchmarks = json.loads((place / "batch.json").read_text())["benchmarks"]
+    assert {b["params"]["decoder"] for b in benchmarks} == set(ARMS) - {"sequential"}
+    for info in (b["extra_info"] for b in benchmarks):
+        assert info["n_prompts"] == 2 and info["flops"] == info["flops_arm_closed_form"]
+        assert info["kernel_backend"] == "reference" and info["mean_surprisal_nats"] > 0
+    files = [str(place / name) for name in ("one.json", "batch.json")]
+    status, text = run(place, "mlexp", "report", *files, "--out", str(place / "both"))
+    assert status == 0, text
+    table = (place / "both" / "decoding_speedup" / "throughput.csv").read_text()
+    assert "shared_prefill" in table and "samples_per_s" in table
+    assert (place / "both" / "decoding_speedup" / "speedup.csv").exists()
+
+
 def test_bad_weights_are_one_line_before_the_first_cell(place, tmp_path):
     status, text = bench(place, "--weights", str(tmp_path), "--benchmark-json", str(tmp_path / "out.json"))
     errors = [line for line in text.splitlines() if line.startswith("ERROR")]
@@ -92,6 +117,7 @@ def test_bad_weights_are_one_line_before_the_first_cell(place, tmp_path):
         ("models=gpt3", "unknown model 'gpt3'; choose from gpt2_nano, gpt2_small"),
         ("samples=0", "samples=0: expected an integer of at least 1"),
         ("prompts=q1", "unknown prompt 'q1'"),
+        ("batches=p1", "unknown batch 'p1'; choose from b00, b01, b02, ... (any number)"),
     ],
 )
 def test_bad_settings_name_what_is_allowed(place, change, message):

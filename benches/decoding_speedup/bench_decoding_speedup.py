@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import math
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,14 +23,25 @@ def p(count: int) -> tuple[str, ...]:
     return tuple(f"p{i:02d}" for i in range(count))
 
 
+def b(count: int) -> tuple[str, ...]:
+    """The names of the first batches of prompts that are decoded together."""
+    return tuple(f"b{i:02d}" for i in range(count))
+
+
 @dataclass(frozen=True)
 class Settings(Sampling):
-    """The seed's numbers: Sampling's, and these. `replicates`: trees a prompt behind effective_samples, untimed."""
+    """The seed's numbers: Sampling's, and these. `replicates`: trees a prompt behind effective_samples, untimed.
+
+    Batch j of `batches` is `batch_prompts` prompts decoded together: those behind batch j - 1's.
+    """
 
     models: tuple[str, ...] = tuple(MODELS)
     prompts: tuple[str, ...] = p(10)
     decoders: tuple[str, ...] = DECODER_NAMES
     prompt_tokens: int = 200
+    batches: tuple[str, ...] = b(3)
+    batch_prompts: int = 10
+    batch_models: tuple[str, ...] = tuple(MODELS)
     rounds: int = 3
     replicates: int = 32
     replicate_models: tuple[str, ...] = tuple(MODELS)
@@ -38,12 +50,15 @@ class Settings(Sampling):
     def __post_init__(self):
         super().__post_init__()
         one_of("models", self.models, MODELS)
-        one_of("replicate_models", self.replicate_models, ("none", *MODELS))
+        for name in ("replicate_models", "batch_models"):
+            one_of(name, getattr(self, name), ("none", *MODELS))
         one_of("decoders", self.decoders, DECODER_NAMES)
-        for name in self.prompts:
-            if not (name[:1] == "p" and name[1:].isdigit()):
-                raise ValueError(f"unknown prompt {name!r}; choose from p00, p01, p02, ... (any number)")
-        for name in ("prompt_tokens", "rounds", "nano_steps"):
+        for what in ("prompt", "batch"):
+            for name in getattr(self, what + ("es" if what == "batch" else "s")):
+                if not (name[:1] == what[0] and name[1:].isdigit()):
+                    few = ", ".join(f"{what[0]}{i:02d}" for i in range(3))
+                    raise ValueError(f"unknown {what} {name!r}; choose from {few}, ... (any number)")
+        for name in ("prompt_tokens", "rounds", "nano_steps", "batch_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
         if self.replicates < 2:
@@ -58,13 +73,17 @@ def one_of(what: str, values: tuple[str, ...], known) -> None:
 
 # Below full, replicates are grown for gpt2_nano alone: for the larger ones they would cost more than all that is timed.
 NANO = ("gpt2_nano",)
-SMALL = Settings(
-    prompts=p(3), prompt_tokens=24, samples=4, max_new_tokens=4, max_paths=4, rounds=1, replicate_models=NANO
-)
-TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 4, "nano_steps": 20}
+FEW = ("gpt2_nano", "gpt2_small")
+SMALL = Settings(prompts=p(3), prompt_tokens=24, samples=4, max_new_tokens=4, max_paths=4, rounds=1,
+                 replicate_models=NANO, batch_prompts=3, batch_models=FEW)  # fmt: skip
+TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 4, "nano_steps": 20,
+        "batches": b(1), "batch_prompts": 2}  # fmt: skip
 SETTINGS = {"smoke": replace(SMALL, **TINY), "quick": replace(SMALL, replicates=64), "full": Settings()}
-AXES = {"model": "models", "prompt": "prompts", "decoder": "decoders"}
+AXES = {"model": "models", "prompt": "prompts", "batch": "batches", "decoder": "decoders"}
+CUDA_ROUNDS = 5  # at least so many on a GPU: the first untimed ones capture the graphs that the timed ones replay
 METRICS = {
+    "n_prompts": ("prompts", "none", "prompts decoded together"),
+    "kernel_backend": ("name", "none", "what entropy_sample and tree_attention of the tree arms ran on"),
     "token_forwards": ("tokens", "lower", "tokens pushed through the model, counted by a hook on it"),
     "model_forwards": ("count", "lower", "calls of the model"),
     "logit_rows": ("rows", "lower", "rows for which the head was computed"),
@@ -99,6 +118,11 @@ def prompts_hash(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
+def collects(params, settings, device) -> bool:
+    """Together, prompts are decoded by every arm but `sequential`, which decodes one sample at a time in any case."""
+    return "batch" not in params or (params["model"] in settings.batch_models and params["decoder"] != "sequential")
+
+
 LOADED = {}  # cells of a model follow one another: one model in memory at a time
 
 
@@ -118,18 +142,32 @@ def language_model(cell, name: str):
 
 
 def test_decode(cell, model, prompt, decoder):
+    measure(cell, model, decoder, [int(prompt[1:])])
+
+
+def test_throughput(cell, model, batch, decoder):
+    first = int(batch[1:]) * cell.settings.batch_prompts
+    measure(cell, model, decoder, range(first, first + cell.settings.batch_prompts))
+
+
+def measure(cell, model, decoder, numbers):
+    """Decode the prompts of these numbers together; costs, quality and tree of what comes out."""
     import torch
 
+    from mlexp.decoding import kernels
     from mlexp.decoding.decoders import DECODERS
 
     s = cell.settings
     lm = language_model(cell, model)
-    items, count = read_prompts(cell.options.prompts or PROMPTS), int(prompt[1:]) + 1
-    asked = make_prompts(items, lm.tokenizer, count, s.prompt_tokens)[-1]
-    ids = torch.tensor(asked.ids)
-    out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed), rounds=s.rounds)
-    cell.record(**costs(cell, lm, decoder, out))
-    cell.record(**quality(cell, lm, decoder, ids, out, asked.answer))
+    made = make_prompts(read_prompts(cell.options.prompts or PROMPTS), lm.tokenizer, max(numbers) + 1, s.prompt_tokens)
+    asked = [made[i] for i in numbers]
+    ids, held = torch.tensor([prompt.ids for prompt in asked]), {}
+    rounds = max(s.rounds, CUDA_ROUNDS) if cell.device == "cuda" else s.rounds
+    out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed, held), rounds=rounds)
+    cell.record(**costs(cell, lm, decoder, ids, out))
+    cell.record(**quality(cell, lm, decoder, ids, out, [prompt.answer for prompt in asked]))
+    chosen = [kernels.choose(name, cell.device, dtype=lm.model.dtype) for name in ("entropy_sample", "tree_attention")]
+    cell.record(kernel_backend="+".join(dict.fromkeys(chosen)))
     cell.series(live_paths=out.live_paths)
     if out.tree:
         cell.record(**out.tree.branch_statistics())
@@ -139,12 +177,13 @@ def test_decode(cell, model, prompt, decoder):
     assert out.tokens.shape[1] == s.max_new_tokens
 
 
-def costs(cell, lm, decoder, out) -> dict[str, object]:
+def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
     """What the arm spent, beside the formula for it and the seed's own (2 * params * tokens)."""
     s, width = cell.settings, {"float32": 4, "bfloat16": 2}[cell.dtype]
-    formula = cost(lm.model.config, decoder, s.prompt_tokens, s, out.live_paths, width)
+    formula = cost(lm.model.config, decoder, s.prompt_tokens, s, out.rows, width, len(ids))
     return {
         "n_params": lm.n_params,
+        "n_prompts": len(ids),
         "n_samples": len(out.tokens),
         "n_tokens": out.tokens.numel(),
         "token_forwards": out.token_forwards,
@@ -158,26 +197,31 @@ def costs(cell, lm, decoder, out) -> dict[str, object]:
     }
 
 
-def quality(cell, lm, decoder, ids, out, answer) -> dict[str, object]:
-    """How good the samples are, in untimed passes that are the same for every arm."""
+def quality(cell, lm, decoder, ids, out, answers) -> dict[str, object]:
+    """How good the samples are, in untimed passes that are the same for every arm; of several prompts, their mean."""
     from mlexp.decoding import quality as q
 
     s = cell.settings
     worth = s.samples if decoder not in CORRELATED else None  # independent by construction
-    if decoder in CORRELATED and lm.name in s.replicate_models:
+    if decoder in CORRELATED and lm.name in s.replicate_models and len(ids) == 1:
         cell.progress(0, s.replicates, "replicates for effective_samples")
-        worth = q.effective_samples(lm, ids, s, decoder, s.replicates, cell.seed, s.replicates).samples
+        worth = q.effective_samples(lm, ids[0], s, decoder, s.replicates, cell.seed, s.replicates).samples
+    sets = [(ids[i], out.tokens[out.prompt == i], answers[i]) for i in range(len(ids))]
+    real = lm.weights == "pretrained"
     return {
-        "mean_surprisal_nats": q.surprisal(lm, ids, out.tokens, s.temperature).sum(1).mean(),
+        "mean_surprisal_nats": mean(
+            q.surprisal(lm, prompt, own, s.temperature).sum(1).mean() for prompt, own, _ in sets
+        ),
         "effective_samples": worth,
-        "unique_samples": q.unique_sequences(out.tokens),
-        "distinct_1": finite(q.distinct_n(out.tokens, 1)),
-        "distinct_2": finite(q.distinct_n(out.tokens, 2)),
-        "self_bleu": finite(q.self_bleu(out.tokens)),
-        "accuracy": q.contains_answer(lm, out.tokens, answer) if lm.weights == "pretrained" else None,
+        "unique_samples": mean(q.unique_sequences(own) for _, own, _ in sets),
+        "distinct_1": mean(q.distinct_n(own, 1) for _, own, _ in sets),
+        "distinct_2": mean(q.distinct_n(own, 2) for _, own, _ in sets),
+        "self_bleu": mean(q.self_bleu(own) for _, own, _ in sets),
+        "accuracy": mean(q.contains_answer(lm, own, answer) for _, own, answer in sets) if real else None,
     }
 
 
-def finite(value: float) -> float | None:
-    """NaN says that a statistic is not defined for so few samples; in a record that is null."""
+def mean(values) -> float | None:
+    """The mean over prompts; None where a statistic is not defined for so few samples (NaN)."""
+    value = statistics.fmean(values)
     return None if math.isnan(value) else value

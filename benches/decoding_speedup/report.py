@@ -33,7 +33,27 @@ is measured, not corrected. effective_samples is N for the arms whose samples ar
 """
 
 
+ABOUT_THROUGHPUT = """
+All prompts of a batch decoded together: samples a second, mean over batches, and `shared_prefill`'s time over the
+arm's, paired by batch. Where a step costs one read of the weights, its rows are free for one prompt; with the rows of
+many prompts they are not, and what a tree saves becomes time.
+"""
+
+
 def report(records, out):
+    one = records["prompt"].notna() if "prompt" in records else pd.Series(False, index=records.index)
+    together, records = records[~one], records[one]
+    if len(records):
+        single(records, out)
+    if len(together):
+        out.heading("Throughput")
+        out.text(ABOUT_THROUGHPUT)
+        table = throughput_table(together)
+        out.table(table, "throughput.csv", "Batches of prompts decoded together.")
+        out.figure(throughput_figure(table), "throughput.png", "Samples a second against model size.")
+
+
+def single(records, out):
     speedups = speedup_table(records)
     behaviour = behaviour_table(records)
     limits = limit_table(records)
@@ -120,6 +140,35 @@ def speedup_table(records):
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def throughput_table(records):
+    """A row a model and arm; `speedup` is over shared_prefill, which shares what is free to share."""
+    rows = []
+    for model, mine in by_model(records):
+        for decoder in (d for d in DECODERS if has(mine, d)):
+            some = mine[mine["decoder"] == decoder]
+            row = {
+                "model": model,
+                "n_params": some["n_params"].iloc[0],
+                "decoder": decoder,
+                "prompts": int(some["n_prompts"].iloc[0]),
+                "samples_per_s": (some["n_samples"] / some["wall_s"]).mean(),
+            }
+            if has(mine, "shared_prefill") and decoder != "shared_prefill":
+                pairs = paired(mine, "wall_s", arm="decoder", of="shared_prefill", to=decoder, over=["batch"])
+                row |= dict(zip(("speedup", "low", "high"), geometric(pairs["ratio"]), strict=True))
+            rows.append(row | {"batches": len(some)})
+    return pd.DataFrame(rows)
+
+
+def throughput_figure(table):
+    fig, ax = plots.figure("Prompts decoded together", xlabel="parameters", ylabel="samples a second")
+    shown = table.drop(columns=["low", "high"], errors="ignore")
+    plots.curves(ax, shown, "n_params", "samples_per_s", "decoder", plots.looks(DECODERS))
+    plots.log_x(ax, ticks=table["n_params"])
+    plots.log_y(ax)
+    return fig
 
 
 def limit_table(records):

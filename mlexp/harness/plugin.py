@@ -51,6 +51,9 @@ def pytest_configure(config):
         check_json(config, path)
 
 
+NO_CELL = object()  # the value of every axis of a function whose grid is empty: it is not collected
+
+
 def pytest_generate_tests(metafunc):
     """Make the grid of a question from its SETTINGS and AXES, as far as its `collects` wants it."""
     module, state = metafunc.module, metafunc.config.stash[STATE]
@@ -62,13 +65,19 @@ def pytest_generate_tests(metafunc):
     wanted = getattr(module, "collects", None)
     keep = wanted and (lambda params: wanted(params, settings, state.device))
     cells = grid.cells({axis: getattr(settings, module.AXES[axis]) for axis in axes}, keep)
-    if not cells:
-        raise pytest.Collector.CollectError(f"{question}: with these settings no cell is left on {state.device}")
-    metafunc.parametrize(axes, [pytest.param(*values, id=label) for values, label in cells])
+    params = [pytest.param(*values, id=label) for values, label in cells]
+    metafunc.parametrize(axes, params or [pytest.param(*[NO_CELL] * len(axes), id="no_cell")])
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
+    empty = [item for item in items if NO_CELL in getattr(getattr(item, "callspec", None), "params", {}).values()]
+    if empty:
+        items[:] = [item for item in items if item not in empty]
+        config.hook.pytest_deselected(items=empty)
+    for path in {item.path for item in empty} - {item.path for item in items}:
+        device = config.stash[STATE].device
+        raise pytest.UsageError(f"{path.parent.name}: with these settings no cell is left on {device}")
     for item in items:
         if "cell" in item.fixturenames:
             plan = item.stash[PLAN] = Plan(item)

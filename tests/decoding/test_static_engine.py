@@ -1,6 +1,8 @@
 """Fixed shapes: idle rows change nothing, several prompts are each alone, nothing waits for the device, graphs
 replay."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,6 +101,16 @@ def test_a_forest_can_run_again_on_other_prompts_and_seeds_in_place():
                 for _ in range(5):
                     forest.step()
             assert same(forest.harvest(), want)
+
+
+@pytest.mark.parametrize("decoder", POLICIES)
+def test_flops_of_idle_rows_are_the_closed_form_on_the_kernels(decoder):
+    pytest.importorskip("triton", reason="needs the triton package: pip install 'mlexp[triton]'")
+    lm, prompt, sampling = tiny(dtype=torch.float32), prompt_of(7), Sampling(samples=3, max_new_tokens=4, max_paths=3)
+    run = functools.partial(grow, lm.model, prompt, sampling, decoder, 0, backend="triton", idle_rows=True)
+    (_, counts), flops = count_flops(run)
+    want = cost(lm.model.config, decoder, 7, sampling, (3,) * 3)
+    assert (flops, counts.token_forwards) == (want.flops, want.token_forwards)
 
 
 @pytest.mark.needs_gpu

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
@@ -151,8 +152,11 @@ def _(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, backend):
     return q.new_empty(q.shape, dtype=v_pool.dtype)
 
 
-@register_flop_formula(torch.ops.mlexp.tree_attention)
-def _(q, k_pool, v_pool, prompt_len, ancestors, *args, **kwargs) -> int:
-    """Two products of every query head with the prompt and all ancestor columns, as the reference computes them."""
-    n, H, D = q
-    return 4 * n * H * D * (prompt_len + ancestors[1])
+@register_flop_formula(torch.ops.mlexp.tree_attention, get_raw=True)
+def _(q, k_pool, v_pool, prompt_len, ancestors, lengths=None, *args, **kwargs) -> int:
+    """Two products of every query head with the tip's prompt and its own ancestors; of fake lengths, all columns."""
+    n, H, D = q.shape
+    own = n * ancestors.shape[1]
+    if lengths is not None and not isinstance(lengths, FakeTensor):
+        own = int(lengths.sum())
+    return 4 * H * D * (n * prompt_len + own)

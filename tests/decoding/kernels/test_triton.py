@@ -203,6 +203,9 @@ def test_the_operators_are_well_formed(name):
 
 def test_the_flop_formula_counts_what_the_reference_executes():
     args = put(pools(np.random.default_rng(0), 4, (6, 2), 8, 5, 2, 3))
+    own = int(args["lengths"].sum())  # the kernel stops at a tip's length, the reference goes on to the last column
+    assert count_flops(lambda: kernels.tree_attention(**args, backend="triton"))[1] == 4 * 6 * 8 * (4 * 5 + own)
+    args |= {"lengths": None, "ancestors": args["ancestors"].clamp(max=12)}
     counts = [count_flops(lambda b=b: kernels.tree_attention(**args, backend=b))[1] for b in ("triton", "reference")]
     assert counts[0] == counts[1] == 4 * 4 * 6 * 8 * (5 + 3)
     x, seeds = torch.zeros(2, 9, device=DEVICE), path_seeds(0, 1, 2)[0].to(DEVICE)
