@@ -51,7 +51,7 @@ class Particles:
 
     def reset(self):
         self.tip.zero_()
-        self.multiplicity.zero_()[:, 0] = self.tip.shape[1]
+        self.multiplicity.zero_()[:, 0].fill_(self.tip.shape[1])
 
     def rows(self) -> Tensor:  # (T, N) row of its tree that each draw is from
         return self.tip
@@ -112,8 +112,8 @@ class Paper:
         self.reset()
 
     def reset(self):
-        self.seeds[:, 0] = self.first[:, 0]
-        self.multiplicity.zero_()[:, 0] = 1
+        self.seeds[:, 0].copy_(self.first[:, 0])
+        self.multiplicity.zero_()[:, 0].fill_(1)
         self.total.zero_()
 
     def rows(self) -> Tensor:

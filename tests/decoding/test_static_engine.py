@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlexp.decoding import kernels
 from mlexp.decoding.attention import tree_attention_on
 from mlexp.decoding.costs import cost
 from mlexp.decoding.decoders import DECODERS
@@ -85,6 +87,35 @@ def test_no_step_waits_for_the_device(kind, decoder):
             with pytest.raises(RuntimeError, match="waits for the device"):  # and the check can fail
                 live.begin()
                 live.step()
+
+
+def move_to_fake_cuda(model):
+    """Put shapes on a CUDA device that need not exist in the place of the weights; within a FakeTensorMode."""
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, x in tensors.items():
+                if x is not None:
+                    fake = torch.empty(x.shape, dtype=x.dtype, device="cuda")
+                    tensors[name] = torch.nn.Parameter(fake, False) if tensors is module._parameters else fake
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a torch that is built for CUDA; no GPU")
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("decoder", POLICIES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_all_operands_of_a_step_are_on_the_device(kind, decoder, backend, monkeypatch):
+    """Under fake tensors an operator with a CPU operand too many, or one that needs a value, raises."""
+    monkeypatch.setattr(kernels, "missing", lambda *_: None)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny(kind, dtype=dtype).model
+        with FakeTensorMode():
+            move_to_fake_cuda(model)
+            prompts, seeds = (torch.zeros(n, w, dtype=torch.int64, device="cuda") for n, w in ((2, 7), (4, 5)))
+            with tree_attention_on(model):
+                forest = Forest(model, prompts, seeds, SMALL, decoder, backend=backend)
+                forest.begin()
+                forest.step()
+            assert forest.idle_rows and {x.device.type for x in forest.steps.values()} == {"cuda"}
 
 
 def test_a_forest_can_run_again_on_other_prompts_and_seeds_in_place():

@@ -147,7 +147,8 @@ def test_a_draw_depends_on_neither_launch_nor_filter(build, k, vocab, seed, hole
     split, _ = emulate(*args, *launch)
     assert torch.equal(split[2], tokens)
     for ours, theirs in zip((split[0], split[1], split[3]), (entropy, log_z, logprobs), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
+        # a logit of 1250 is rounded to 1.2e-4, and a log-probability is a difference of two such
+        torch.testing.assert_close(ours, theirs, atol=5e-4 if offset else 1e-5, rtol=1e-6)
     assert same(emulate(*args, *launch, backwards=True)[0], split), "the order of the threads decides"
     plain, logarithms = emulate(*args, *launch, filtered=False)
     assert same(plain, split), "the filter drops a token"
