@@ -38,6 +38,8 @@ def fit(
     warmup: int = 0,
     weight_decay: float = 0.0,
     clip: float = 1.0,
+    floor: float = 0.1,
+    relieve: Callable[[], bool] | None = None,
     evaluate: Callable[[], float] | None = None,
     evaluate_every: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
@@ -46,20 +48,22 @@ def fit(
     model.
 
     `batches(step)` gives tensors of equal first dimension; `loss(model, *batch)` is a mean over it. Where memory runs
-    out the step is taken again in micro-batches of half the size, with the same gradient. Matrices alone are decayed.
-    Raises FloatingPointError when the loss is not finite.
+    out the step is taken again in micro-batches of half the size, with the same gradient; where one item is too much,
+    `relieve()` may make room at the price of time and say so (True), and the step is taken again. Matrices alone are
+    decayed; the rate ends at `floor` of its peak. Raises FloatingPointError when the loss is not finite.
     """
     groups = [[p for p in model.parameters() if (p.ndim >= 2) is matrix] for matrix in (True, False)]
     optimizer = torch.optim.AdamW(
         [{"params": g, "weight_decay": d} for g, d in zip(groups, (weight_decay, 0.0), strict=True)],
         lr,
         betas=(0.9, 0.95),
+        fused=True,
     )
     result, best = Fit(), None
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, steps, warmup)
-        value, result.micro_batch = backward(model, loss, batches(step), result.micro_batch)
+            group["lr"] = lr * schedule(step, steps, warmup, floor)
+        value, result.micro_batch = backward(model, loss, batches(step), result.micro_batch, relieve)
         if not math.isfinite(value):
             raise FloatingPointError(f"loss {value} at step {step}")
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -78,15 +82,15 @@ def fit(
     return result
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak rate: linear warm-up, then half a cosine down to a tenth."""
+def schedule(step: int, steps: int, warmup: int, floor: float = 0.1) -> float:
+    """Share of the peak rate: linear warm-up, then half a cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+    return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * done))
 
 
-def backward(model, loss, batch, micro: int | None = None) -> tuple[float, int | None]:
+def backward(model, loss, batch, micro: int | None = None, relieve=None) -> tuple[float, int | None]:
     """Gradients of the mean loss over a batch, in micro-batches of `micro`, halved until they fit: (loss, micro)."""
     size = len(batch[0])
     while True:
@@ -100,9 +104,14 @@ def backward(model, loss, batch, micro: int | None = None) -> tuple[float, int |
             return total, micro
         except (RuntimeError, MemoryError) as error:
             now = min(micro or size, size)
-            if now == 1 or not out_of_memory(error):
+            if not out_of_memory(error):
                 raise
-            micro = now // 2
+            if now > 1:
+                micro = now // 2
+            elif relieve and relieve():
+                micro = None
+            else:
+                raise
 
 
 def out_of_memory(error: BaseException) -> bool:
