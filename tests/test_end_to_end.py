@@ -100,7 +100,7 @@ def test_prompts_decoded_together_have_records_and_a_section_of_their_own(place,
     status, text = run(place, "mlexp", "report", *files, "--out", str(place / "both"))
     assert status == 0, text
     table = (place / "both" / "decoding_speedup" / "throughput.csv").read_text()
-    assert "shared_prefill" in table and "samples_per_s" in table
+    assert "shared_prefill" in table and "prompts_per_s" in table
     assert (place / "both" / "decoding_speedup" / "speedup.csv").exists()
 
 

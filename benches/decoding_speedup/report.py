@@ -34,7 +34,7 @@ is measured, not corrected. effective_samples is N for the arms whose samples ar
 
 
 ABOUT_THROUGHPUT = """
-All prompts of a batch decoded together: samples a second, mean over batches, and `shared_prefill`'s time over the
+All prompts of a batch decoded together: prompts a second, mean over batches, and `shared_prefill`'s time over the
 arm's, paired by batch. Where a step costs one read of the weights, its rows are free for one prompt; with the rows of
 many prompts they are not, and what a tree saves becomes time.
 """
@@ -50,7 +50,7 @@ def report(records, out):
         out.text(ABOUT_THROUGHPUT)
         table = throughput_table(together)
         out.table(table, "throughput.csv", "Batches of prompts decoded together.")
-        out.figure(throughput_figure(table), "throughput.png", "Samples a second against model size.")
+        out.figure(throughput_figure(table), "throughput.png", "Prompts a second against model size.")
 
 
 def single(records, out):
@@ -153,7 +153,7 @@ def throughput_table(records):
                 "n_params": some["n_params"].iloc[0],
                 "decoder": decoder,
                 "prompts": int(some["n_prompts"].iloc[0]),
-                "samples_per_s": (some["n_samples"] / some["wall_s"]).mean(),
+                "prompts_per_s": (some["n_prompts"] / some["wall_s"]).mean(),
             }
             if has(mine, "shared_prefill") and decoder != "shared_prefill":
                 pairs = paired(mine, "wall_s", arm="decoder", of="shared_prefill", to=decoder, over=["batch"])
@@ -163,9 +163,9 @@ def throughput_table(records):
 
 
 def throughput_figure(table):
-    fig, ax = plots.figure("Prompts decoded together", xlabel="parameters", ylabel="samples a second")
+    fig, ax = plots.figure("Prompts decoded together", xlabel="parameters", ylabel="prompts a second")
     shown = table.drop(columns=["low", "high"], errors="ignore")
-    plots.curves(ax, shown, "n_params", "samples_per_s", "decoder", plots.looks(DECODERS))
+    plots.curves(ax, shown, "n_params", "prompts_per_s", "decoder", plots.looks(DECODERS))
     plots.log_x(ax, ticks=table["n_params"])
     plots.log_y(ax)
     return fig

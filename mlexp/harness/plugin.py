@@ -77,7 +77,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=empty)
     for path in {item.path for item in empty} - {item.path for item in items}:
         device = config.stash[STATE].device
-        raise pytest.UsageError(f"{path.parent.name}: with these settings no cell is left on {device}")
+        raise pytest.UsageError(f"{path.parent.name}: these settings leave no cell on {device}")
     for item in items:
         if "cell" in item.fixturenames:
             plan = item.stash[PLAN] = Plan(item)

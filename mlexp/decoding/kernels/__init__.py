@@ -36,8 +36,11 @@ def missing(backend: str, device: str, dtype: torch.dtype | None = None) -> str 
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend == "triton" and util.find_spec("triton") is None:
         return "the triton package is not installed (pip install 'mlexp[triton]')"
+    if interpreted and not import_module("triton.language").sum.__class__.__name__.startswith("Interpreted"):
+        return "TRITON_INTERPRET was set after triton had been imported; set it before Python starts"
     if not interpreted and not torch.cuda.is_available():
-        return f"no CUDA device is usable by torch {torch.__version__}"
+        how = " (TRITON_INTERPRET=1, set before Python starts, interprets it on a CPU)" if backend == "triton" else ""
+        return f"no CUDA device is usable by torch {torch.__version__}{how}"
     if device != "cuda" and not interpreted:
         return f"the tensors are on {device}; it runs on cuda"
     return import_module(".cuda", __name__).missing() if backend == "cuda" else None
@@ -50,6 +53,8 @@ def choose(kernel: str, device: str, backend: str = "auto", dtype: torch.dtype |
     """
     if kernel not in BACKENDS:
         raise ValueError(f"unknown kernel {kernel!r}; choose from {', '.join(BACKENDS)}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; choose from cpu, cuda")
     if backend == "auto":
         return "reference" if device == "cpu" else next(b for b in BACKENDS[kernel] if not missing(b, device, dtype))
     if backend not in BACKENDS[kernel]:

@@ -165,6 +165,8 @@ def test_the_front_door_says_what_it_took_and_what_is_missing(monkeypatch):
     assert kernels.choose("fork", "cpu") == "reference"
     with pytest.raises(ValueError, match="unknown kernel 'spoon'; choose from entropy_sample, fork, tree_attention"):
         kernels.choose("spoon", "cpu")
+    with pytest.raises(ValueError, match="unknown device 'tpu'; choose from cpu, cuda"):
+        kernels.choose("fork", "tpu")
     with pytest.raises(ValueError, match="fork has no backend 'cuda'; choose from auto, triton, reference"):
         kernels.choose("fork", "cpu", "cuda")
     monkeypatch.setattr(kernels.util, "find_spec", lambda name: None)
