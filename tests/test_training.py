@@ -103,6 +103,30 @@ def test_other_errors_and_a_batch_of_one_are_not_retried():
     assert out_of_memory(torch.OutOfMemoryError("x")) and not out_of_memory(RuntimeError("x"))
 
 
+def test_where_one_item_is_too_much_room_is_made_once():
+    model, (x, y) = regression()
+    squared(model, x, y).backward()
+    want, relieved, sizes = [p.grad.clone() for p in model.parameters()], [], []
+
+    def scarce(model, x, y):
+        sizes.append(len(x))
+        if not relieved:
+            raise MemoryError
+        return squared(model, x, y)
+
+    def relieve():
+        relieved.append(len(sizes))
+        return len(relieved) == 1
+
+    _, micro = backward(model, scarce, (x, y), relieve=relieve)
+    assert relieved == [7] and sizes == [64, 32, 16, 8, 4, 2, 1, 64] and micro is None  # and then the whole batch again
+    for a, b in zip(want, model.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a)
+    relieved.append(1)
+    with pytest.raises(MemoryError):
+        backward(model, lambda *_: (_ for _ in ()).throw(MemoryError()), (x, y), relieve=relieve)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     model, data = regression()
     with pytest.raises(FloatingPointError, match="loss nan at step 0"):
@@ -113,6 +137,7 @@ def test_the_schedule_warms_up_and_ends_at_a_tenth():
     rates = [schedule(s, 100, 10) for s in range(101)]
     assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert schedule(100, 100, 10, floor=0.05) == pytest.approx(0.05) and schedule(10, 100, 10, floor=0.05) == 1.0
 
 
 def test_seeding_reaches_every_generator():

@@ -50,6 +50,9 @@ class Settings:
         for name in ("train", "test", "epochs", "batch", "R", "T"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        for size in self.sizes:
+            if self.heads is not None and (self.heads < 1 or SIZES[size].width % (4 * self.heads)):
+                raise ValueError(f"heads={self.heads}: must divide {SIZES[size].width} / 4 at size {size}")
         for n in (self.maze_size, *self.larger):
             Recipe(n, 1, 0, self.least(n), self.generator)
 
@@ -59,7 +62,7 @@ class Settings:
 
 
 SMALL = Settings(sizes=("tiny",), seeds=(42, 43, 44), archs=("baseline", "poh_hrm", "poh_uniform"), maze_size=8,
-                 test=300, epochs=8, larger=(10,))  # fmt: skip
+                 test=300, epochs=8, batch=8, larger=(10,))  # fmt: skip
 SETTINGS = {
     "smoke": replace(SMALL, seeds=(42,), archs=ARCHS, maze_size=5, train=32, test=20, epochs=1, larger=(6,)),
     "quick": SMALL,
