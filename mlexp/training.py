@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LOOK_EVERY = 25  # steps on a GPU between looks at the losses: a look waits for the device
+
 
 @dataclass
 class Fit:
@@ -59,27 +61,37 @@ def fit(
         betas=(0.9, 0.95),
         fused=True,
     )
-    result, best = Fit(), None
+    result, best, unread = Fit(), None, []
+    look = 1 if next(model.parameters()).device.type == "cpu" else LOOK_EVERY
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule(step, steps, warmup, floor)
         value, result.micro_batch = backward(model, loss, batches(step), result.micro_batch, relieve)
-        if not math.isfinite(value):
-            raise FloatingPointError(f"loss {value} at step {step}")
+        unread.append(value)
+        due = step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)
+        if due or len(unread) == look:
+            result.losses += torch.stack(unread).tolist()
+            _check_finite(result.losses, len(unread))
+            unread.clear()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
-        result.losses.append(value)
-        due = step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)
         if evaluate and due:
             result.held_out[step + 1] = held = evaluate()
             if best is None or held < result.held_out[result.best_step]:
                 result.best_step, best = step + 1, copy.deepcopy(model.state_dict())
         if progress:
             last = f", held out {list(result.held_out.values())[-1]:.3f}" if result.held_out else ""
-            progress(step + 1, steps, f"loss {value:.3f}{last}")
+            said = f"loss {result.losses[-1]:.3f}{last}" if result.losses else ""
+            progress(step + 1, steps, said)
     if best is not None:
         model.load_state_dict(best)
     return result
+
+
+def _check_finite(losses: list[float], recent: int):
+    for step in range(len(losses) - recent, len(losses)):
+        if not math.isfinite(losses[step]):
+            raise FloatingPointError(f"loss {losses[step]} at step {step}")
 
 
 def schedule(step: int, steps: int, warmup: int, floor: float = 0.1) -> float:
@@ -90,17 +102,17 @@ def schedule(step: int, steps: int, warmup: int, floor: float = 0.1) -> float:
     return floor + (1 - floor) / 2 * (1 + math.cos(math.pi * done))
 
 
-def backward(model, loss, batch, micro: int | None = None, relieve=None) -> tuple[float, int | None]:
+def backward(model, loss, batch, micro: int | None = None, relieve=None) -> tuple[Tensor, int | None]:
     """Gradients of the mean loss over a batch, in micro-batches of `micro`, halved until they fit: (loss, micro)."""
     size = len(batch[0])
     while True:
         model.zero_grad(set_to_none=True)
         try:
-            total = 0.0
+            total = torch.zeros((), device=batch[0].device)
             for parts in _split(batch, micro or size):
                 share = loss(model, *parts) * (len(parts[0]) / size)
                 share.backward()
-                total += share.item()
+                total += share.detach()
             return total, micro
         except (RuntimeError, MemoryError) as error:
             now = min(micro or size, size)

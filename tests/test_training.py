@@ -78,7 +78,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(fit
 
     loss, micro = backward(model, scarce, (x, y))
     assert micro <= fits < 2 * micro or micro == 1
-    assert loss == pytest.approx(squared(model, x, y).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(squared(model, x, y).item(), rel=1e-5)
     for a, b in zip(want, model.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a)
 

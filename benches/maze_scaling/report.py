@@ -70,7 +70,7 @@ def report(records, out):
     out.table(
         efficiency_table(records),
         "efficiency.csv",
-        "PoH at a size against the baseline nearest 1.5 and 2 times as large.",
+        "PoH against a baseline of 1.5 and 2 times its parameters.",
     )
     out.heading("The seed's checklist")
     out.text("\n".join(checklist(records)))
@@ -242,7 +242,7 @@ def mean_curve(records, arms, metric):
 
 
 def scaling_figure(records):
-    fig, panels = plots.figures(4, size=(15, 4.2))
+    fig, panels = plots.figures(2, rows=2, size=(10, 7.6))
     for ax, metric in zip(panels[:2], ("accuracy", "optimality"), strict=True):
         plots.curves(ax, mean_curve(records, MAIN, metric), "n_params", metric, "arch", plots.looks(MAIN), labels=False)
         plots.log_x(ax, ticks=records["n_params"])
@@ -340,7 +340,7 @@ def sample_figure(records, out):
     rows = {arm: some.iloc[0] for arm, some in rows.items() if len(some)}
     kept = {arm: out.series(row["key"]) for arm, row in rows.items()}
     count = min(len(k["sample_open"]) for k in kept.values())
-    fig, panels = plots.figures(count, size=(3.2 * count, 3.6))
+    fig, panels = plots.figures(count, size=(3.2 * count, 4.4))
     for i, ax in enumerate(panels):
         first = next(iter(kept.values()))
         draw_maze(ax, first["sample_open"][i], first["sample_start"][i], first["sample_goal"][i])
@@ -374,16 +374,19 @@ def draw_maze(ax, open, start, goal):
 
 
 def efficiency_table(records):
-    """Accuracy a parameter: the baseline at the size whose count is nearest 1.5 and 2 times PoH's."""
+    """PoH at N parameters beside the baseline at 1.5 N and 2 N, interpolated between its sizes in log parameters."""
     rows = []
-    base = records[records["arch"] == "baseline"].groupby("size")[["n_params", "accuracy"]].mean()
+    base = (
+        records[records["arch"] == "baseline"].groupby("size")[["n_params", "accuracy"]].mean().sort_values("n_params")
+    )
     for size in sizes(records):
         mine = of(records, size, "poh_hrm")
         for times in (1.5, 2.0) if len(mine) and len(base) else ():
-            want = times * mine["n_params"].mean()
-            near = (np.log(base["n_params"] / want)).abs().idxmin()
-            rows.append((size, *mine[["n_params", "accuracy"]].mean(), times, near, *base.loc[near]))
-    columns = ["size", "poh_params", "poh_accuracy", "times", "baseline_size", "baseline_params", "baseline_accuracy"]
+            count, accuracy = mine[["n_params", "accuracy"]].mean()
+            if base["n_params"].min() <= times * count <= base["n_params"].max():
+                there = np.interp(np.log(times * count), np.log(base["n_params"]), base["accuracy"])
+                rows.append((size, count, accuracy, times, there, accuracy - there))
+    columns = ["size", "poh_params", "poh_accuracy", "times", "baseline_accuracy", "difference"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -420,7 +423,9 @@ def checklist(records):
     accuracy = interval(table.mean(axis=1))
     both = f"{told(accuracy)} in accuracy, {told(optimality)} in optimality"
     yield f"- Accuracy or optimality? {both} (one number on perfect mazes)."
-    yield "- Parameter efficiency: see the table above; PoH at N against the baseline at the size nearest 2N."
+    table = efficiency_table(records)
+    better = [f"{r.size} {100 * r.difference:+.1f} points" for r in table.itertuples() if r.times == 2]
+    yield f"- PoH at N against the baseline at 2N: {'; '.join(better) or 'no larger baseline in these records'}."
 
 
 def seed_files(records, setting, out):

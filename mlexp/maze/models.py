@@ -146,7 +146,7 @@ class Solver(nn.Module):
         self.blocks = nn.ModuleList(Block(size.width, size.heads, inner) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(size.width), nn.Linear(size.width, 4)
         self.gates: nn.Module | None = None  # made last: what arms share is made first, from the same random numbers
-        self._initialise(layers)
+        self._initialise(size.width, layers)
         if arch.gates == "hrm":
             self.gates = Controller(size.width, size.heads, layers, period, arch.slow)
             for router in self.gates.routers:
@@ -156,11 +156,13 @@ class Solver(nn.Module):
             self.gates = StaticGates(size.heads, layers)
         self.uniform = self.checkpointing = False
 
-    def _initialise(self, layers: int):
+    def _initialise(self, width: int, layers: int):
+        # the usual N(0, .02) is this one at width 833; at 128 it starts too small: 43 % of 8 x 8 mazes against 55 %
+        std = (3 * width) ** -0.5
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 residual = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * layers) if residual else 0.02)
+                nn.init.normal_(p, std=std / math.sqrt(2 * layers) if residual else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
