@@ -1,11 +1,15 @@
 """The maze question as a user runs it, at smoke scale: every arm, records, the seed's outputs, errors."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -100,3 +104,44 @@ def test_the_report_writes_the_seeds_outputs_and_answers_its_questions(place):
 def test_bad_settings_name_what_is_allowed(place, change, message):
     status, text = bench(place, "--set", change)
     assert status == 4 and message in text and "Traceback" not in text
+
+
+@pytest.fixture(scope="module")
+def report_module():
+    spec = importlib.util.spec_from_file_location("maze_report", ROOT / "benches/maze_scaling/report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def said(module, curves):
+    """Verdicts by id on made-up records: {arm: accuracy at tiny, small, medium, large}, five seeds, little noise."""
+    rng, rows = np.random.default_rng(0), []
+    for arm, values in curves.items():
+        for (size, n), mean in zip(
+            {"tiny": 4e5, "small": 2e6, "medium": 1e7, "large": 4e7}.items(), values, strict=True
+        ):
+            rows += [{"size": size, "arch": arm, "seed": seed, "n_params": n * (1.05 if arm == "poh_hrm" else 1),
+                      "accuracy": mean + rng.normal(0, 0.002), "random_accuracy": 0.05, "manhattan_accuracy": 0.1}
+                     for seed in range(5)]  # fmt: skip
+    found = {}
+    out = SimpleNamespace(verdict=lambda id, claim, verdict, *rest, **more: found.setdefault(id, str(verdict)))
+    records = pd.DataFrame(rows)
+    records.attrs["axes"] = ["size", "seed", "arch"]
+    module.verdicts(records, out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("baseline", "poh", "want"),
+    [
+        ((0.4, 0.5, 0.6, 0.7), (0.3, 0.5, 0.7, 0.8), {"H1": "supported", "H2": "refuted", "H3": "refuted"}),
+        ((0.4, 0.5, 0.6, 0.7), (0.5, 0.6, 0.7, 0.8), {"H1": "refuted", "H2": "supported", "H3": "refuted"}),
+        ((0.4, 0.6, 0.7, 0.7), (0.5, 0.7, 0.8, 0.8), {"H1": "refuted", "H3": "supported", "Q": "supported"}),
+        ((0.4, 0.4, 0.4, 0.4), (0.4, 0.4, 0.4, 0.4), {"H1": "undecided", "H3": "supported"}),
+        ((0.2, 0.2, 0.2, 0.2), (0.5, 0.5, 0.5, 0.5), {"H0 baseline": "refuted", "H0 poh_hrm": "supported"}),
+    ],
+)
+def test_the_hypotheses_are_told_from_each_other(report_module, baseline, poh, want):
+    found = said(report_module, {"baseline": baseline, "poh_hrm": poh})
+    assert {id: found[id] for id in want} == want

@@ -261,7 +261,11 @@ def scaling_figure(records):
 
 
 def learning_figure(records, out):
-    return series_figure(records, lambda row: smooth(out.series(row.key)["losses"]), "loss", "share of steps", "nats")
+    def line(some):
+        mean = np.mean([smooth(out.series(key)["losses"]) for key in some["key"]], axis=0)
+        return (np.arange(len(mean)) + 0.5) / len(mean), mean
+
+    return size_figure(records, line, "share of the steps", "training loss, nats", marks=False)
 
 
 def smooth(losses, parts=50):
@@ -270,46 +274,38 @@ def smooth(losses, parts=50):
 
 
 def iteration_figure(records, out):
-    return series_figure(records, lambda row: out.series(row.key)["accuracy_by_iteration"], "after each iteration",
-                         "iteration r", "accuracy", marks=True)  # fmt: skip
+    def line(some):
+        mean = np.mean([out.series(key)["accuracy_by_iteration"] for key in some["key"]], axis=0)
+        return np.arange(1, len(mean) + 1), mean
 
-
-def series_figure(records, curve, title, xlabel, ylabel, marks=False):
-    """A panel a size, a line an arm: the mean over seeds of a curve of each record."""
-    names = sizes(records)
-    fig, panels = plots.figures(len(names), sharey=True, size=(3.4 * len(names) + 2, 3.8))
-    for ax, size in zip(panels, names, strict=True):
-        for arm, look in plots.looks(ARMS).items():
-            some = of(records, size, arm)
-            if len(some):
-                mean = np.mean([curve(row) for row in some.itertuples()], axis=0)
-                x = np.arange(1, len(mean) + 1) if marks else (np.arange(len(mean)) + 0.5) / len(mean)
-                ax.plot(
-                    x, mean, color=look.colour, linestyle=look.dash, marker=look.marker if marks else None, label=arm
-                )
-        ax.set(title=f"{size}: {title}", xlabel=xlabel)
-        if marks:
-            ax.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].set_ylabel(ylabel)
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-    return fig
+    return size_figure(records, line, "iteration r", "accuracy")
 
 
 def length_figure(records, out):
     """Quarters of the test mazes by length of their solution."""
+
+    def line(some):
+        kept = [out.series(key) for key in some["key"]]
+        length, solved = (np.concatenate([s[name] for s in kept]) for name in ("length", "solved"))
+        quarters = np.array_split(np.argsort(length, kind="stable"), min(4, len(length)))
+        return [length[q].mean() for q in quarters], [solved[q].mean() for q in quarters]
+
+    return size_figure(records, line, "cells of the solution", "accuracy")
+
+
+def size_figure(records, line, xlabel, ylabel, marks=True):
+    """A panel a size, a line an arm: `line` gives the x and y of the records of both."""
     names = sizes(records)
     fig, panels = plots.figures(len(names), sharey=True, size=(3.4 * len(names) + 2, 3.8))
     for ax, size in zip(panels, names, strict=True):
         for arm, look in plots.looks(ARMS).items():
             some = of(records, size, arm)
             if len(some):
-                kept = [out.series(key) for key in some["key"]]
-                length, solved = (np.concatenate([s[name] for s in kept]) for name in ("length", "solved"))
-                quarters = np.array_split(np.argsort(length, kind="stable"), min(4, len(length)))
-                ax.plot([length[q].mean() for q in quarters], [solved[q].mean() for q in quarters], color=look.colour,
-                        linestyle=look.dash, marker=look.marker, label=arm)  # fmt: skip
-        ax.set(title=size, xlabel="cells of the solution")
-    panels[0].set_ylabel("accuracy")
+                style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker if marks else None}
+                ax.plot(*line(some), **style, label=arm)
+        ax.set(title=size, xlabel=xlabel)
+        ax.xaxis.get_major_locator().set_params(integer=marks)
+    panels[0].set_ylabel(ylabel)
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return fig
 
