@@ -119,9 +119,7 @@ class Forest:
         self.depth = seeds.new_zeros(())
         self.row = torch.arange(self.R, device=seeds.device)
         self.tree = self.row.view(self.T, W)[:, :1]  # first row of every tree
-        self.prompt_row = (torch.arange(self.T, device=seeds.device) * self.B // self.T)[
-            :, None
-        ]  # its logits, at first
+        self.prompt_row = self.tree // (self.R // self.B)  # the prompt that it stands behind: its logits, at first
         self.token = seeds.new_zeros(self.R)
         self.ancestors = torch.zeros(self.R, G - 1, dtype=torch.int32, device=seeds.device)
         self.steps: dict[str, Tensor] = {}
