@@ -23,9 +23,7 @@ class _Layer(CacheLayerMixin):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self.used = self.used, self.used + key_states.shape[2]
-        assert self.used <= self.capacity, f"{self.used} slots in a cache of {self.capacity}"
-        return tuple(self.write(*pair, start) for pair in ((self.keys, key_states), (self.values, value_states)))
+        return self.store((self.keys, key_states), (self.values, value_states))
 
     def get_mask_sizes(self, query_length):
         return self.used + query_length, 0
@@ -50,20 +48,17 @@ class PoolLayer(_Layer):
     def shape(self, x):
         return self.capacity, x.shape[1], x.shape[3]
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        pairs = (self.keys, key_states), (self.values, value_states)
+    def store(self, *pairs):
         if self.slots is not None:
             for pool, x in pairs:
                 pool.index_copy_(0, self.slots, x[0].transpose(0, 1))
             return tuple(pool.transpose(0, 1)[None] for pool, _ in pairs)  # (1, K, S, D), views
-        B, K, P, D = key_states.shape
-        used = B * self.copies * P
-        assert used <= self.capacity, f"{used} slots of prompts in a pool of {self.capacity}"
         for pool, x in pairs:
+            B, K, P, D = x.shape
+            used = B * self.copies * P
+            assert used <= self.capacity, f"{used} slots of prompts in a pool of {self.capacity}"
             pool[:used].view(B, self.copies, P, K, D).copy_(x.transpose(1, 2)[:, None])
-        return key_states, value_states
+        return tuple(x for _, x in pairs)
 
 
 class RowsLayer(_Layer):
@@ -72,9 +67,12 @@ class RowsLayer(_Layer):
     def shape(self, x):
         return x.shape[0], x.shape[1], self.capacity, x.shape[3]
 
-    def write(self, store, x, start):
-        store[:, :, start : self.used] = x
-        return store[:, :, : self.used]
+    def store(self, *pairs):
+        start, self.used = self.used, self.used + pairs[0][1].shape[2]
+        assert self.used <= self.capacity, f"{self.used} slots in a cache of {self.capacity}"
+        for rows, x in pairs:
+            rows[:, :, start : self.used] = x
+        return tuple(rows[:, :, : self.used] for rows, _ in pairs)
 
     def spread(self, times: int):
         """Copy what every row holds to `times` rows side by side."""

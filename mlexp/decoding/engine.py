@@ -65,7 +65,7 @@ class Pool:
     """Prompts and the growing trees behind them in one flat cache of `capacity` slots."""
 
     def __init__(self, model, capacity: int, copies: int = 1):
-        self.model, self.cache, self.copies = model, new_cache(PoolLayer, model.config, capacity), copies
+        self.model, self.cache = model, new_cache(PoolLayer, model.config, capacity)
         for layer in self.cache.layers:
             layer.copies = copies
 
@@ -128,7 +128,7 @@ class Forest:
     def begin(self):
         self.depth.zero_()
         self.policy.reset()
-        self.decide(self.pool.prefill(self.prompts), self.prompt_row + torch.zeros_like(self.policy.rows()))
+        self.decide(self.pool.prefill(self.prompts), self.prompt_row.expand_as(self.policy.rows()))
 
     @torch.no_grad()
     def step(self):
