@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("decoding", "maze", "attention", "eqprop")
 CONTRACT = {"mlexp.journal", "mlexp.record"}
+SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.corpus"}  # by subjects
 
 # A module may import, of the project, what its row names (a package stands for all in it). Own package: always.
 ARROWS = {
@@ -18,7 +19,9 @@ ARROWS = {
     "mlexp.journal": set(),
     "mlexp.flops": set(),
     "mlexp.training": set(),
-    **{f"mlexp.{subject}": {"mlexp.training", "mlexp.flops"} for subject in SUBJECTS},
+    "mlexp.store": set(),
+    "mlexp.corpus": set(),
+    **{f"mlexp.{subject}": SHARED for subject in SUBJECTS},
     "mlexp.harness": {"mlexp.flops"} | CONTRACT,
     "mlexp.analysis": CONTRACT,
     "mlexp.cli": {"mlexp.harness.sweep", "mlexp.analysis"},

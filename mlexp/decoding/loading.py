@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
+from mlexp.store import Progress, say
+
 from .models import model_row
 from .nano import trained
 from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
-from .store import Progress, say
 from .text import bpe_tokenizer, load_corpus
 from .weights import find_weights, identity, own_tokenizer
 

@@ -9,11 +9,12 @@ import math
 import numpy as np
 import torch
 
-from ..training import fit
+from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.training import fit
+
 from .initial import build
 from .models import Model
 from .recipes import Nano, nano_hash
-from .store import Progress, cache_dir, kept, say
 from .text import Corpus, bpe_tokenizer
 
 INIT_STD = 0.02

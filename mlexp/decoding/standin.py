@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlexp.store import Progress, cache_dir, kept, say
+
 from .caches import RowsLayer, new_cache
 from .initial import build
 from .kernels.reference import draw, entropy, tempered
 from .models import Model
 from .recipes import StandIn, known_gain, standin_hash
 from .rng import path_seeds
-from .store import Progress, cache_dir, kept, say
 
 FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches about as often as asked
 

@@ -1,16 +1,13 @@
-"""Natural text without a network, and a tokenizer trained on it.
-
-The default corpus is the standard library's `pydoc_data.topics` (about 465 kB of English), paragraphs de-duplicated
-first: raw, 58 % of held-out 60-grams also stand in the training part.
-"""
+"""The text that prompts' models are trained on, one paragraph in ten held out, and a tokenizer trained on it."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlexp.corpus import read_corpus
+from mlexp.store import Progress, cache_dir, kept, say
+
 from .recipes import digest
-from .store import Progress, cache_dir, kept, say
 
 LEAST = 20_000  # characters: below this neither a tokenizer nor a held-out part means anything
 HELD_OUT = 10  # one paragraph in ten
@@ -25,13 +22,14 @@ class Corpus:
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:
-    """The default corpus, or a UTF-8 text file. Paragraphs are split into train and held-out by their own hash.
+    """The default corpus, or a text file or folder (see mlexp.corpus). Paragraphs are split into train and held-out by
+    their own hash.
 
     Raises FileNotFoundError, or ValueError for a file that is not text or shorter than 20,000 characters once its
     repeated paragraphs are dropped.
     """
-    name, text = ("pydoc_topics", _pydoc()) if path is None else (Path(path).name, _read(Path(path)))
-    paragraphs = list(dict.fromkeys(p.strip("\n") for p in re.split(r"\n\s*\n", text) if p.strip()))
+    text = read_corpus(path)
+    paragraphs = text.paragraphs
     held = [int(hashlib.blake2b(p.encode(), digest_size=4).hexdigest(), 16) % HELD_OUT == 0 for p in paragraphs]
     train, held_out = (
         "\n\n".join(p for p, h in zip(paragraphs, held, strict=True) if h is side) for side in (False, True)
@@ -42,27 +40,7 @@ def load_corpus(path: str | Path | None = None) -> Corpus:
         )
     if not held_out:
         raise ValueError(f"corpus {path}: {len(paragraphs)} distinct paragraphs leave none to hold out")
-    return Corpus(name, digest(train, held_out), train, held_out)
-
-
-def _pydoc() -> str:
-    from pydoc_data import topics
-
-    return "\n\n".join(topics.topics[key] for key in sorted(topics.topics))
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"corpus {path}: no such file; give a UTF-8 text file")
-    try:
-        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"corpus {path}: not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"
-        ) from None
-    if "\0" in text:
-        raise ValueError(f"corpus {path}: not text (it holds NUL bytes)")
-    return text
+    return Corpus(text.name, digest(train, held_out), train, held_out)
 
 
 def bpe_tokenizer(corpus: Corpus, vocab: int, progress: Progress = None):

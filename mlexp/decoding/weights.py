@@ -9,9 +9,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlexp.store import cache_dir, write
+
 from .models import Model, model_row
 from .recipes import NANO, STANDIN, Nano, StandIn, nano_hash, standin_hash
-from .store import cache_dir, write
 from .text import load_corpus
 
 PATTERNS = ("*.safetensors", "pytorch_model*.bin")

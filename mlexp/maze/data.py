@@ -15,11 +15,10 @@ import queue
 import random
 import subprocess
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -27,12 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mlexp.store import Progress, cache_dir, kept
+
 SHARD = 256  # raw mazes of one shard: part of what a data set is
 GENERATORS = {
     "dfs": ("gen_dfs", {}),  # perfect mazes: one simple path between any two cells
     "dfs_loops": ("gen_dfs_percolation", {"p": 0.1}),  # the same with a tenth of the walls opened
 }
-Progress = Callable[[int, int, str], None] | None
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,8 @@ def mazes(recipe: Recipe, workers: int | None = None, progress: Progress = None)
     Raises RuntimeError where hardly any maze is long enough. The global random generators stay as they are.
     """
     path = cache_dir() / f"mazes-{_digest(recipe)}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # damaged: made again
-        return _read(path)
-    found = _generate(recipe, workers or len(os.sched_getaffinity(0)), progress)
-    _write(path, found)
-    return found
-
-
-def cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlexp"
+    workers = workers or len(os.sched_getaffinity(0))
+    return kept(path, lambda: _pack(_generate(recipe, workers, progress)), _unpack, progress)
 
 
 def _digest(recipe: Recipe) -> str:
@@ -99,19 +92,19 @@ def _digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(path) -> Mazes:
-    with np.load(path) as arrays:
-        return Mazes(**{field.name: arrays[field.name] for field in fields(Mazes)})
-
-
-def _write(path: Path, found: Mazes):
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _pack(found: Mazes) -> bytes:
     content = io.BytesIO()
     np.savez_compressed(content, **vars(found))
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        file.write(content.getvalue())
-    os.replace(file.name, path)
+    return content.getvalue()
+
+
+def _unpack(content: bytes) -> Mazes:
+    """Raises ValueError or KeyError for what `_pack` did not make."""
+    try:
+        with np.load(io.BytesIO(content)) as arrays:
+            return Mazes(**{field.name: arrays[field.name] for field in fields(Mazes)})
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(str(error)) from None
 
 
 def _generate(recipe: Recipe, workers: int, progress: Progress) -> Mazes:
@@ -172,7 +165,7 @@ def _ask(idle: queue.SimpleQueue, k: int) -> Mazes:
     if not size or len(content) < size:
         raise RuntimeError(f"a process that makes mazes died over shard {k}, status {process.wait()}")
     idle.put(process)
-    return _read(io.BytesIO(content))
+    return _unpack(content)
 
 
 def _serve():
@@ -180,9 +173,8 @@ def _serve():
     recipe, out = Recipe(**json.loads(sys.argv[1])), sys.stdout.buffer
     sys.stdout = sys.stderr  # nothing else may come between
     for line in sys.stdin:
-        content = io.BytesIO()
-        np.savez(content, **vars(_shard(recipe, int(line))))
-        out.write(len(content.getvalue()).to_bytes(8, "little") + content.getvalue())
+        content = _pack(_shard(recipe, int(line)))
+        out.write(len(content).to_bytes(8, "little") + content)
         out.flush()
 
 
