@@ -97,10 +97,10 @@ def split(corpus: Corpus, held_out: Mapping[str, int], window: int = WINDOW) -> 
     total, wanted = sum(map(len, corpus.paragraphs)), dict(held_out)
     while sum(wanted.values()) * 2 <= total:
         parts = _deal(documents, wanted)
-        others = [_windows(_text(d), window) for d in parts["train"]]
+        others = _all_windows(parts["train"], window)
         for name in held_out:
-            parts[name] = _apart(parts[name], np.concatenate([*others, np.empty(0, np.uint64)]), window)
-            others += [_windows(_text(d), window) for d in parts[name]]
+            parts[name] = _apart(parts[name], others, window)
+            others = np.union1d(others, _all_windows(parts[name], window))
         texts = {name: [_text(d) for d in part] for name, part in parts.items()}
         short = [name for name, least in held_out.items() if sum(map(len, texts[name])) < least]
         if not short:
@@ -123,13 +123,24 @@ def _deal(documents: list[Document], wanted: Mapping[str, int]) -> dict[str, lis
 
 
 def _apart(part: list[Document], others: np.ndarray, window: int) -> list[Document]:
-    """The documents without the paragraphs that share a window with the others; what is left of each."""
-    left = (tuple(p for p in document if not np.isin(_windows(p, window), others).any()) for document in part)
+    """The documents without the paragraphs that share a window with the others (sorted); what is left of each."""
+
+    def shares(paragraph: str) -> bool:
+        own = _windows(paragraph, window)
+        at = np.searchsorted(others, own).clip(max=len(others) - 1)
+        return bool(len(others)) and bool((others[at] == own).any())
+
+    left = (tuple(p for p in document if not shares(p)) for document in part)
     return [document for document in left if document]
 
 
 def _text(document: Document) -> str:
     return "\n\n".join(document)
+
+
+def _all_windows(documents: list[Document], window: int) -> np.ndarray:
+    """Sorted, each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(_windows(_text(d), window) for d in documents)]))
 
 
 def _windows(text: str, window: int) -> np.ndarray:
