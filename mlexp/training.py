@@ -44,6 +44,7 @@ def fit(
     relieve: Callable[[], bool] | None = None,
     evaluate: Callable[[], float] | None = None,
     evaluate_every: int = 0,
+    after: Callable[[int], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Fit:
     """Train in place; with `evaluate` (a held-out loss, lower is better) the best state seen is the one left in the
@@ -52,7 +53,8 @@ def fit(
     `batches(step)` gives tensors of equal first dimension; `loss(model, *batch)` is a mean over it. Where memory runs
     out the step is taken again in micro-batches of half the size, with the same gradient; where one item is too much,
     `relieve()` may make room at the price of time and say so (True), and the step is taken again. Matrices alone are
-    decayed; the rate ends at `floor` of its peak. Raises FloatingPointError when the loss is not finite.
+    decayed; the rate ends at `floor` of its peak. `after(steps done)` follows every step. Raises FloatingPointError
+    when the loss is not finite.
     """
     groups = [[p for p in model.parameters() if (p.ndim >= 2) is matrix] for matrix in (True, False)]
     optimizer = torch.optim.AdamW(
@@ -75,6 +77,8 @@ def fit(
             unread.clear()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
+        if after:
+            after(step + 1)
         if evaluate and due:
             result.held_out[step + 1] = held = evaluate()
             if best is None or held < result.held_out[result.best_step]:
