@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ class Fit:
     held_out: dict[int, float] = field(default_factory=dict)
     best_step: int = 0
     micro_batch: int | None = None
+    relieved: bool = False
+    captured: bool = False  # whether steps were replayed as CUDA graphs
 
 
 def seed_everything(seed: int):
@@ -41,6 +44,7 @@ def fit(
     weight_decay: float = 0.0,
     clip: float = 1.0,
     floor: float = 0.1,
+    capture: bool = False,
     relieve: Callable[[], bool] | None = None,
     evaluate: Callable[[], float] | None = None,
     evaluate_every: int = 0,
@@ -53,30 +57,52 @@ def fit(
     `batches(step)` gives tensors of equal first dimension; `loss(model, *batch)` is a mean over it. Where memory runs
     out the step is taken again in micro-batches of half the size, with the same gradient; where one item is too much,
     `relieve()` may make room at the price of time and say so (True), and the step is taken again. Matrices alone are
-    decayed; the rate ends at `floor` of its peak. `after(steps done)` follows every step. Raises FloatingPointError
-    when the loss is not finite.
+    decayed; the rate ends at `floor` of its peak. `after(steps done)` follows every step. On a GPU `capture` replays
+    steps as CUDA graphs: for a loss that does the same for every batch and asks for no value. Raises
+    FloatingPointError when the loss is not finite.
     """
+    device = next(model.parameters()).device
+    cuda = device.type == "cuda"
+    rate = torch.tensor(lr, device=device) if cuda else lr  # a captured step reads it from the device
     groups = [[p for p in model.parameters() if (p.ndim >= 2) is matrix] for matrix in (True, False)]
     optimizer = torch.optim.AdamW(
         [{"params": g, "weight_decay": d} for g, d in zip(groups, (weight_decay, 0.0), strict=True)],
-        lr,
+        rate,
         betas=(0.9, 0.95),
         fused=True,
+        capturable=cuda,
     )
     result, best, unread = Fit(), None, []
-    look = 1 if next(model.parameters()).device.type == "cpu" else LOOK_EVERY
+
+    def take(*batch: Tensor) -> Tensor:
+        value, result.micro_batch = backward(model, loss, batch, result.micro_batch, room)
+        return descend(value)
+
+    def room() -> bool:
+        made = bool(relieve and relieve())
+        result.relieved |= made
+        return made
+
+    def descend(value: Tensor) -> Tensor:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        return value
+
+    if capture and cuda:
+        take = Captured(take, lambda *batch: descend(gradients(model, loss, batch)), result)
     for step in range(steps):
+        now = lr * schedule(step, steps, warmup, floor)
         for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, steps, warmup, floor)
-        value, result.micro_batch = backward(model, loss, batches(step), result.micro_batch, relieve)
-        unread.append(value)
+            if cuda:
+                group["lr"].fill_(now)
+            else:
+                group["lr"] = now
+        unread.append(take(*batches(step)))
         due = step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)
-        if due or len(unread) == look:
+        if due or len(unread) == (LOOK_EVERY if cuda else 1):
             result.losses += torch.stack(unread).tolist()
             _check_finite(result.losses, len(unread))
             unread.clear()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
         if after:
             after(step + 1)
         if evaluate and due:
@@ -110,14 +136,8 @@ def backward(model, loss, batch, micro: int | None = None, relieve=None) -> tupl
     """Gradients of the mean loss over a batch, in micro-batches of `micro`, halved until they fit: (loss, micro)."""
     size = len(batch[0])
     while True:
-        model.zero_grad(set_to_none=True)
         try:
-            total = torch.zeros((), device=batch[0].device)
-            for parts in _split(batch, micro or size):
-                share = loss(model, *parts) * (len(parts[0]) / size)
-                share.backward()
-                total += share.detach()
-            return total, micro
+            return gradients(model, loss, batch, micro), micro
         except (RuntimeError, MemoryError) as error:
             now = min(micro or size, size)
             if not out_of_memory(error):
@@ -128,6 +148,66 @@ def backward(model, loss, batch, micro: int | None = None, relieve=None) -> tupl
                 micro = None
             else:
                 raise
+
+
+def gradients(model, loss, batch: tuple[Tensor, ...], micro: int | None = None) -> Tensor:
+    """The mean loss over a batch, its gradients left in the parameters, `micro` items at a time."""
+    model.zero_grad(set_to_none=True)
+    size = len(batch[0])
+    total = torch.zeros((), device=batch[0].device)
+    for parts in _split(batch, micro or size):
+        share = loss(model, *parts) * (len(parts[0]) / size)
+        share.backward()
+        total += share.detach()
+    return total
+
+
+class Captured:
+    """Steps as CUDA graphs, one for every shape of batch: a small model's step costs one launch instead of thousands.
+
+    The first WARM steps of a shape run as usual, and stay so where memory ran out: the graphs would hold on to it.
+    """
+
+    WARM = 3  # what is allocated or chosen at first use must not be part of a graph
+
+    def __init__(self, usual: Callable[..., Tensor], bare: Callable[..., Tensor], result: Fit):
+        self.usual, self.bare, self.result = usual, bare, result
+        self.seen: Counter = Counter()
+        self.graphs: dict = {}
+        self.enough_memory = True
+        self.stream = torch.cuda.Stream()
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        shape = tuple(tensor.shape for tensor in batch)
+        self.seen[shape] += 1
+        if shape not in self.graphs and (self.seen[shape] <= self.WARM or not self._capture(shape, batch)):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):  # autograd remembers the stream, and the capture's is another
+                value = self.usual(*batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return value
+        graph, inputs, value = self.graphs[shape]
+        for mine, given in zip(inputs, batch, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return value.clone()
+
+    def _capture(self, shape, batch: tuple[Tensor, ...]) -> bool:
+        """Whether a graph for this shape was made; nothing is executed yet."""
+        if self.result.micro_batch or self.result.relieved or not self.enough_memory:
+            return False
+        graph, inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in batch]
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                value = self.bare(*inputs)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            print(f"mlexp: no memory for a CUDA graph of batches {list(map(tuple, shape))}: steps run as usual")
+            self.enough_memory = False
+            return False
+        self.graphs[shape], self.result.captured = (graph, inputs, value), True
+        return True
 
 
 def out_of_memory(error: BaseException) -> bool:

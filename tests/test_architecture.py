@@ -28,7 +28,7 @@ ARROWS = {
     "mlexp.__main__": {"mlexp.cli"},
     "mlexp": {"mlexp.analysis"},
     "benches.report": {"mlexp.analysis"},
-    "benches.bench": {f"mlexp.{subject}" for subject in SUBJECTS},
+    "benches.bench": {f"mlexp.{subject}" for subject in SUBJECTS} | SHARED,
 }
 THE_RULER_ITSELF = {"mlexp.harness", "mlexp.analysis"}  # what benches/harness may import besides
 

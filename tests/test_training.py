@@ -1,13 +1,15 @@
 """The shared training loop: it learns, keeps the best state, survives OOM with the same gradient, repeats exactly."""
 
+import contextlib
 import itertools
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from mlexp.training import backward, fit, out_of_memory, schedule, seed_everything
+from mlexp.training import Captured, Fit, backward, fit, out_of_memory, schedule, seed_everything
 
 
 def regression(seed=0):
@@ -131,6 +133,71 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     model, data = regression()
     with pytest.raises(FloatingPointError, match="loss nan at step 0"):
         fit(model, lambda model, *batch: squared(model, *batch) * float("nan"), lambda step: data, steps=3, lr=0.1)
+
+
+class Recorder:
+    """Stands in for torch.cuda's graphs: says what was asked of it; one that may not be made raises."""
+
+    def __init__(self, monkeypatch, memory=True):
+        self.log, self.memory = [], memory
+        graph = SimpleNamespace(replay=lambda: self.log.append("replay"))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", self.capturing)
+
+    @contextlib.contextmanager
+    def capturing(self, graph, stream):
+        self.log.append("capture")
+        if not self.memory:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    def steps(self, result):
+        def usual(x):
+            self.log.append("usual")
+            return x.sum()
+
+        return Captured(usual, lambda x: x.sum(), result)
+
+
+def test_steps_are_captured_a_shape_after_a_few_that_ran_as_usual(monkeypatch):
+    cuda, result = Recorder(monkeypatch), Fit()
+    step = cuda.steps(result)
+    for k in range(5):
+        step(torch.full((4,), float(k)))
+    step(torch.zeros(2))
+    assert cuda.log == ["usual"] * 3 + ["capture", "replay", "replay", "usual"] and result.captured
+    ((_, (seen,), _),) = step.graphs.values()
+    assert seen.tolist() == [4.0] * 4  # what the graph reads is the last batch
+
+
+@pytest.mark.parametrize("fault", ["graph", "micro_batch", "relieved"])
+def test_where_memory_is_short_steps_run_as_usual(monkeypatch, capsys, fault):
+    cuda, result = Recorder(monkeypatch, memory=fault != "graph"), Fit()
+    if fault != "graph":
+        setattr(result, fault, 1)
+    step = cuda.steps(result)
+    for _ in range(6):
+        step(torch.ones(4))
+    assert cuda.log.count("usual") == 6 and cuda.log.count("capture") == (fault == "graph") and not result.captured
+    assert ("no memory for a CUDA graph" in capsys.readouterr().out) == (fault == "graph")
+
+
+@pytest.mark.needs_gpu
+def test_captured_steps_are_the_usual_ones():
+    ends = []
+    for capture in (False, True):
+        model, data = regression()
+        model, data = model.cuda(), [t.cuda() for t in data]
+        turns = [tuple(t[a:b] for t in data) for a, b in ((0, 24), (24, 48), (48, 64))]
+        done = fit(model, squared, lambda step, turns=turns: turns[step % 3], steps=60, lr=0.1, capture=capture)
+        assert done.captured is capture
+        ends.append((done.losses, [p.detach().cpu() for p in model.parameters()]))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
+    for a, b in zip(ends[0][1], ends[1][1], strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_schedule_warms_up_and_ends_at_a_tenth():

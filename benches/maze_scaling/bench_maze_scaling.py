@@ -11,6 +11,7 @@ ARCHS = (
 )
 LOSSES = ("dense", "path")
 FIVE = ("tiny", "small", "medium", "large", "xl")
+SNAPSHOTS = 10  # points of the curve of accuracy over training
 SAMPLES = 4  # test mazes whose walks are kept to be drawn
 TEST_SEED = 100_000  # added to a cell's seed for its test mazes
 
@@ -37,6 +38,7 @@ class Settings:
     T: int = 4
     heads: int | None = None
     lr: float | None = None
+    compile: bool = False
     augment: bool = True
     loss: str = "dense"
     larger: tuple[int, ...] = (20, 24)
@@ -82,6 +84,7 @@ METRICS = {
     "routing_entropy": ("fraction", "none", "entropy of the gates over that of uniform ones"),
     "steps": ("steps", "none", "optimiser steps"),
     "micro_batch": ("items", "none", "items that a step took at a time, where the whole batch did not fit"),
+    "captured": ("flag", "none", "whether steps were replayed as CUDA graphs"),
     "checkpointing": ("flag", "none", "whether activations were computed again for lack of memory"),
 }
 
@@ -91,7 +94,7 @@ def test_train(cell, size, seed, arch):
 
     from mlexp.maze import evaluate as ev
     from mlexp.maze.data import mazes
-    from mlexp.maze.learn import loss_in, solver, train
+    from mlexp.maze.learn import Snapshots, loss_in, solver, train
     from mlexp.maze.models import ARCHS
     from mlexp.maze.objective import Batches
     from mlexp.maze.rollout import walk
@@ -107,8 +110,12 @@ def test_train(cell, size, seed, arch):
     steps = batches.per_epoch * s.epochs * (s.R if arm.long else 1)
     _, flops = cell.count(lambda: loss_in(dtype)(model, *batches(0)).backward())
     lr = s.lr or SIZES[size].lr
-    result = cell.time(lambda: train(model, batches, steps, lr, dtype, cell.progress), warmup=False)
-    model.eval()
+    states = Snapshots(model, steps, min(SNAPSHOTS, s.epochs))
+    result = cell.time(
+        lambda: train(model, batches, steps, lr, dtype, compiled=s.compile, after=states, progress=cell.progress),
+        warmup=False,
+    )
+    curve = ev.accuracy_of(model.eval(), states.states, test)
     every = ev.logits_of(model, test)
     outcomes = [ev.judge(logits, test) for logits in every]
     last = outcomes[-1]
@@ -123,6 +130,7 @@ def test_train(cell, size, seed, arch):
         n_tokens=steps * s.batch * s.maze_size**2,
         steps=steps,
         micro_batch=result.micro_batch,
+        captured=result.captured,
         checkpointing=model.checkpointing,
         loss_nats=sum(result.losses[-batches.per_epoch :]) / batches.per_epoch,
         accuracy=solved.mean().item(),
@@ -136,6 +144,8 @@ def test_train(cell, size, seed, arch):
     )
     cell.series(
         losses=result.losses,
+        judged_steps=list(curve),
+        accuracy_by_step=list(curve.values()),
         solved=last.solved.long(),
         optimal=last.optimal.long(),
         length=test.length,

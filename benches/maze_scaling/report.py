@@ -59,6 +59,8 @@ def report(records, out):
     out.table(probe_table(records), "probes.csv", "The trained PoH-HRM with a part of it switched off.")
     out.heading("How it learns, walks and generalises")
     out.figure(learning_figure(records, out), "learning.png", "Training loss, mean over seeds.")
+    if figure := accuracy_figure(records, out):
+        out.figure(figure, "accuracy_by_step.png", "Accuracy on the test mazes over training, mean over seeds.")
     out.figure(iteration_figure(records, out), "iterations.png", "Accuracy if the answer is read after iteration r.")
     out.figure(
         length_figure(records, out), "length.png", "Accuracy by length of the solution, quarters of the test mazes."
@@ -268,6 +270,19 @@ def learning_figure(records, out):
     return size_figure(records, line, "share of the steps", "training loss, nats", marks=False)
 
 
+def accuracy_figure(records, out):
+    """None where a record is older than this series."""
+    if not all("accuracy_by_step" in out.series(key) for key in records["key"]):
+        return None
+
+    def line(some):
+        kept = [out.series(key) for key in some["key"]]
+        steps = np.array(kept[0]["judged_steps"])
+        return steps / some["steps"].iloc[0], np.mean([s["accuracy_by_step"] for s in kept], axis=0)
+
+    return size_figure(records, line, "share of the steps", "accuracy", whole=False)
+
+
 def smooth(losses, parts=50):
     """The means of consecutive parts of a curve."""
     return np.array([part.mean() for part in np.array_split(losses, min(parts, len(losses)))])
@@ -293,7 +308,7 @@ def length_figure(records, out):
     return size_figure(records, line, "cells of the solution", "accuracy")
 
 
-def size_figure(records, line, xlabel, ylabel, marks=True):
+def size_figure(records, line, xlabel, ylabel, marks=True, whole=True):
     """A panel a size, a line an arm: `line` gives the x and y of the records of both."""
     names = sizes(records)
     fig, panels = plots.figures(len(names), sharey=True, size=(3.4 * len(names) + 2, 3.8))
@@ -304,7 +319,7 @@ def size_figure(records, line, xlabel, ylabel, marks=True):
                 style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker if marks else None}
                 ax.plot(*line(some), **style, label=arm)
         ax.set(title=size, xlabel=xlabel)
-        ax.xaxis.get_major_locator().set_params(integer=marks)
+        ax.xaxis.get_major_locator().set_params(integer=marks and whole)
     panels[0].set_ylabel(ylabel)
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return fig

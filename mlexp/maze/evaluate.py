@@ -58,6 +58,16 @@ def judge(logits: Tensor, mazes: Mazes) -> Outcome:
     return Outcome(free.solved, optimal(free, length), excess, strict.solved, right[d > 0].float().mean().item())
 
 
+def accuracy_of(model: Solver, states: dict[int, dict[str, Tensor]], mazes: Mazes) -> dict[int, float]:
+    """Share of mazes that each state solves, by its step; the model is left as it was."""
+    own, shares = {name: value.clone() for name, value in model.state_dict().items()}, {}
+    for step, state in states.items():
+        model.load_state_dict(state)
+        shares[step] = judge(logits_of(model, mazes)[-1], mazes).solved.float().mean().item()
+    model.load_state_dict(own)
+    return shares
+
+
 def floors(mazes: Mazes, seed: int, repeats: int = 10) -> dict[str, float]:
     """Share of mazes that each policy without a model solves, and the oracle: {"random", "manhattan", "oracle"}."""
     open, start, goal, _ = on_device(mazes, "cpu")

@@ -29,10 +29,26 @@ def loss_in(dtype: torch.dtype):
     return loss
 
 
-def train(model: Solver, batches: Batches, steps: int, lr: float, dtype=torch.float32, progress=None) -> Fit:
-    """Train in place. Where memory runs out: smaller micro-batches with the same gradients, then activations computed
-    again instead of kept; only then does the error go on. Raises FloatingPointError where the loss is not finite."""
+def train(model: Solver, batches: Batches, steps: int, lr: float, dtype=torch.float32, *, compiled: bool = False,
+          after=None, progress=None) -> Fit:  # fmt: skip
+    """Train in place, on a GPU by CUDA graphs; with `compiled` through torch.compile, which takes a minute and, on a
+    CPU, wants a C++ compiler. Where memory runs out: smaller micro-batches with the same gradients, then activations
+    computed again instead of kept; only then does the error go on. Raises FloatingPointError where the loss is not
+    finite."""
+    loss = loss_in(dtype)
     return fit(
-        model, loss_in(dtype), batches, steps=steps, lr=lr, warmup=min(WARMUP, -(-steps // WARMUP_SHARE)),
-        weight_decay=WEIGHT_DECAY, floor=FLOOR, relieve=model.relieve, progress=progress,
+        model, torch.compile(loss) if compiled else loss, batches, steps=steps, lr=lr,
+        warmup=min(WARMUP, -(-steps // WARMUP_SHARE)), weight_decay=WEIGHT_DECAY, floor=FLOOR,
+        capture=True, relieve=model.relieve, after=after, progress=progress,
     )  # fmt: skip
+
+
+class Snapshots:
+    """States of a model in training, on the host, `count` of them over `steps`: to be judged when the clock stands."""
+
+    def __init__(self, model: Solver, steps: int, count: int):
+        self.model, self.every, self.states = model, max(1, steps // count), {}
+
+    def __call__(self, done: int):
+        if done % self.every == 0:
+            self.states[done] = {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}

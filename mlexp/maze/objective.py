@@ -1,7 +1,7 @@
 """What both architectures are trained on: a field of moves that all point to the goal, batches, and their augmentation.
 
-B mazes of a batch, N cells, R iterations. The random numbers of a batch come from the seed and the step alone, so
-every arm of a block sees the same mazes in the same order under the same symmetries.
+B mazes of a batch, M of an epoch, N cells, R iterations. The random numbers of an epoch come from the seed and its
+number alone, so every arm of a block sees the same mazes in the same order under the same symmetries.
 """
 
 import torch
@@ -40,16 +40,22 @@ class Batches:
         )
         self.size, self.seed, self.augment, self.min_length, self.loss = size, seed, augment, min_length, loss
         self.per_epoch = -(-len(mazes) // size)
+        self._epoch, self._items = -1, ()
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         epoch, turn = divmod(step, self.per_epoch)
-        order = torch.randperm(len(self.start), generator=self._random(epoch, 0))
-        some = order[turn * self.size : (turn + 1) * self.size].to(self.start.device)
-        open, start, goal = self.open[some], self.start[some], self.goal[some]
+        if epoch != self._epoch:
+            self._epoch, self._items = epoch, self._prepare(epoch)
+        return tuple(item[turn * self.size : (turn + 1) * self.size] for item in self._items)
+
+    def _prepare(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A whole epoch at once: distances take hundreds of small operations, however many mazes they are for."""
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.start), generator=random).to(self.start.device)
+        open, start, goal = self.open[order], self.start[order], self.goal[order]
         d = None
         if self.augment:
-            random = self._random(step, 1)
-            which = torch.randint(8, (len(some),), generator=random).to(open.device)
+            which = torch.randint(8, (len(order),), generator=random).to(open.device)
             open, start, goal = transform(open, start, goal, which)
             start, goal, d = new_endpoints(open, start, goal, self.min_length, random)
         d = distances(open, goal) if d is None else d
@@ -57,6 +63,3 @@ class Batches:
         if self.loss == "path":
             counts &= d + distances(open, start) == d.gather(1, start[:, None])
         return features(open, start, goal), optimal_moves(open, d), counts
-
-    def _random(self, number: int, purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 2 + purpose) * 1_000_003 + number)

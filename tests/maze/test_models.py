@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlexp.maze.data import Recipe, mazes
+from mlexp.maze.evaluate import accuracy_of, judge, logits_of
+from mlexp.maze.learn import Snapshots, loss_in, train
 from mlexp.maze.models import ARCHS, build
 from mlexp.maze.moves import features
 from mlexp.maze.objective import Batches, pointer_loss
 from mlexp.maze.sizes import SIZES, Size
-from mlexp.training import fit, seed_everything
+from mlexp.training import fit, gradients, seed_everything
 
 MINI = Size(32, 4, 64, 2, 1e-3)
 
@@ -147,6 +150,49 @@ def test_batches_repeat_and_cover_an_epoch(loss):
         assert torch.equal(counts.sum(1), on_path) and (loss == "dense" or (counts.sum(1) < 35).any())
     with pytest.raises(ValueError, match="unknown loss 'sparse'; choose from dense, path"):
         Batches(found, 4, seed=5, loss="sparse")
+
+
+def test_an_epoch_is_prepared_once_and_is_another_each_time():
+    batches = Batches(mazes(Recipe(6, 10, 3, 10), workers=1), 4, seed=5, min_length=10)
+    first = [batches(step) for step in range(6)]
+    assert [len(x) for x, *_ in first] == [4, 4, 2] * 2
+    assert not torch.equal(first[0][0], first[3][0])
+    for step in (4, 0, 5, 1):  # in any order
+        assert all(torch.equal(a, b) for a, b in zip(batches(step), first[step], strict=True))
+
+
+class NoValues(TorchDispatchMode):
+    """Refuses what would make the host wait for a device: reading a value, or a shape that depends on one."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            raise AssertionError(f"{func} asks for a value")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHS))
+def test_a_step_asks_for_no_value(arch):
+    """So that it can be captured as a CUDA graph."""
+    batch = Batches(mazes(Recipe(6, 8, 3, 10), workers=1), 8, seed=0)(0)
+    model = solver(arch).train().float()
+    with NoValues():
+        gradients(model, loss_in(torch.float32), batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    with pytest.raises(AssertionError, match="asks for a value"), NoValues():
+        batch[0].sum().item()
+
+
+def test_snapshots_are_the_states_that_were_and_leave_the_model_alone():
+    found = mazes(Recipe(5, 20, 3, 5), workers=1)
+    model, batches = solver("baseline").train().float(), Batches(found, 10, seed=0, min_length=5)
+    states = Snapshots(model, 6, 3)
+    train(model, batches, 6, 1e-3, after=states)
+    assert list(states.states) == [2, 4, 6]
+    last = {name: value.clone() for name, value in model.state_dict().items()}
+    curve = accuracy_of(model, states.states, found)
+    assert list(curve) == [2, 4, 6] and curve[6] == judge(logits_of(model, found)[-1], found).solved.float().mean()
+    assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
+    assert any(not torch.equal(value, last[name]) for name, value in states.states[2].items())
 
 
 def test_a_small_solver_learns_small_mazes():

@@ -1,0 +1,1 @@
+"""Subject: attention variants in a decoder of one fixed shape."""

@@ -1,0 +1,184 @@
+"""The layers: one attention from multi-head to latent, its cache and its kernel, and dense or mixture feed-forward.
+
+B batch, T tokens, S tokens held, D width, H heads, G heads of keys and values, c width of queries and keys, v width of
+values, r rank of a latent; N = B T, E experts, k experts a token goes to, F feed-forward width.
+
+Rotary pairs are neighbours (2i, 2i + 1) in every arm, as in the original and in DeepSeek; Llama's halves are the same
+model with its rows in another order.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
+
+from .variants import Shape, Variant, projections, scaled
+
+EPS, ROTARY_BASE, BALANCE = 1e-6, 10_000.0, 0.01
+KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}  # torch.nn.attention.SDPBackend
+
+
+class Norm(nn.RMSNorm):
+    """RMS norm in the dtype of its input: torch has no fused kernel for bfloat16 under a float32 weight."""
+
+    def __init__(self, width: int):
+        super().__init__(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class Cache:
+    """What decoding keeps of the past, layer by layer, in buffers of `capacity` tokens made at the first use."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+        self.layers: dict[int, list[Tensor]] = {}
+
+    def extend(self, layer: int, *new: Tensor) -> list[Tensor]:
+        """Put tensors (..., T, width) behind what the layer holds: all of it, (..., S, width)."""
+        end = self.length + new[0].shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens: the cache was made for {self.capacity}")
+        if layer not in self.layers:
+            self.layers[layer] = [x.new_empty(*x.shape[:-2], self.capacity, x.shape[-1]) for x in new]
+        for buffer, x in zip(self.layers[layer], new, strict=True):
+            buffer[..., self.length : end, :] = x
+        return [buffer[..., :end, :] for buffer in self.layers[layer]]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the buffers, free places included."""
+        return sum(buffer.nbytes for buffers in self.layers.values() for buffer in buffers)
+
+
+def rotary_tables(start: int, stop: int, width: int, factor: float, device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions start..stop - 1 divided by `factor`: (T, width / 2) twice."""
+    frequency = ROTARY_BASE ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    angle = torch.arange(start, stop, device=device)[:, None] / factor * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Turn neighbouring pairs of the last dimension; they come out as halves, in queries and keys alike."""
+    if rotary is None:
+        return x
+    a, b = x[..., 0::2], x[..., 1::2]
+    cos, sin = rotary[0].to(x.dtype), rotary[1].to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, H, T, w), (B, H, S, w) twice: shared heads spread without a copy where there is one, widths made equal.
+
+    torch's flash kernels want one width. Padded with zeros, attention over T = 512 in float32 on a CPU keeps a half to
+    a quarter of what the math path keeps and takes 0.6 to 0.8 of its time (1.25 of it at widths 128 / 192), and no arm
+    is measured on another kernel than the rest.
+    """
+    width, H = max(q.shape[-1], v.shape[-1]), q.shape[1]
+    q, k, v = (x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    k, v = (
+        x if x.shape[1] == H else x[:, :, None].expand(-1, -1, H // x.shape[1], -1, -1).flatten(1, 2) for x in (k, v)
+    )
+    return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of (B, H, T, c) over (B, G, S, c) and (B, G, S, v) -> (B, H, T, v); T is 1 or S."""
+    T, S = q.shape[2], k.shape[2]
+    assert T in (1, S), f"{T} queries over {S} keys: neither a prompt nor one step"
+    scale, width = q.shape[-1] ** -0.5, v.shape[-1]
+    return scaled_dot_product_attention(*prepare(q, k, v), is_causal=T > 1, scale=scale)[..., :width]
+
+
+class Attention(nn.Module):
+    """One layer's attention; `latent` decides what is projected and what is kept."""
+
+    def __init__(self, variant: Variant, shape: Shape):
+        super().__init__()
+        self.arm, self.heads = scaled(variant, shape), shape.heads
+        for name, (n, m, bias) in projections(variant, shape).items():
+            setattr(self, name, nn.Linear(n, m, bias))
+        if self.arm.q_rank is not None:
+            self.q_norm = Norm(self.arm.q_rank)
+        if self.arm.latent:
+            self.kv_norm = Norm(self.arm.kv_rank)
+
+    def forward(self, x: Tensor, rotary, cache: Cache | None = None, layer: int = 0) -> Tensor:  # (B, T, D)
+        out = attend(*self.project(x, rotary, cache, layer))  # (B, H, T, v)
+        return self.o(out.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, rotary, cache: Cache | None = None, layer: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, H, T, c), (B, G, S, c), (B, G, S, v)."""
+        q = self.q(x) if self.arm.q_rank is None else self.q_b(self.q_norm(self.q_a(x)))
+        still, turned = q.unflatten(-1, (self.heads, -1)).transpose(1, 2).split([self.arm.nope, self.arm.rope], -1)
+        q = self._join(still, rotate(turned, rotary))
+        past = (self._latent if self.arm.latent else self._heads)(x, rotary)
+        if cache is not None:
+            past = cache.extend(layer, *past)
+        return q, *(self._expand(*past) if self.arm.latent else past)
+
+    def _heads(self, x: Tensor, rotary) -> tuple[Tensor, Tensor]:
+        """Keys (B, G, T, c) and values (B, G, T, v): what multi-head attention keeps."""
+        k, v = self.kv(x).split([self.arm.kv_heads * w for w in (self.arm.qk, self.arm.v)], -1)
+        k, v = (y.unflatten(-1, (self.arm.kv_heads, -1)).transpose(1, 2) for y in (k, v))
+        return rotate(k, rotary), v
+
+    def _latent(self, x: Tensor, rotary) -> tuple[Tensor, Tensor]:
+        """The latent (B, T, r) and the heads' common rotary key (B, T, rope): what latent attention keeps."""
+        latent, key = self.kv_a(x).split([self.arm.kv_rank, self.arm.rope], -1)
+        return self.kv_norm(latent), rotate(key, rotary)
+
+    def _expand(self, latent: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (B, H or 1, S, c) and values (B, H, S, v) of what was kept."""
+        still, v = (
+            self.kv_b(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).split([self.arm.nope, self.arm.v], -1)
+        )
+        turned = key[:, None]  # (B, 1, S, rope)
+        return self._join(still, turned.expand(-1, self.heads, -1, -1) if self.arm.nope else turned), v
+
+    def _join(self, still: Tensor, turned: Tensor) -> Tensor:
+        return torch.cat([still, turned], -1) if self.arm.nope else turned
+
+    def kernel(self, x: Tensor, rotary) -> str:
+        """Which of torch's attention kernels a forward over x (B, T, D) gets here, asked of torch itself."""
+        q, k, v = prepare(*self.project(x, rotary))
+        name = KERNELS[torch._fused_sdp_choice(q, k, v, None, 0.0, True, scale=self.arm.qk**-0.5)]
+        return "flash_cpu" if (name, x.device.type) == ("flash", "cpu") else name
+
+
+class Dense(nn.Module):
+    """Two matrices around a SiLU, without a gate."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.up = nn.Linear(shape.width, shape.ff, bias=False)
+        self.down = nn.Linear(shape.ff, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.down(silu(self.up(x))), x.new_zeros((), dtype=torch.float32)
+
+
+class Mixture(nn.Module):
+    """Every token through its `top` of E such pairs, weighed by a softmax over the chosen; and the balance loss (Fedus
+    et al. 2021, shares counted over all choices), which is BALANCE where all experts get the same share."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        E, D, F = shape.experts, shape.width, shape.ff
+        self.top, self.router = shape.top, nn.Linear(D, E, bias=False)
+        self.up, self.down = nn.Parameter(torch.empty(E, F, D)), nn.Parameter(torch.empty(E, D, F))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = x.flatten(0, -2)  # (N, D)
+        scores = self.router(tokens).float()  # (N, E)
+        best, chosen = scores.topk(self.top, -1)  # (N, k)
+        order = chosen.flatten().argsort(stable=True)  # (N k,), sorted by expert
+        counts = chosen.flatten().bincount(minlength=len(self.up))
+        grouped = tokens[order // self.top].split(counts.tolist())
+        # unbind: an index per expert would fill a gradient of all experts' size for each
+        pairs = zip(grouped, self.up.unbind(), self.down.unbind(), strict=True)
+        out = torch.cat([linear(silu(linear(rows, up)), down) for rows, up, down in pairs])  # (N k, D)
+        gates = best.softmax(-1).to(out.dtype)[..., None]  # (N, k, 1)
+        mixed = (out[order.argsort()].view(-1, self.top, x.shape[-1]) * gates).sum(1)
+        share = counts / len(order)
+        return mixed.view_as(x), BALANCE * len(share) * (share * scores.softmax(-1).mean(0)).sum()

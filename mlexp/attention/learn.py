@@ -1,0 +1,64 @@
+"""Training an arm: one loss for all, and the recipes, of which the seed's own is one."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlexp.training import Fit, fit
+
+from .loss import linear_cross_entropy
+from .model import Decoder
+from .text import Batches
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All but the peak rate: warm-up as a share of the steps, the rate's end as a share of its peak."""
+
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    floor: float = 0.1
+    clip: float = 1.0
+
+
+RECIPES = {
+    "finished": Recipe(),  # a schedule that ends where the training ends
+    "seed": Recipe(warmup=0.0, floor=1.0, clip=math.inf),  # constant, never clipped; the seed's rate is 1e-4
+}
+
+
+def loss_in(dtype: torch.dtype):
+    """The loss of a batch, products in `dtype`: (model, tokens, targets) -> cross-entropy in nats and balance."""
+
+    def loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+            hidden, balance = model.hidden(tokens)
+            value, _, _ = linear_cross_entropy(hidden.flatten(0, 1), model.embed.weight, targets.flatten())
+        return value + balance
+
+    return loss
+
+
+def train(
+    model: Decoder,
+    batches: Batches,
+    steps: int,
+    lr: float,
+    recipe: str = "finished",
+    dtype: torch.dtype = torch.float32,
+    progress=None,
+    after=None,
+) -> Fit:
+    """Train in place; where memory runs out, in micro-batches (the balance loss is then the mean of theirs).
+
+    Raises FloatingPointError where the loss is not finite.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
+    r = RECIPES[recipe]
+    return fit(
+        model.train(), loss_in(dtype), batches, steps=steps, lr=lr, warmup=math.ceil(r.warmup * steps),
+        weight_decay=r.weight_decay, floor=r.floor, clip=r.clip, progress=progress, after=after,
+    )  # fmt: skip

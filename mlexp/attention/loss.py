@@ -1,0 +1,67 @@
+"""Cross-entropy of a linear output layer without its logits: made, used and forgotten chunk by chunk.
+
+N tokens, D width, V vocabulary, n tokens of a chunk.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**25  # logits alive at once: 128 MiB of float32
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean loss in nats, loss of every token, whether the likeliest token was right) of logits hidden @ weight.T.
+
+    hidden (N, D), weight (V, D), targets (N,); the mean alone has a gradient. Gradients are made in the forward, one
+    chunk of tokens at a time, and wait for the backward as (N, D) and (V, D): what plain cross-entropy keeps is (N, V).
+    Products are in autocast's dtype, all sums in float32.
+    """
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk or max(1, CHUNK // len(weight)), wanted, dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, chunk, wanted, dtype):
+        exact = torch.promote_types(dtype, torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=exact)
+        right = torch.empty_like(targets, dtype=torch.bool)
+        if wanted:
+            hidden_grad, weight_grad = torch.empty_like(hidden), torch.zeros_like(weight, dtype=exact)
+        with torch.autocast(hidden.device.type, enabled=False):
+            w = weight.to(dtype)
+            for first in range(0, len(hidden), chunk):
+                some = slice(first, first + chunk)
+                h, t = hidden[some].to(dtype), targets[some, None]
+                logits = (h @ w.T).to(exact)  # (n, V)
+                right[some] = logits.argmax(-1) == t[:, 0]
+                total = logits.logsumexp(-1, keepdim=True)
+                losses[some] = (total - logits.gather(1, t))[:, 0]
+                if wanted:
+                    slope = logits.sub_(total).exp_().scatter_add_(1, t, -torch.ones_like(total)) / len(hidden)
+                    slope = slope.to(dtype)
+                    hidden_grad[some] = slope @ w
+                    _add_product(weight_grad, slope.T, h)
+        if wanted:
+            ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+        ctx.mark_non_differentiable(losses, right)
+        return losses.mean(), losses, right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * grad.to(hidden_grad.dtype), weight_grad * grad, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor):
+    """total += a @ b, in total's dtype and without a product of its own size where the dtypes agree."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, out=total)  # addmm_ would not be counted by FlopCounterMode
+    else:
+        total += a @ b

@@ -1,0 +1,74 @@
+"""What a step costs: FLOPs by phase, bytes saved for backward, and the limit that the step's time is held against."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlexp.flops import count_flops
+
+from .exact import exact
+from .rule import Rule, contrast
+from .settle import Stop
+
+
+def phase_flops(network, x: Tensor, y: Tensor, rule: Rule | None) -> dict[str, int]:
+    """FLOPs of one free sweep, one nudged sweep (for a twin: of the adjoint) and of all the rest of a step, on a batch
+    (B, T); a step costs free_sweep * its free sweeps + nudged_sweep * its nudged sweeps + update.
+
+    By differences of steps of one and two sweeps: what is counted is what runs.
+    """
+
+    def step(n_free: int, n_nudged: int) -> int:
+        stops = Stop(0.0, n_free), Stop(0.0, n_nudged)
+        if rule:
+            return count_flops(lambda: contrast(network, x, y, Rule(rule.beta, rule.nudge, *stops)))[1]
+        return count_flops(lambda: exact(network, x, y, *stops))[1]
+
+    once = step(1, 1)
+    nudged = step(1, 2) - once
+    sweep = count_flops(lambda: _sweep(network, network.clamp(x)))[1]
+    return {"free_sweep": sweep, "nudged_sweep": nudged, "update": once - sweep - nudged}
+
+
+@torch.no_grad()
+def _sweep(network, c: Tensor):
+    states = network.start(c)
+    for block in range(len(states)):
+        states[block] = network.local(block, states, c)
+
+
+def step_limit(free_sweeps: float, nudged_sweeps: float, nudge: str) -> float:
+    """The time of a step in units of a backprop step (three forwards) at equal parameters, if nothing is wasted.
+
+    A nudged sweep is a forward and a product with the Jacobian as dear as one; the update is a forward and a backward.
+    """
+    copies = 2 if nudge == "symmetric" else 1
+    return (free_sweeps + copies * (2 * nudged_sweeps + 3)) / 3
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """Most bytes that autograd held for backward passes at any moment of run(): storages, each once, parameters not."""
+    held: dict[int, int] = {}
+    now = peak = 0
+
+    def drop(key: int):
+        nonlocal now
+        now -= held.pop(key)
+
+    def pack(tensor: Tensor):
+        nonlocal now, peak
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in held and not (tensor.is_leaf and tensor.requires_grad):
+            held[key] = storage.nbytes()
+            now += held[key]
+            peak = max(peak, now)
+            weakref.finalize(storage, drop, key)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return peak

@@ -1,0 +1,65 @@
+"""The true gradient of the free fixed point, by implicit differentiation: what equilibrium propagation estimates.
+
+B sequences, T positions, d width. At z = f(z; theta) with loss C(z), J = df/dz:
+    v = J^T v + dC/dz  (the adjoint, by fixed-point sweeps from the last block to the first);
+    dC/dtheta = v . df/dtheta + the part of C's own parameters.
+It trains the twins, and is what `gradient_cosine` compares with. Source: Almeida (1987), Pineda (1987); as in deep
+equilibrium models, Bai et al. (2019, section 3.1).
+"""
+
+import torch
+from torch import Tensor
+
+from .settle import Settled, Stop, cross_entropy, free, frozen, relative
+
+
+def exact(network, x: Tensor, y: Tensor, settle: Stop, adjoint: Stop) -> tuple[Tensor, list[Tensor], tuple]:
+    """(mean loss in nats, its gradient for each parameter, the two Settled: free and adjoint) at inputs x, targets y
+    (B, T)."""
+    with torch.no_grad():
+        c = network.clamp(x)
+    rest = free(network, c, settle)
+    top = rest.states[-1].detach().requires_grad_()
+    with torch.enable_grad():
+        loss = cross_entropy(network.logits(top.view_as(top)), y).sum() / y.numel()
+    owned = list(network.head_parameters())
+    pull, *of_head = torch.autograd.grad(loss, [top, *owned])
+    sensitivity = solve(network, c, rest.states, pull, adjoint)
+    total = {p: torch.zeros_like(p) for p in network.parameters()}
+    for p, g in zip(owned, of_head, strict=True):
+        total[p] += g
+    for block, v in enumerate(sensitivity.states):
+        with torch.enable_grad():
+            out = (v * network.local(block, rest.states, c if block else network.clamp(x))).sum()
+        add(total, out)
+    return loss.detach(), list(total.values()), (rest, sensitivity)
+
+
+def add(total: dict, scalar: Tensor):
+    """Add the derivatives of a scalar to those of the parameters that it depends on."""
+    for p, g in zip(total, torch.autograd.grad(scalar, list(total), allow_unused=True), strict=True):
+        if g is not None:
+            total[p] += g
+
+
+def solve(network, c: Tensor, states: list[Tensor], pull: Tensor, stop: Stop) -> Settled:
+    """The adjoint v, one (B, T, d) a block, as deep as `stop` says; the graph is of one evaluation of each map."""
+    leaves, maps = [], []
+    with frozen(network), torch.enable_grad():
+        for block in range(len(states)):
+            own = {i: states[i].detach().requires_grad_() for i in network.inputs(block)}
+            leaves.append(own)
+            maps.append(network.local(block, [own[i].view_as(z) if i in own else z for i, z in enumerate(states)], c))
+    v, sent, residual = [torch.zeros_like(z) for z in states], [{} for _ in states], float("inf")
+    for sweeps in range(1, stop.most + 1):  # noqa: B007
+        before, v = v, list(v)
+        for block in reversed(range(len(states))):
+            v[block] = sum((s[block] for s in sent if block in s), pull if block + 1 == len(states) else 0.0)
+            if leaves[block]:
+                ends = list(leaves[block].values())
+                back = torch.autograd.grad(maps[block], ends, v[block], retain_graph=True)
+                sent[block] = dict(zip(leaves[block], back, strict=True))
+        residual = float(relative(v, before))
+        if residual <= stop.tolerance or not network.feedback:
+            break
+    return Settled(v, sweeps, residual, residual <= stop.tolerance or not network.feedback)

@@ -1,0 +1,159 @@
+"""Training a learner: the same loop, data and budget for all; what the settling did is logged beside the losses.
+
+B sequences, T positions, d width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from mlexp.training import Fit, fit, seed_everything
+
+from .hopfield import Hopfield
+from .learners import Learner, Size
+from .residual import Residual
+from .rule import Alignment, Rule, alignment, loss_of
+from .settle import Settled, Stop, cross_entropy, free
+from .transformer import Transformer
+
+CHECKED = 8  # sequences of the batch that gradients are compared on
+WARMUP_SHARE = 20  # warm-up: a twentieth of the steps
+
+
+@dataclass
+class Log:
+    """Per settling: sweeps, residuals, how many ended above their tolerance; per check: step, Alignment (`rule`).
+
+    For a twin the nudged phase is the adjoint's.
+    """
+
+    free_sweeps: list[int] = field(default_factory=list)
+    nudged_sweeps: list[int] = field(default_factory=list)
+    free_residual: list[float] = field(default_factory=list)
+    nudged_residual: list[float] = field(default_factory=list)
+    unconverged: int = 0
+    checked_steps: list[int] = field(default_factory=list)
+    gradient_cosine: list[float] = field(default_factory=list)
+    inner_cosine: list[float] = field(default_factory=list)
+    gradient_ratio: list[float] = field(default_factory=list)
+
+    def note(self, rest: Settled, end: Settled):
+        self.free_sweeps.append(rest.sweeps)
+        self.nudged_sweeps.append(end.sweeps)
+        self.free_residual.append(rest.residual)
+        self.nudged_residual.append(end.residual)
+        self.unconverged += (not rest.converged) + (not end.converged)
+
+    def check(self, step: int, found: Alignment):
+        self.checked_steps.append(step)
+        self.gradient_cosine.append(found.cosine)
+        self.inner_cosine.append(found.inner_cosine)
+        self.gradient_ratio.append(found.ratio)
+
+    @property
+    def unconverged_fraction(self) -> float:
+        """Of all settlings, free and nudged; 0 where there were none."""
+        return self.unconverged / max(1, len(self.free_sweeps) + len(self.nudged_sweeps))
+
+
+class Caps:
+    """Holds matrices to their spectral norms: power iterations, two a call, that go on where the last call ended."""
+
+    def __init__(self, network):
+        self.pairs = network.capped()
+        self.vectors = [torch.ones(w.shape[0], device=w.device, dtype=w.dtype) for w, _ in self.pairs]
+
+    @torch.no_grad()
+    def __call__(self):
+        for i, (w, cap) in enumerate(self.pairs):
+            u = self.vectors[i]
+            for _ in range(2):
+                v = w.T @ u
+                u = w @ (v / v.norm().clamp(min=1e-12))
+                norm = u.norm()
+                u = u / norm.clamp(min=1e-12)
+            self.vectors[i] = u
+            w.mul_(cap / norm.clamp(min=cap))
+
+
+def network(row: Learner, size: Size, seed: int, drop: float = 0.0, device="cpu") -> nn.Module:
+    """A learner's network ready to train; a twin starts from its learner's weights. `drop` is the transformer's."""
+    seed_everything(seed)
+    size = replace(size, layers=row.layers or size.layers)
+    if row.network == "transformer":
+        made = Transformer(size, drop)
+    else:
+        made = Hopfield(size) if row.network == "hopfield" else Residual(size, row.kappa)
+    return made.to(device).train()
+
+
+def predict(model: nn.Module, x: Tensor) -> tuple[Tensor, float]:
+    """Logits (B, T, V) of the next characters after x (B, T), and the free phase's residual (0 without one).
+
+    The sweeps are a fixed number, so that no sequence's prediction depends on what else is in the batch.
+    """
+    if isinstance(model, Transformer):
+        return model(x), 0.0
+    rest = free(model, model.clamp(x), Stop(0.0, model.patience))
+    return model.logits(rest.states[-1]), rest.residual
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: tuple[Tensor, Tensor, Tensor], batch: int = 64) -> tuple[float, float]:
+    """(mean loss in nats over the targets that count, the largest residual of a free phase); windows as `chars.scored`
+    gives them. Dropout is off meanwhile."""
+    device, was = next(model.parameters()).device, model.training
+    model.eval()
+    total, worst = torch.zeros((), device=device), 0.0
+    for x, y, counts in zip(*(w.split(batch) for w in windows), strict=True):
+        logits, residual = predict(model, x.to(device))
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), y.to(device), reduction="none")
+        total, worst = total + losses[counts.to(device)].sum(), max(worst, residual)
+    model.train(was)
+    return float(total / windows[2].sum()), worst
+
+
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Backprop's: mean cross-entropy in nats."""
+    return cross_entropy(model(x), y).sum() / y.numel()
+
+
+def train(
+    row: Learner,
+    model: nn.Module,
+    batches: Callable[[int], tuple[Tensor, Tensor]],
+    windows: tuple[Tensor, Tensor, Tensor],
+    steps: int,
+    *,
+    lr: float | None = None,
+    weight_decay: float = 0.01,
+    evaluate_every: int = 25,
+    checks: int = 4,
+    rule: Rule | None = None,
+    progress=None,
+) -> tuple[Fit, Log]:
+    """Train in place; the state of the best validation loss (over `windows`) is the one left in the model.
+
+    An eqprop learner's gradient is compared with the exact one before the first step, after the last, and at even
+    distances, `checks` times in all. Raises FloatingPointError where the loss is not finite.
+    """
+    log, caps = Log(), Caps(model) if row.rule != "backprop" else None
+    rule = (rule or Rule(row.beta, row.nudge)) if row.rule == "eqprop" else None
+    held = tuple(w[:CHECKED].contiguous().to(next(model.parameters()).device) for w in windows[:2])
+    due = {round(i * steps / max(1, checks - 1)) for i in range(checks)} if rule else set()
+
+    def after(step: int):
+        if caps:
+            caps()
+        if step in due:
+            log.check(step, alignment(model, *held, rule))
+
+    after(0)
+    result = fit(
+        model, plain_loss if row.rule == "backprop" else loss_of(rule, log.note), batches, steps=steps,
+        lr=lr or row.lr, weight_decay=weight_decay, warmup=-(-steps // WARMUP_SHARE), after=after,
+        evaluate=lambda: evaluate(model, windows)[0], evaluate_every=evaluate_every, progress=progress,
+    )  # fmt: skip
+    return result, log
