@@ -32,9 +32,10 @@ ABOUT = """
 Each line is an arm: the mean over its cells of each cell's value beside that cell's median over all commits, as a
 ratio (shares, and what is not positive, as a difference). Commits stand in the order of their times, one context and
 machine at a time. A change is marked where a permutation test of the largest energy distance (E-divisive) finds one, at
-{alpha:.0%} over all {series} series together; a level lasts at least {shortest} commits. A clean step shows from
+{alpha:.0f} % over all {series} series together; a level lasts at least {shortest} commits. A clean step shows from
 {needed} commits on; there are {commits}. What a program counts has no noise: there every difference is marked. A change
-is the largest of many splits, so that its size is rather over- than understated.
+is the largest of many splits, so that its size is rather over- than understated. A machine that drifts looks like code
+that changed: `mlexp ab` measures two commits side by side.
 """
 
 
@@ -211,15 +212,13 @@ def history(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str,
     arm = (axes(df)[-1:] or ["arm"])[0]
     table = pd.DataFrame(rows, columns=COLUMNS).rename(columns={"arm": arm})
     out.heading("History")
-    about = {"alpha": ALPHA, "series": len(moving), "shortest": SHORTEST, "needed": commits_needed(alpha)}
+    about = {"alpha": 100 * ALPHA, "series": len(moving), "shortest": SHORTEST, "needed": commits_needed(alpha)}
     out.text(ABOUT.format(**about, commits=len(when)))
     out.text("\n".join(_words(rows, every, moving, len(df) - len(clean))))
     if moving:
         out.figure(_figure(moving, changes, metrics, when), "history.png", f"Key metrics over {len(when)} commits.")
     if rows:
-        out.table(
-            table, "history.csv", "Changes found; `before` and `after` count the commits of the levels beside it."
-        )
+        out.table(table, "history.csv", "Changes found; before and after count the commits of the levels beside it.")
     worse = sum(row["better_or_worse"] == "worse" for row in rows)
     return f"{len(when)} commits, {len(rows)} change{'s' * (len(rows) != 1)} of level ({worse} for the worse)"
 

@@ -50,8 +50,7 @@ class Section:
         """What a reader must know before believing anything."""
         dirty = "measured with uncommitted code (dirty)" if self.out.dirty else ""
         lost = f"did not finish: {len(self.unfinished)}" if self.unfinished else ""
-        told = f"history: {self.history}" if self.history else ""
-        return [note for note in (self.out.stand_ins, self.grid, dirty, lost, told) if note]
+        return [note for note in (self.out.stand_ins, self.grid, dirty, lost) if note]
 
     @property
     def tally(self) -> dict[str, int]:

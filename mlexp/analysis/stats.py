@@ -83,7 +83,7 @@ def bootstrap_interval(
                 statistic,
                 confidence_level=confidence,
                 n_resamples=resamples,
-                batch=max(1, 5_000_000 // n),
+                batch=max(1, 100_000 // n),  # what fits a cache; the draws are the same in batches of any size
                 method=method,
                 random_state=np.random.default_rng(seed),
             ).confidence_interval
