@@ -22,7 +22,7 @@ from mlexp.record import Metric
 
 ALPHA = 0.05  # of any false alarm in a question's context: shared by its series (Bonferroni)
 SHORTEST = 2  # commits of a level: one alone is an outlier until a second says the same
-DRAWN_FROM = 3  # commits, below which there is no history to draw
+DRAWN_FROM, LONGEST = 3, 200  # commits, below which there is no history to draw; the last that are looked at
 EXACT = ("FLOP", "tokens", "count", "rows")  # units of what a program counts: no noise to tell a change from
 VERSIONS = ("torch", "transformers", "python")
 PANELS, TICKS = 8, 12
@@ -30,11 +30,13 @@ COLUMNS = ("metric", "arm", "commit", "time", "change", "better_or_worse", "p", 
 
 ABOUT = """
 Each line is an arm: the mean over its cells of each cell's value beside that cell's median over all commits, as a
-ratio (shares, and what is not positive, as a difference). Commits stand in the order of their times, one context and
-machine at a time. A change is marked where a permutation test of the largest energy distance (E-divisive) finds one, at
-{alpha:.0f} % over all {series} series together; a level lasts at least {shortest} commits. A clean step shows from
-{needed} commits on; there are {commits}. What a program counts has no noise: there every difference is marked. A change
-is the largest of many splits, so that its size is rather over- than understated. A machine that drifts looks like code
+ratio (shares, and what is not positive, as a difference). Commits stand in the order of their times, the last {longest}
+at most, one context and machine at a time.
+
+A change is marked where a permutation test of the largest energy distance (E-divisive) finds one, at {alpha:.0f} % over
+all {series} series together; a level lasts at least {shortest} commits. A clean step can be told from noise with
+{needed} commits; there are {commits}. What a program counts has no noise: there every difference is marked. A change is
+the largest of many splits, so that its size is rather over- than understated, and a machine that drifts looks like code
 that changed: `mlexp ab` measures two commits side by side.
 """
 
@@ -106,9 +108,9 @@ def _split(values: np.ndarray, alpha: float, rng: np.random.Generator) -> Change
     distances = np.abs(values[:, None] - values)
     found = energies(distances)
     highest = found.max() * (1 - 1e-9)  # sums in another order differ in their last bits
-    draws, beaten, done = math.ceil(20 / alpha) - 1, 0, 0
+    draws, beaten, done = math.ceil(5 / alpha) - 1, 0, 0
     while done < draws:
-        batch = min(max(16, 500_000 // n**2), draws - done)
+        batch = min(max(1, 500_000 // n**2), draws - done)
         order = rng.permuted(np.tile(np.arange(n), (batch, 1)), axis=1)
         shuffled = distances[order[:, :, None], order[:, None, :]]
         beaten += int((energies(shuffled).max(axis=1) >= highest).sum())
@@ -121,9 +123,9 @@ def _split(values: np.ndarray, alpha: float, rng: np.random.Generator) -> Change
 def in_order(df: pd.DataFrame, times: Mapping[str, str]) -> pd.Series:
     """The time of each commit in `df`, earliest first: its own where `times` has it, else of its first record."""
     first = df.groupby("commit")["when"].min()
-    told = [times.get(commit) or when for commit, when in first.items()]
-    when = pd.to_datetime(pd.Series(told, index=first.index), utc=True, errors="coerce", format="ISO8601")
-    return when.dropna().sort_values(kind="stable")
+    own = pd.Series([times.get(commit) for commit in first.index], index=first.index, dtype=object)
+    own, first = (pd.to_datetime(each, utc=True, errors="coerce", format="ISO8601") for each in (own, first))
+    return own.fillna(first).dropna().sort_values(kind="stable")
 
 
 def series_of(df: pd.DataFrame, metrics: Mapping[str, Metric], commits: pd.Index) -> list[Series]:
@@ -137,6 +139,7 @@ def series_of(df: pd.DataFrame, metrics: Mapping[str, Metric], commits: pd.Index
         tables = tables.reindex(commits)
         for name in names:
             table = tables[name].astype(float)
+            table = table.where(np.isfinite(table))
             if table.notna().any(axis=1).sum() >= DRAWN_FROM:
                 found.append(_series(name, str(value), metrics[name], table))
     return found
@@ -170,7 +173,7 @@ def change_rows(series: Series, changes: list[Change], metric: Metric, when: pd.
     rows, parts = [], levels(series, changes)
     for change, (start, _, before), (_, end, after) in zip(changes, parts, parts[1:], strict=False):
         size = after - before
-        good = (size > 0) == (metric.better == "higher")
+        good = "better" if (size > 0) == (metric.better == "higher") else "worse"
         commit, last = when.index[change.at], when.index[change.at - 1]
         other = [
             f"{name} {was} to {now}"
@@ -180,27 +183,33 @@ def change_rows(series: Series, changes: list[Change], metric: Metric, when: pd.
         known = np.isfinite(series.values)
         rows.append(dict(zip(COLUMNS, (
             series.metric, series.arm, commit[:10], f"{when.iloc[change.at]:%Y-%m-%d %H:%M}",
-            f"{100 * math.expm1(size):+.3g} %" if series.ratio else f"{size:+.4g}", "better" if good else "worse",
+            f"{100 * (_ratio(size) - 1):+.3g} %" if series.ratio else f"{size:+.4g}", good if size else "neither",
             change.p, int(known[start : change.at].sum()), int(known[change.at : end].sum()), "; ".join(other),
         ), strict=True)))  # fmt: skip
     return rows
+
+
+def _ratio(log: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(log))
 
 
 def _all(df: pd.DataFrame, commit: str, name: str) -> str:
     return ", ".join(sorted(df.loc[df["commit"] == commit, name].dropna().astype(str).unique())) if name in df else ""
 
 
-def history(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str], out: Output) -> str:
+def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str], out: Output) -> str:
     """Add the history of one context's records to its report: a figure, a table, the changes in words.
 
     `df` holds every record of the context, the older ones too; `times` the time of a commit where one is known. Returns
     a line for the card; empty, and nothing added, below `DRAWN_FROM` commits.
     """
-    clean = df[(df["status"] == "passed") & df["commit"].notna() & (df["dirty"] != True)]  # noqa: E712
-    when = in_order(clean, times)
-    if len(when) < DRAWN_FROM:
+    committed = df["commit"].notna() & ~df["dirty"].fillna(False).astype(bool)
+    clean = df[(df["status"] == "passed") & committed].astype({"commit": str})
+    when = in_order(clean, times)[-LONGEST:]
+    every = series_of(clean, metrics, when.index) if len(when) >= DRAWN_FROM else []
+    if not every:
         return ""
-    every = series_of(clean, metrics, when.index)
     moving = [one for one in every if np.nanmax(one.values) > np.nanmin(one.values) or one.moved.any()]
     alpha = ALPHA / max(1, len(moving))
     changes = [changes_of(one, metrics[one.metric].unit, alpha) for one in moving]
@@ -212,7 +221,13 @@ def history(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str,
     arm = (axes(df)[-1:] or ["arm"])[0]
     table = pd.DataFrame(rows, columns=COLUMNS).rename(columns={"arm": arm})
     out.heading("History")
-    about = {"alpha": 100 * ALPHA, "series": len(moving), "shortest": SHORTEST, "needed": commits_needed(alpha)}
+    about = {
+        "alpha": 100 * ALPHA,
+        "series": len(moving),
+        "shortest": SHORTEST,
+        "needed": commits_needed(alpha),
+        "longest": LONGEST,
+    }
     out.text(ABOUT.format(**about, commits=len(when)))
     out.text("\n".join(_words(rows, every, moving, len(df) - len(clean))))
     if moving:
@@ -272,15 +287,8 @@ def _draw(ax, one: Series, found: list[Change], look: plots.Look) -> None:
     style = {"color": look.colour, "linestyle": look.dash}
     ax.plot(known, values[known], **style, marker=look.marker, markersize=3.2, linewidth=0.7, alpha=0.8)
     for low, high, mean in levels(one, found) if found else ():
-        ax.plot([low - 0.4, high - 0.6], [math.exp(mean) if one.ratio else mean] * 2, **style, linewidth=2.2)
+        ax.plot([low - 0.4, high - 0.6], [_ratio(mean) if one.ratio else mean] * 2, **style, linewidth=2.2)
     for change in found:
         ax.axvline(change.at - 0.5, color=look.colour, linewidth=0.9, linestyle=":")
-        ax.plot(
-            change.at - 0.5,
-            1.0,
-            "v",
-            color=look.colour,
-            markersize=7,
-            transform=ax.get_xaxis_transform(),
-            clip_on=False,
-        )
+        top = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+        ax.plot(change.at - 0.5, 1.0, "v", color=look.colour, markersize=7, **top)

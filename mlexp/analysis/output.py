@@ -80,8 +80,9 @@ class Output:
             low, high = map(float, interval)
             interval = f"{low:.3g} to {high:.3g}"
         said = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
-        first, *others = id.split()[:1] + [word for word in id.split()[1:] if word not in claim]
-        self.verdicts.append(said | {"label": " ".join([first, *others]), "why_html": code_spans(why)})
+        told = re.split(r"[^\w-]+", claim)
+        label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in told)
+        self.verdicts.append(said | {"label": label, "why_html": code_spans(why)})
 
     def file(self, name: str, text: str) -> None:
         """A file of the question's own, as its text stands."""
@@ -171,20 +172,28 @@ def _spans(text: str) -> str:
 
 
 def inline_svg(svg: str, prefix: str, label: str) -> Markup:
-    """An SVG for the page: ids of its own, as few as needed, no metadata, the page's greys, its size a wish."""
-    svg = re.sub(
-        r"<(metadata|style)\b.*?</\1>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL
-    )  # the page has its own
+    """An SVG for the page: ids of its own, as few as needed, the page's greys, its size a wish; no metadata."""
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     needed = set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in needed else "", svg)
-    svg = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r' (d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0]), svg)
-    svg = re.sub(r' style="[^"]*"', lambda style: re.sub(r"#[0-9a-f]{6}\b", _page_colour, style[0]), svg)
-    width = round(1.25 * float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1]))  # in points; the page may narrow it
-    svg = re.sub(r'<svg ([^>]*?) ?width="[^"]*"', r"<svg \1", svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?) ?height="[^"]*"', r"<svg \1", svg, count=1)
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" width="{width}" ', 1))
+    width = round(
+        1.25 * float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
+    )  # its points, larger; the page may narrow it
+    rules = [
+        (r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in needed else ""),
+        (r'(href="#|url\(#)', rf"\1{prefix}-"),
+        (r' (?:d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0])),
+        (r' style="[^"]*"', lambda style: re.sub(r"#[0-9a-f]{6}\b", _page_colour, style[0])),
+        (r'^<svg (.*?) ?\b(?:width|height)="[^"]*"(.*?) ?\b(?:width|height)="[^"]*"', r"<svg \1\2"),
+        (r"^<svg ", f'<svg role="img" aria-label="{html.escape(label)}" width="{width}" '),
+    ]
+
+    def own(tag: re.Match) -> str:  # text between tags stays, whatever it looks like
+        text = tag[0]
+        for pattern, new in rules:
+            text = re.sub(pattern, new, text, flags=re.DOTALL)
+        return text
+
+    return Markup(re.sub(r"<[^>]*>", own, svg))
 
 
 def _page_colour(colour: re.Match) -> str:

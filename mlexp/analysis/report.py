@@ -116,7 +116,7 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
         if len(records):
             report(records, out)
         past = over_commits.get(_fields(context))
-        told = "" if past is None else history.history(past, metrics_of(declared), loaded.commits, out)
+        told = "" if past is None else history.add(past, metrics_of(declared), loaded.commits, out)
         unfinished = [(row.cell, row.status, cell_text(row.reason)) for row in rest.itertuples()]
         if not sections:
             unfinished += [(start["cell"], "killed", "started and never ended, or still running") for start in killed]

@@ -185,3 +185,24 @@ def test_a_version_that_changed_with_the_commit_is_named(make, place):
         file.write_text(json.dumps(data))
     assert run([place / "raw"]) == 0
     assert pd.read_csv(place / "results/speed/history.csv")["changed_with_it"].tolist() == ["torch 2.13.0 to 2.14.0"]
+
+
+def test_without_the_time_of_a_commit_its_first_record_counts():
+    df = pd.DataFrame({"commit": list("abcab"), "when": ["2026-03-01", "2026-02-01", "no time", "2026-01-01", None]})
+    assert list(history.in_order(df, {}).index) == ["a", "b"]
+    times = {"a": "2026-05-01T00:00:00+02:00", "b": "also no time", "c": "2026-04-30T23:00:00Z"}
+    assert list(history.in_order(df, times).index) == ["b", "a", "c"]
+
+
+def test_values_that_are_no_numbers_take_no_part(make, place):
+    commits(make, place, n=12, peak_bytes=10**400, accuracy=None)
+    assert run([place / "raw"]) == 0
+    assert "peak_bytes" not in (place / "results/speed/summary.md").read_text()
+
+
+def test_only_the_last_commits_are_looked_at(make, place, monkeypatch):
+    monkeypatch.setattr(history, "LONGEST", 10)
+    commits(make, place, step_at=12, gain=2.0)
+    assert run([place / "raw"]) == 0
+    assert "there are 10." in (place / "results/speed/summary.md").read_text()
+    assert not (place / "results/speed/history.csv").exists()

@@ -202,9 +202,11 @@ def test_a_label_does_not_say_what_the_claim_says(make):
     out = output.Output("q", {}, None, dict)
     out.verdict("H2 xl", "xl: it is faster", "refuted", why="see `--set a=b` and `")
     out.verdict("H3 xl", "The larger one is faster", "undecided")
-    assert [said["label"] for said in out.verdicts] == ["H2", "H3 xl"]
+    out.verdict("H4 x", "xl: it is faster", "supported")
+    out.verdict("", "nameless", "supported")
+    assert [said["label"] for said in out.verdicts] == ["H2", "H3 xl", "H4 x", ""]
     assert out.verdicts[0]["why_html"] == "see <code>--set a=b</code> and `"
-    assert tally(out.verdicts) == {"refuted": 1, "undecided": 1}
+    assert tally(out.verdicts) == {"supported": 2, "refuted": 1, "undecided": 1}
 
 
 def test_the_question_is_what_its_readme_s_heading_asks(tmp_path):
@@ -223,6 +225,16 @@ def test_greys_of_figures_are_the_page_s_and_hues_stay():
     assert colours == {plots.OKABE_ITO[0]}
     assert {"currentColor", "var(--soft)", "var(--line)", "var(--paper)"} <= set(re.findall(r": ([a-z]\S*?)[;\"]", svg))
     assert "<metadata" not in svg
+
+
+def test_text_in_a_figure_stays_what_it_is():
+    text = 'x id="a" style="fill: #404040" y="0.12345" url(#p)'
+    fig, _ = plots.figure(text)
+    svg = str(output.inline_svg(plots.save(fig).svg.decode(), "x", text))
+    page = Page(svg)
+    assert text in page.text
+    assert page.of("svg")[0]["aria-label"] == text
+    assert page.wrong == []
 
 
 def luminance(colour: str) -> float:
