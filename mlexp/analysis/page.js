@@ -1,4 +1,5 @@
 // Tables sort by a click on a heading: up, down, as they were. Without this script they read as they stand.
+const MISSING = "\u2013";
 const natural = new Intl.Collator("en", { numeric: true }).compare;
 
 function number(text) {
@@ -6,7 +7,7 @@ function number(text) {
 }
 
 function order(one, other, sign) {
-  if (one === "–" || other === "–") return (one === "–") - (other === "–"); // what is missing comes last, both ways
+  if (one === MISSING || other === MISSING) return (one === MISSING) - (other === MISSING); // last, both ways
   const [a, b] = [number(one), number(other)];
   return sign * (Number.isNaN(a) || Number.isNaN(b) ? natural(one, other) : a === b ? 0 : a < b ? -1 : 1);
 }

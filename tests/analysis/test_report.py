@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -224,6 +225,18 @@ def report(records, out):
     wide, xl = (pd.read_csv(place / "results/speed" / name) for name in ("wide.csv", "xl.csv"))
     assert list(wide.columns)[:2] == ["model", "wall_s plain p00"]
     assert xl.columns[0] == "model"
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_are_reported_whole(make, place):
+    """How long it takes is printed (`pytest -m slow -s -k ten_thousand`): under 10 s on two quiet cores."""
+    entries = make.grid(prompts=1667)
+    make.write_json(place / "a.json", entries)
+    make.write_question(place / "benches")
+    began = time.perf_counter()
+    assert run([place / "a.json"]) == 0
+    print(f"{len(entries)} records: {time.perf_counter() - began:.1f} s")
+    assert "10002, from a.json" in (place / "results/speed/summary.md").read_text()
 
 
 def test_reading_and_reporting_never_imports_torch(make, place):
