@@ -229,7 +229,7 @@ def report(records, out):
 
 @pytest.mark.slow
 def test_ten_thousand_records_are_reported_whole(make, place):
-    """How long it takes is printed (`pytest -m slow -s -k ten_thousand`): under 10 s on two quiet cores."""
+    """How long it takes is printed (`pytest -m slow -s -k ten_thousand`); 10 s is the aim."""
     entries = make.grid(prompts=1667)
     make.write_json(place / "a.json", entries)
     make.write_question(place / "benches")
