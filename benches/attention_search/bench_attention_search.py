@@ -180,13 +180,21 @@ def material(settings: Settings, seed: int, corpus: str | None = None):
 
     shape, s = SHAPES[settings.shape], settings
     if s.text == "natural":
-        return text.natural_text(dict.fromkeys(PARTS, s.held_out), shape.vocab, corpus, s.tokenizer)
+        return natural(s.held_out, shape.vocab, corpus, s.tokenizer)
     length = max(s.eval_batches * s.batch, s.longer_windows + max(s.factors)) * shape.context + 1
     held = text.synthetic_text(dict.fromkeys(PARTS, length))
     train = text.synthetic_text({"train": s.steps * s.batch * shape.context + 1}, seed).parts["train"]
     parts = {"train": train, **held.parts}
     floors = text.floors(parts, shape.vocab) | {"bayes": held.floors["bayes"]}
     return text.Text(held.name, shape.vocab, parts, floors)
+
+
+@functools.lru_cache(maxsize=1)
+def natural(held_out: int, vocab: int, corpus: str | None, tokenizer: str | None):
+    """Natural text is one for all seeds: it is read and tokenised once."""
+    from mlexp.attention import text
+
+    return text.natural_text(dict.fromkeys(PARTS, held_out), vocab, corpus, tokenizer)
 
 
 def test_train(cell, budget, match, seed, variant):

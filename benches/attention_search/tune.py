@@ -45,7 +45,10 @@ def main():
     where = place(settings, inputs({}, settings, options)["corpus"])
     content = json.loads(RATES.read_text()) if RATES.exists() else {}
     entry = content.setdefault(where, {"seeds": seeds, "rates": {}, "curves": {}})
-    todo = [arm for arm in options.variants.split(",") if arm not in entry["rates"]]
+    arms = options.variants.split(",")
+    if unknown := [arm for arm in arms if arm not in KINDS or arm == AGAIN]:
+        parser.error(f"--variants {', '.join(unknown)}: choose from {', '.join(k for k in KINDS if k != AGAIN)}")
+    todo = [arm for arm in arms if arm not in entry["rates"]]
     grid = sorted(map(float, options.rates.split(",")))
     tune = functools.partial(curve, settings, seeds, grid, options.corpus, options.device)
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
