@@ -292,22 +292,21 @@ def tie_words(mine) -> Iterator[str]:
     whole = table_of(mine, [a for a in arms(mine) if a not in OTHERS])
     if whole.attrs["incomplete"]:
         yield f"- Not every seed finished, left out of the tie set: {', '.join(whole.attrs['incomplete'])}."
-    same = tied(mine)
+    same, best = tied(mine), whole.mean().idxmin() if len(whole.columns) else None
     if not same:
         yield "- Fewer than two seeds or arms: nothing can be told apart."
-        return
-    best = whole.mean().idxmin()
-    if len(same) == 1:
+    elif len(same) == 1:
         yield f"- {best} is best; every other arm is worse beyond doubt."
     else:
+        rest = ", ".join(a for a in same if a != best)
         yield f"- No single winner: {best} has the lowest loss, and {len(same) - 1} more of {len(whole.columns)} arms "\
-              f"cannot be told from it: {', '.join(a for a in same if a != best)}."  # fmt: skip
+              f"cannot be told from it: {rest}."  # fmt: skip
     value, low, high = interval(difference(mine, AGAIN, CONTROLS[0]))
     if np.isfinite(low):
         how = "tie, as they must" if low <= 0 <= high else "do NOT tie: the ruler is off, or this is one run in twenty"
         span = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
         yield f"- A/A: the control from other initial values differs by {span}: they {how}."
-    for metric in ("loss_nats", "accuracy"):
+    for metric in ("loss_nats", "accuracy") if same else ():
         table = table_of(mine, list(whole), metric)
         ratio = stats.signal_to_noise(table)
         yield f"- Signal to noise of {metric}: {ratio:.1f} (spread of arms over what is left within seeds)."
