@@ -168,7 +168,8 @@ def test_one_arm_may_diverge_or_run_out_of_memory_and_the_rest_stands(tmp_path):
         ({"matches": ("same_size",)}, "unknown match 'same_size'; choose from same_shape, same_params, same_flops"),
         ({"budgets": ("long",)}, "unknown budget 'long'; choose from original, finished"),
         ({"shape": "huge"}, "unknown shape 'huge'; choose from full, natural, quick"),
-        ({"text": "natural"}, "text=natural needs a vocabulary of 257 or more; shape=quick has 64"),
+        ({"text": "natural"}, "text=natural needs 257 tokens or more; shape=quick has 64: give --set shape=natural"),
+        ({"shape": "natural"}, "text=synthetic has 64 tokens; shape=natural has 1024: give --set text=natural too"),
         ({"micro_batch": 9}, "micro_batch is 9; 1 to batch=8"),
         ({"steps": 0}, "steps is 0; at least 1"),
         ({"lr": 0.0}, "lr is 0.0; above 0"),
@@ -177,7 +178,7 @@ def test_one_arm_may_diverge_or_run_out_of_memory_and_the_rest_stands(tmp_path):
 )
 def test_bad_settings_name_what_is_allowed(grid, change, message):
     with pytest.raises(ValueError, match=message):
-        replace(grid.SETTINGS["smoke"], **change)
+        grid.inputs({}, replace(grid.SETTINGS["smoke"], **change), SimpleNamespace(corpus=None))
 
 
 def test_a_bad_setting_is_one_line_for_the_user(tmp_path):

@@ -79,17 +79,11 @@ class Settings:
         for name in ("steps", "batch", "eval_batches", "held_out", "longer_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
-        if self.micro_batch is not None and not 1 <= self.micro_batch <= self.batch:
-            raise ValueError(f"micro_batch is {self.micro_batch}; 1 to batch={self.batch}, or none for the whole batch")
         for name in ("lr", "untuned_lr"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; above 0")
         if min(self.factors) < 1:
             raise ValueError(f"factors is {self.factors}; each at least 1")
-        if self.text == "synthetic" and SHAPES[self.shape].vocab != SHAPES["quick"].vocab:
-            raise ValueError(f"text=synthetic has 64 tokens; shape={self.shape} wants text=natural")
-        if self.text == "natural" and SHAPES[self.shape].vocab < 257:
-            raise ValueError(f"text=natural needs a vocabulary of 257 or more; shape={self.shape} has 64")
 
 
 QUICK = Settings(budgets=("finished",), variants=(*ARMS, *FACTORIAL), shape="quick", text="synthetic", steps=100,
@@ -128,11 +122,25 @@ METRICS = {
 
 def inputs(params, settings, options) -> dict[str, object]:
     """Which text the cell will read: part of its key and of its record."""
+    check_together(settings)
     if settings.text == "synthetic":
         if options.corpus:
             raise ValueError(f"--corpus {options.corpus}: text=synthetic reads none; give --set text=natural too")
         return {"corpus": "multi_lag_v64"}
     return dict(zip(("corpus", "corpus_hash"), corpus_identity(options.corpus, settings.tokenizer), strict=True))
+
+
+def check_together(s: Settings):
+    """What no one field can say: `--set` changes them one by one."""
+    if s.micro_batch is not None and not 1 <= s.micro_batch <= s.batch:
+        raise ValueError(f"micro_batch is {s.micro_batch}; 1 to batch={s.batch}, or none for the whole batch")
+    vocab = SHAPES[s.shape].vocab
+    if s.text == "synthetic" and vocab != SHAPES["quick"].vocab:
+        raise ValueError(f"text=synthetic has 64 tokens; shape={s.shape} has {vocab}: give --set text=natural too")
+    if s.text == "natural" and vocab < 257:
+        raise ValueError(
+            f"text=natural needs 257 tokens or more; shape={s.shape} has {vocab}: give --set shape=natural"
+        )
 
 
 @functools.cache
