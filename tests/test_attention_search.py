@@ -77,7 +77,8 @@ def test_the_report_writes_the_seeds_outputs_and_ours_from_one_seed(place):
     assert len(rows) == 13 and [r["eval_loss"] for r in rows] == sorted(r["eval_loss"] for r in rows)
     assert {r["config_name"] for r in rows} >= {"medium_rope_small", "medium_baseline"}
     said = (folder / "architecture_search_report_fast.md").read_text()
-    for heading in ("## Experimental Setup", "## Results Summary", "### Top 5", "## Key Findings", "## Conclusion"):
+    for heading in ("## Experimental Setup", "## Results Summary", "### Top 5", "## Key Findings", "## Conclusion",
+                    "## Architecture Insights", "## Technical Analysis", "## Recommendations"):  # fmt: skip
         assert heading in said
     assert "Model size matters more than attention" in said
     for name in ("architecture_search_comprehensive_fast", "kv_bytes_vs_loss", "losses_finished", "loss_by_position",

@@ -265,21 +265,26 @@ def told_apart(mine, out, budget):
     out.figure(arms_figure(mine), f"losses_{budget}.png", "Test loss, 95 % interval over seeds; band: A/A; floors.")
 
 
+def compared(mine) -> pd.DataFrame:
+    """Seeds x arms of those that compete for the lowest loss."""
+    return table_of(mine, [a for a in arms(mine) if a not in OTHERS])
+
+
 def tied(mine) -> list[str]:
     """The arms that cannot be told from the best, among those that compete; empty where nothing can be told."""
-    table = table_of(mine, [a for a in arms(mine) if a not in OTHERS])
+    table = compared(mine)
     if min(table.shape) < 2:
         return []
     return [arm for arm, kept in zip(table, stats.tie_set(table.to_numpy()), strict=True) if kept]
 
 
 def arm_table(mine) -> pd.DataFrame:
-    same, rows = set(tied(mine)), []
+    same, whole, rows = set(tied(mine)), compared(mine), []
     for arm in arms(mine):
         some = mine[mine["variant"] == arm]
         mean, low, high = interval(some["loss_nats"])
         row = {"variant": arm, "family": family(arm), "loss_nats": mean, "low": low, "high": high,
-               "tied": None if arm in OTHERS else arm in same}  # fmt: skip
+               "tied": arm in same if arm in whole and same else None}  # fmt: skip
         names = ("validation_loss_nats", "train_loss_nats", "accuracy", "perplexity", "bits_per_byte", "n_params",
                  "attention_params", "active_params", "kv_bytes_per_token", "lr")  # fmt: skip
         rows.append(row | {name: some[name].astype(float).mean() for name in names} | {"seeds": len(some)})
@@ -289,7 +294,7 @@ def arm_table(mine) -> pd.DataFrame:
 
 
 def tie_words(mine) -> Iterator[str]:
-    whole = table_of(mine, [a for a in arms(mine) if a not in OTHERS])
+    whole = compared(mine)
     if whole.attrs["incomplete"]:
         yield f"- Not every seed finished, left out of the tie set: {', '.join(whole.attrs['incomplete'])}."
     same, best = tied(mine), whole.mean().idxmin() if len(whole.columns) else None
@@ -375,8 +380,20 @@ def front(mine) -> pd.DataFrame:
     """Arms that no other beats in both cache and mean loss, smallest cache first."""
     competing = mine[~mine["variant"].isin(OTHERS)]
     means = competing.groupby("variant")[["kv_bytes_per_token", "loss_nats"]].mean().reset_index()
-    means = means.sort_values(["kv_bytes_per_token", "loss_nats"], ignore_index=True)
-    return means[means["loss_nats"] < means["loss_nats"].cummin().shift(fill_value=np.inf)]
+    best = unbeaten(means, "kv_bytes_per_token")
+    return means.set_index("variant").loc[best].reset_index()
+
+
+def unbeaten(table, cost) -> list[str]:
+    """The arms that no other beats in both a cost and loss, cheapest first."""
+    order = table.sort_values([cost, "loss_nats"])
+    return list(order["variant"][order["loss_nats"] < order["loss_nats"].cummin().shift(fill_value=np.inf)])
+
+
+def least_cache(table, arms) -> str:
+    """The arm of these that keeps least of a token, and how much."""
+    least = table[table["variant"].isin(arms)].sort_values(["kv_bytes_per_token", "loss_nats"]).iloc[0]
+    return f"{least['variant']} ({least['kv_bytes_per_token']:,.0f} bytes a token)"
 
 
 def front_figure(mine):
@@ -835,7 +852,7 @@ def seed_report(mine, table, claims) -> str:
     """The seed's report under its own headings, with what these records say."""
     setting, top = json.loads(mine["settings"].iloc[0]), table.head(5)
     said = {row[0]: row for row in claims}
-    same = tied(mine[mine["variant"].isin(SEED_ARMS)])
+    same, whole = tied(mine[mine["variant"].isin(SEED_ARMS)]), table_of(mine, SEED_ARMS)
 
     def told(*ids):
         return [f"- **{said[i][2]}**: {said[i][1]} ({', '.join(filter(None, (said[i][3], said[i][5])))})" for i in ids]
@@ -848,13 +865,19 @@ def seed_report(mine, table, claims) -> str:
     rank = [f"{i}. **{r.variant}**: loss {r.loss_nats:.4f}, accuracy {r.accuracy:.4f}, time {r.wall_s / 60:.2f} min, "
             f"memory {r.training_bytes / 1e6:.0f} MB, parameters {r.n_params / 1e6:.2f}M"
             for i, r in enumerate(top.itertuples(), 1)]  # fmt: skip
+    gaps = {what: interval(difference(mine, *pair)) for what, pair in FACTORS.items()}
+    effects = [f"- {what}: {mean:+.4f} nats" + ("" if np.isnan(low) else f" [{low:+.4f}, {high:+.4f}]")
+               for what, (mean, low, high) in gaps.items() if not np.isnan(mean)]  # fmt: skip
     by_family = table.groupby("family")["loss_nats"].agg(["min", "max", "mean"]).sort_values("mean")
     lines = [
         "# Fair architecture search (fixed model size)", "",
-        "## Experimental Setup", "",
+        "## Overview", "", "Arms differ in their attention alone. Each claim of the first report stands below with "
+        "what these records say of it.", "",
+        "## Experimental Setup", "", "### Fixed model configuration", "",
         f"Shape {setting['shape']}, text {mine['corpus'].iloc[0]}, {setting['steps']} steps of batch "
         f"{setting['batch']}, budget {mine['budget'].iloc[0]}, {mine['seed'].nunique()} seeds; "
         f"{mine['machine'].iloc[0]}, {mine['dtype'].iloc[0]}.", "",
+        "### Attention mechanisms tested", "", ", ".join(table["variant"]) + ".", "",
         "## Results Summary", "", f"Arms finished: {len(table)} of {len(SEED_ARMS)}.", "",
         "### Top 5 by loss", "", *rank, "",
         "Not told from the best: " + (", ".join(same) if len(same) > 1 else "none") + ".", "",
@@ -869,8 +892,20 @@ def seed_report(mine, table, claims) -> str:
         "### 5. Bias only", "", *told("C9"), "",
         "## Architecture Insights", "", "### Performance ranking by attention type", "",
         *(f"{i}. {f}: {r['min']:.4f} to {r['max']:.4f}" for i, (f, r) in enumerate(by_family.iterrows(), 1)), "",
-        *told("C10"), "", "### Memory usage", "", *told("C12"), "",
+        *told("C10"), "", "### Parameter efficiency", "", *told("C11"),
+        "- Not beaten in both parameters and loss: " + ", ".join(unbeaten(table, "n_params")) + ".", "",
+        "### Memory usage", "", *told("C12"), "",
+        "## Technical Analysis", "", "One thing at a time, arm minus the same arm without it (tests in `factors.csv`):",
+        "", *effects, "",
+        "## Recommendations", "",
+        "- Among the arms tied with the best, the smallest cache: "
+        + (least_cache(table, same) if same else "cannot be said of one seed") + ".",
+        "- Avoid, worse than the best beyond doubt: "
+        + (", ".join(a for a in table["variant"] if a in whole and a not in same) or "none" if same
+           else "cannot be said") + ".", "",
         "## Conclusion", "", "### Model size against attention", "", *told("C13"), "",
+        "## Files Generated", "", "- `architecture_search_results_fast.json`",
+        "- `architecture_search_comprehensive_fast.png`", "- this report", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
