@@ -14,6 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mlexp
+from mlexp.analysis.results import load_series
+from mlexp.attention.variants import total_params, training_flops_per_token
+
 ROOT = Path(__file__).parents[1]
 QUESTION = ROOT / "benches" / "attention_search"
 
@@ -42,6 +46,11 @@ def load(name, file):
 @pytest.fixture(scope="module")
 def grid():
     return load("attention_search_bench", QUESTION / "bench_attention_search.py")
+
+
+@pytest.fixture(scope="module")
+def report():
+    return load("attention_search_report", QUESTION / "report.py")
 
 
 @pytest.fixture(scope="module")
@@ -92,44 +101,45 @@ def test_the_report_writes_the_seeds_outputs_and_ours_from_one_seed(place):
     assert shares["steps_share_flops"].max() == 1 and (shares["steps_share_flops"] > 0.3).all()
 
 
-def test_parameters_and_flops_can_be_held_equal(place, grid):
-    words = ("--set", "matches=same_params,same_flops", "--set", "seeds=42", "--set", "variants=baseline,rope_large",
-             "--set", "steps=20")  # fmt: skip
-    status, text = bench(place, *words, name="fair.json")
-    assert status == 0, text
-    found = {key[1:]: info for key, info in cells(place, "fair.json").items()}
-    base, wide = (found["same_params", 42, a] for a in ("baseline", "rope_large"))
-    assert wide["n_params"] == pytest.approx(base["n_params"], rel=0.002) and wide["steps"] == base["steps"] == 20
-    base, wide = (found["same_flops", 42, a] for a in ("baseline", "rope_large"))
-    assert wide["flops"] == pytest.approx(base["flops"], rel=0.05) and wide["steps"] < base["steps"]
+@pytest.mark.parametrize("scale", ["quick", "full"])
+def test_parameters_and_flops_can_be_held_equal(grid, scale):
+    settings, reference = grid.SETTINGS[scale], grid.VARIANTS[grid.REFERENCE]
+    shape = grid.SHAPES[settings.shape]
+    flops = settings.steps * training_flops_per_token(reference, shape)
+    for name in set(grid.KINDS) - {grid.HALF}:
+        arm, wider, steps = grid.build_plan(settings, "same_params", name)
+        assert total_params(arm, wider) == pytest.approx(total_params(reference, shape), rel=0.002)
+        assert steps == settings.steps
+        arm, same, steps = grid.build_plan(settings, "same_flops", name)
+        step = training_flops_per_token(arm, shape)
+        assert same == shape and abs(steps * step - flops) <= step / 2
 
 
-def reported(place, name, *words):
-    """Run these cells and report on them: the folder of the report."""
+def measured(place, name, *words):
+    """Run these cells: their records, and what a report is handed beside them."""
     status, text = bench(place, *words, "--set", "longer_windows=2", name=f"{name}.json")
     assert status == 0, text
-    status, text = run(place, "mlexp", "report", str(place / f"{name}.json"), "--out", str(place / name))
-    assert status == 0, text
-    return place / name / "attention_search"
+    series = load_series(place / f"{name}.json")
+    return mlexp.load(place / f"{name}.json"), SimpleNamespace(series=series.__getitem__)
 
 
-def test_a_control_under_two_names_ties(place):
-    words = ("--set", "seeds=42..46", "--set", "variants=mla_plain,again", "--set", "steps=12")
-    folder = reported(place, "again", *words)
-    again = pd.read_csv(folder / "against_mla_plain_finished.csv").set_index("arm").loc["again"]
+def test_a_control_under_two_names_ties(place, report):
+    records, out = measured(place, "again", "--set", "seeds=42..46", "--set", "variants=mla_plain,again", "--set",
+                            "matches=same_params")  # fmt: skip
+    again = report.tested(records, {"again": ("again", "mla_plain")}, out).iloc[0]
     assert again["low"] < 0 < again["high"] and np.isnan(again["p_holm"])  # A/A is no hypothesis
-    assert "they tie, as they must" in (folder / "summary.md").read_text()
-    found = cells(place, "again.json")
-    assert len({info["text_hash"] for info in found.values()}) == 5  # a training text a seed
-    assert len({info["loss_nats"] for info in found.values()}) == 10  # no arm is a copy of the other
+    assert any("they tie, as they must" in line for line in report.tie_words(records))
+    assert records["text_hash"].nunique() == 5  # a training text a seed
+    assert records["n_params"].unique() == pytest.approx(102_720, rel=0.002)  # the baseline's
+    assert records["loss_nats"].nunique() == 10  # no arm is a copy of the other
 
 
-def test_a_planted_effect_is_found(place):
+def test_a_planted_effect_is_found(place, report):
     """Enough steps for attention to matter, which 6 are not: without positions an arm must lose."""
     words = ("--set", "seeds=42..44", "--set", "variants=baseline,nope", "--set", "steps=100", "--set", "batch=16",
              "--set", "eval_batches=8")  # fmt: skip
-    factors = pd.read_csv(reported(place, "planted", *words) / "factors.csv").set_index("what").loc["positions at all"]
-    assert factors["p_holm"] < 0.05 and factors["high"] < -0.05
+    effect = report.factor_table(*measured(place, "planted", *words)).set_index("what").loc["positions at all"]
+    assert effect["p_holm"] < 0.05 and effect["high"] < -0.05
 
 
 def test_one_arm_may_diverge_or_run_out_of_memory_and_the_rest_stands(tmp_path):
@@ -198,11 +208,6 @@ def test_tuned_rates_are_of_seeds_that_are_not_reported_on(grid):
 
 
 # --- the report on made-up records
-
-
-@pytest.fixture(scope="module")
-def report():
-    return load("attention_search_report", QUESTION / "report.py")
 
 
 def records(report, effects, noise=0.002, n=5):
