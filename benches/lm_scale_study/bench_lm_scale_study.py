@@ -11,6 +11,10 @@ from mlexp.eqprop.learners import LEARNERS, SIZES, Size, learner, n_params
 
 MAIN = ("backprop", "looped_mlp", "recurrent_core", "full")
 CONTROLS = tuple(name for name in LEARNERS if name not in MAIN)
+UNROLLED = "_unrolled"  # of a learner's network in test_step: backprop through its free sweeps
+STEPPERS = ("backprop", "backprop_matched", *(
+    name for row in ("looped_mlp", "recurrent_core", "full", "full_kappa0") for name in (row, row + UNROLLED)
+))  # fmt: skip
 NUDGES = ("symmetric", "split", "positive")
 FORMS = {"n_chars": r"n\d+", "seq_len": r"len\d+", "sweep": r"s\d+", "beta": r"beta\d+_\d+", "tolerance": r"tol\d+_\d+"}
 TUNED = json.loads(Path(__file__).with_name("tuned.json").read_text())  # found by tune.py, on validation
@@ -43,7 +47,8 @@ class Settings(Size):
     least: int = 8
     evaluate_every: int = 25
     checks: int = 4
-    sweeps: tuple[str, ...] = ("s2", "s4", "s8", "s16")
+    sweeps: tuple[str, ...] = ("s1", "s2", "s4", "s8", "s16")
+    steppers: tuple[str, ...] = STEPPERS
     rounds: int = 5
     variants: tuple[str, ...] = ("looped_mlp", "recurrent_core", "full")
     betas: tuple[str, ...] = ("beta0_01", "beta0_03", "beta0_1", "beta0_3", "beta1_0")
@@ -58,6 +63,9 @@ class Settings(Size):
         for name in self.variants:
             if LEARNERS[name].rule != "eqprop":
                 raise ValueError(f"variant {name!r} has no nudge; choose from {', '.join(settled())}")
+        for name in self.steppers:
+            if name not in STEPPERS:
+                raise ValueError(f"unknown stepper {name!r}; choose from {', '.join(STEPPERS)}")
         for nudge in self.nudges:
             if nudge not in NUDGES:
                 raise ValueError(f"unknown nudge {nudge!r}; choose from {', '.join(NUDGES)}")
@@ -97,20 +105,21 @@ def number(value: str) -> float:
 
 AXES = {
     "n_chars": "data_sizes", "seq_len": "lengths", "seed": "seeds", "learner": "learners", "control": "controls",
-    "sweep": "sweeps", "variant": "variants", "beta": "betas", "tolerance": "tolerances", "nudge": "nudges",
+    "sweep": "sweeps", "stepper": "steppers", "variant": "variants", "beta": "betas", "tolerance": "tolerances",
+    "nudge": "nudges",
     "control_size": "control_sizes",  # no cell's argument: where there are controls does not change a cell
 }  # fmt: skip
 SMALL = Settings(
     **asdict(SIZES["quick"]), data_sizes=("n1000", "n10000", "n50000"), lengths=("len16", "len32"), seeds=(42, 43, 44),
-    learners=MAIN, controls=CONTROLS, control_sizes=("n10000",), batch=16, updates=100, validation=8000, test=20_000,
-    evaluate_every=25, sweeps=("s2", "s8", "s16"), betas=("beta0_03", "beta0_3", "beta1_0"),
+    learners=MAIN, controls=CONTROLS, control_sizes=("n10000",), batch=16, updates=150, validation=8000, test=20_000,
+    evaluate_every=25, sweeps=("s1", "s4", "s16"), betas=("beta0_03", "beta0_3", "beta1_0"),
     tolerances=("tol1_0", "tol0_1", "tol0_01"),
 )  # fmt: skip
 SETTINGS = {
     "smoke": replace(
         SMALL, width=16, layers=2, heads=2, length=16, data_sizes=("n1000", "n2000"), lengths=("len8", "len16"),
         seeds=(42,), learners=tuple(LEARNERS), controls=(), control_sizes=(), batch=4, updates=4, validation=600,
-        test=600, least=4, evaluate_every=2, checks=2, sweeps=("s2", "s4"), rounds=1, betas=("beta0_03",),
+        test=600, least=4, evaluate_every=2, checks=2, sweeps=("s1", "s2"), rounds=1, betas=("beta0_03",),
         tolerances=("tol0_1", "tol0_01"), state_updates=2,
     ),
     "quick": SMALL,
@@ -293,28 +302,29 @@ def fixed_state(cell, name: str):
     return model, chars.batches(some, s.batch, s.length, FIXED_STATE, cell.device)
 
 
-def test_step(cell, sweep, learner):
+def test_step(cell, sweep, stepper):
     """One gradient, each phase swept so many times exactly (backprop: once): time, FLOPs, bytes saved."""
     from mlexp.eqprop.costs import saved_bytes, step_limit
-    from mlexp.eqprop.exact import exact
+    from mlexp.eqprop.exact import unrolled
     from mlexp.eqprop.rule import Rule, contrast
     from mlexp.eqprop.settle import Stop
+    from mlexp.eqprop.train import plain_loss
 
-    row, count = LEARNERS[learner], int(number(sweep))
-    model, batches = fixed_state(cell, learner)
+    name, count = stepper.removesuffix(UNROLLED), int(number(sweep))
+    row, stop = LEARNERS[name], Stop(0.0, count)
+    model, batches = fixed_state(cell, name)
     x, y = batches(0)
-    stop, loss = Stop(0.0, count), step_loss(row, None)
+    kind = row.rule if name == stepper else "unrolled"
     run = {
-        "backprop": lambda: loss(model, x, y).backward(),
+        "backprop": lambda: plain_loss(model, x, y).backward(),
+        "unrolled": lambda: unrolled(model, x, y, count).backward(),
         "eqprop": lambda: contrast(model, x, y, Rule(row.beta, row.nudge, stop, stop)),
-        "exact": lambda: exact(model, x, y, stop, stop),
-    }[row.rule]
+    }[kind]
     cell.time(run, rounds=cell.settings.rounds)
-    free = count if row.kappa or row.network == "hopfield" else 1
     cell.record(
         n_params=n_params(row, cell.settings),
         saved_bytes=saved_bytes(run),
-        step_limit=step_limit(free, count, row.nudge) if row.rule == "eqprop" else None,
+        step_limit=step_limit(count if model.feedback else 1, count, row.nudge) if kind == "eqprop" else None,
     )
 
 
