@@ -124,8 +124,7 @@ def report(records, out):
 
 
 def grid(records, axis):
-    """The records of the grid that has this axis, with `x`, its number, and no column that says nothing; controls are
-    learners like the others."""
+    """The records of the grid that has this axis, with `x`, its number; controls are learners like the others."""
     if axis not in records:
         return records.iloc[:0]
     some = records[records[axis].notna()].copy()
@@ -133,7 +132,8 @@ def grid(records, axis):
         some["learner"] = some["learner"].fillna(some["control"])
     elif "control" in some:
         some["learner"] = some["control"]
-    some["x"] = some[axis].str.extract(r"([\d_]+)", expand=False).str.replace("_", ".").astype(float)
+    if axis != "variant":
+        some["x"] = some[axis].str.extract(r"(\d+)", expand=False).astype(float)
     axes = records.attrs.get("axes", [])
     gone = [name for name in axes if name == "control" or (name in some and some[name].isna().all())]
     some = some.drop(columns=[name for name in gone if name in some])
@@ -460,7 +460,7 @@ def trust_verdict(trained, out):
     if mine.empty:
         return
     bad = mine[mine["gradient_cosine"] < TRUSTED]
-    ids = bad["cell"].str.rpartition("[")[2].str.rstrip("]")
+    ids = bad["cell"].str.extract(r"\[(.*)\]", expand=False)
     named = "; ".join(f"{id} {cosine:.4f}" for id, cosine in zip(ids, bad["gradient_cosine"], strict=True))
     worst = f"least cosine {mine['gradient_cosine'].min():.4f}"
     why = f"gradient not trusted in {named}" if len(bad) else f"all {len(mine)} cells"
