@@ -169,15 +169,11 @@ def test_a_grid_whose_shapes_belong_to_a_kernel_each_is_finished_when_they_are(m
 
 
 def test_a_seed_is_an_axis_only_where_the_cells_bear_it():
-    rows = [
-        {"n": n, "seed": seed, "cell": f"b.py::test_it[{n}-x{seed}]", "status": "passed", "wall_s": 1.0}
-        for seed, n in enumerate(("n1", "n2"))
-    ]
-    assert grid_note(pd.DataFrame(rows)) == ""
-    for row in rows:
-        row["cell"] = f"b.py::test_it[{row['n']}-seed{row['seed']}]"
-    rows.append(rows[0] | {"seed": 1, "n": "n1", "cell": "b.py::test_it[n1-seed1]"})
-    assert grid_note(pd.DataFrame(rows)) == "unfinished grid: 3 of 4 cells"
+    rows = [{"n": f"n{i // 2}", "m": f"m{i % 2}", "seed": i, "status": "passed"} for i in range(4)]
+    for form, note in (("{n}-{m}", ""), ("{n}-seed{seed}-{m}", "unfinished grid: 4 of 16 cells")):
+        df = pd.DataFrame([row | {"cell": f"b.py::test_it[{form.format(**row)}]"} for row in rows])
+        df.attrs["axes"] = ["n", "m", "seed"]
+        assert grid_note(df) == note
 
 
 def test_a_context_without_a_finished_cell_is_still_shown(make, place):
