@@ -172,7 +172,7 @@ def test_a_seed_is_an_axis_only_where_the_cells_bear_it():
     rows = [{"n": f"n{i // 2}", "m": f"m{i % 2}", "seed": i, "status": "passed"} for i in range(4)]
     for form, note in (("{n}-{m}", ""), ("{n}-seed{seed}-{m}", "unfinished grid: 4 of 16 cells")):
         df = pd.DataFrame([row | {"cell": f"b.py::test_it[{form.format(**row)}]"} for row in rows])
-        df.attrs["axes"] = ["n", "m", "seed"]
+        df.attrs["axes"] = ["seed", "n", "m"]
         assert grid_note(df) == note
 
 
