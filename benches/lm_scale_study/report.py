@@ -215,9 +215,9 @@ def perplexity_table(some):
                     "n_params": mine["n_params"].iloc[0], "note": note(mine)}  # fmt: skip
             rows.append(row)
         for name in FLOORS:
-            value, low, high = ratio_interval(np.log(at.groupby("seed")[f"{name}_perplexity"].first()))
-            seeds = at["seed"].nunique()
-            rows.append({axis: int(x), "learner": name, "seeds": seeds, "perplexity": value, "low": low, "high": high})
+            rows.append(
+                {axis: int(x), "learner": name, "seeds": at["seed"].nunique(), "perplexity": floors_of(at)[name]}
+            )
     return pd.DataFrame(rows)
 
 
@@ -555,9 +555,7 @@ def scaling_figure(some, label):
     """Perplexity with the floors, and the ratio to backprop."""
     fig, (left, right) = plots.figures(2, size=(13, 4.4))
     axis, curves = axis_of(some), perplexity_table(some)
-    floors = curves["learner"].isin(FLOORS)
-    curves.loc[floors, ["low", "high"]] = np.nan
-    plots.curves(left, curves[floors | curves["learner"].isin(MAIN)], axis, "perplexity", "learner", LOOKS)
+    plots.curves(left, curves[curves["learner"].isin((*MAIN, *FLOORS))], axis, "perplexity", "learner", LOOKS)
     table = advantage_table(some)
     names = table["learner"].isin((*VARIANTS, BEST))
     if names.any():
