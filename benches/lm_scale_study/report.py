@@ -27,6 +27,7 @@ PARTS = {  # what an advantage could be due to: (with it, without it)
 TRUSTED = 0.99  # least cosine of an estimate to the true gradient
 SAME = 0.02  # nats; below this two losses are the same for practical purposes (2 % of the perplexity)
 ROOM = 1.3  # a step may take so many times its limit
+PLAIN = 4  # and without feedback so many backprop steps
 LEAST_ROUNDS = 3  # of a step whose time is judged
 FLAT = 1.01  # and save for backward so many times as much after more sweeps
 
@@ -540,6 +541,11 @@ def step_verdicts(timed, out):
         effect = f"x{worst['over']:.2f} at {worst['sweeps']} sweeps, x{mine['over'].min():.2f} at best"
         why = f"medians of rounds; x{mine['over_backprop'].min():.1f} to x{mine['over_backprop'].max():.1f} of backprop"
         out.verdict(f"L {name}", claim, "supported" if worst["over"] <= ROOM else "refuted", effect, why=why)
+    plain = timed[(timed["stepper"] == "full_kappa0") & (timed["sweeps"] == 2) & (timed["rounds"] >= LEAST_ROUNDS)]
+    if len(plain):  # two nudged sweeps: what it makes in training
+        times = plain["over_backprop"].iloc[0]
+        claim = f"full_kappa0: without feedback a step takes at most {PLAIN} backprop steps"
+        out.verdict("K", claim, "supported" if times <= PLAIN else "refuted", f"x{times:.2f}", why="two nudged sweeps")
     for name, mine in timed[timed["limit"].notna()].groupby("stepper", sort=False):
         if len(mine) > 1:
             grows = mine["saved_bytes"].max() / mine["saved_bytes"].min()
