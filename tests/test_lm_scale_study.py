@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+
+from mlexp.harness.grid import override, parse_override
 
 ROOT = Path(__file__).parents[1]
 EQPROP = ("looped_mlp", "recurrent_core", "full", "full_kappa0")
@@ -158,6 +161,23 @@ def finished(journal) -> int:
     return sum(line.startswith('{"event":"cell"') and line.endswith("}") for line in lines)
 
 
+def module(name):
+    spec = importlib.util.spec_from_file_location(f"lm_{name}", ROOT / f"benches/lm_scale_study/{name}.py")
+    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bench_module():
+    return module("bench_lm_scale_study")
+
+
+@pytest.fixture(scope="module")
+def report_module():
+    return module("report")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -168,21 +188,25 @@ def finished(journal) -> int:
         ("data_sizes=1000", "unknown n_chars '1000'; like n1000, any number"),
         ("heads=3", "heads=3: must divide the width 16"),
         ("least=9", "least is 9; 1 to 8, the shortest sequence"),
-        ("data_sizes=n9000000", "n_chars=9000000: the training text has"),
         ("updates=0", "updates is 0; at least 1, or none"),
     ],
 )
-def test_bad_settings_name_what_is_allowed(tmp_path, change, message):
-    status, text = run(tmp_path, *question(tmp_path, "--set", change))
-    assert status == 4 and message in text and "Traceback" not in text
+def test_bad_settings_name_what_is_allowed(bench_module, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(bench_module.SETTINGS["smoke"], [parse_override(change)])
 
 
-@pytest.fixture(scope="module")
-def report_module():
-    spec = importlib.util.spec_from_file_location("lm_report", ROOT / "benches/lm_scale_study/report.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_what_the_text_cannot_give_is_told_before_the_first_cell(tmp_path):
+    status, text = run(tmp_path, *question(tmp_path, "--set", "data_sizes=n9000000"))
+    assert status == 4 and "n_chars=9000000: the training text has" in text and "Traceback" not in text
+
+
+def test_budgets_are_the_seeds(bench_module):
+    full, quick = bench_module.SETTINGS["full"], bench_module.SETTINGS["quick"]
+    assert [full.steps(n, 64) for n in (1000, 20_000, 50_000)] == [300, 300, 720]
+    assert full.planned == 5 * 10 * len(LEARNERS) and quick.planned == 3 * 5 * 4 + 3 * 5
+    assert all(bench_module.chosen("quick", f"{name}_twin")["lr"] == bench_module.chosen("quick", name)["lr"]
+               for name in ("looped_mlp", "recurrent_core", "full"))  # fmt: skip
 
 
 SIZES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
