@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlexp.analysis.output import Output
+from mlexp.analysis.results import contexts, load, load_series
 from mlexp.harness.grid import override, parse_override
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +122,24 @@ def test_the_report_writes_the_seeds_outputs(place):
         assert "bigram" in text and "unigram" in text, name
     summary = (folder / "summary.md").read_text()
     assert "cannot come from the learning rule" in summary and "The seed: above 20K characters" in summary
+
+
+@pytest.mark.parametrize(
+    ("keep", "files"),
+    [
+        (r"n1000.*-backprop\]", {"perplexity.csv", "results_intermediate.json"}),
+        (r"sequence_length.*-full\]", {"sequence_perplexity.csv", "trust.csv", "results_intermediate.json"}),
+        (r"data_size.*(?:full|backprop|full_twin)\]", {"data_size.png", "parts.csv", "gradient_course.png"}),
+        (r"test_step.*full", {"step.csv", "step.png"}),
+        (r"test_gradient\[full", {"gradient.csv", "gradient.png"}),
+    ],
+)
+def test_a_part_of_the_records_has_its_report(place, report_module, keep, files):
+    records, series = load(place / "out.json"), load_series(place / "out.json")
+    some = records[records["cell"].str.contains(keep)].reset_index(drop=True)
+    out = Output("lm_scale_study", contexts(records)[0][0], records.iloc[:0], lambda key: series.get(key, {}))
+    report_module.report(some, out)
+    assert files <= set(out.files) and "results_final.json" not in out.files
 
 
 SMALL = ("data_sizes=n1000", "lengths=len16", "learners=backprop,full", "seeds=42,43", "updates=40")  # 8 cells

@@ -24,6 +24,10 @@ PARTS = {  # what an advantage could be due to: (with it, without it)
     "full without feedback": ("full_kappa0", "backprop"),
     "recurrent_core, equal parameters": ("recurrent_core", "backprop_matched"),
 }
+SETTLING = (
+    *("gradient_cosine", "inner_cosine", "free_sweeps", "nudged_sweeps", "free_residual", "nudged_residual"),
+    *("unconverged_fraction", "step_limit"),
+)
 TRUSTED = 0.99  # least cosine of an estimate to the true gradient
 SAME = 0.02  # nats; below this two losses are the same for practical purposes (2 % of the perplexity)
 ROOM = 1.3  # a step may take so many times its limit
@@ -127,7 +131,7 @@ def report(records, out):
 
 def grid(records, axis):
     """The records of the grid that has this axis, with `x`, its number; controls are learners like the others."""
-    if axis not in records:
+    if axis not in records or records[axis].isna().all():
         return records.iloc[:0]
     some = records[records[axis].notna()].copy()
     if "control" in some and "learner" in some:
@@ -140,6 +144,9 @@ def grid(records, axis):
     gone = [name for name in axes if name == "control" or (name in some and some[name].isna().all())]
     some = some.drop(columns=[name for name in gone if name in some])
     some.attrs["axes"] = [name for name in axes if name not in gone]
+    for name in SETTLING:  # no column where all the cells are backprop's
+        if name not in some:
+            some[name] = np.nan
     if axis in ("n_chars", "seq_len"):
         some["last_nats"] = np.log(some["last_validation_perplexity"])
         some = with_best(some)
