@@ -121,7 +121,11 @@ def test_the_report_writes_the_seeds_outputs(place):
         text = (folder / f"{name}.csv").read_text()
         assert "bigram" in text and "unigram" in text, name
     summary = (folder / "summary.md").read_text()
-    assert "cannot come from the learning rule" in summary and "The seed: above 20K characters" in summary
+    assert (
+        "**Not tuned:**" in summary
+        and "cannot come from the learning rule" in summary
+        and "The seed: above 20K characters" in summary
+    )
 
 
 @pytest.mark.parametrize(

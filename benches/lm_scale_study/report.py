@@ -41,6 +41,10 @@ loss; `validation` is that state's, `last` the state after the last update, `tra
 `unigram` are floors: counts on the same training text. `eqprop_best` is, seed by seed, the variant of the best
 validation perplexity: chosen on validation, judged on test, at the price of three trainings.
 """
+UNTUNED = """
+**Not tuned:** at this scale learning rate, dropout and weight decay are defaults (`tune.py` finds better ones). What is
+said of winning and losing holds for these alone.
+"""
 ABOUT_PARTS = """
 A correct equilibrium propagation has the same gradient as its twin, the same network under the exact gradient of its
 fixed point. A crossover with backprop therefore cannot come from the learning rule: it can come from the network and
@@ -72,6 +76,8 @@ def report(records, out):
         data_verdicts(data, out)
         out.heading("Amount of text")
         out.text(ABOUT)
+        if not data["tuned"].all():
+            out.text(UNTUNED)
         out.text("\n".join(answers(data, lengths)))
         out.table(perplexity_table(data), "perplexity.csv", "Every size and learner, and the floors.")
         out.figure(

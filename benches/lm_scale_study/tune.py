@@ -33,15 +33,17 @@ def grid(name: str, options) -> list[tuple[float, float, float]]:
     return [(rate, 0.0, options.decays[0]) for rate in options.rates]
 
 
-def judge(s, name: str, n_chars: int, seed: int, point: tuple[float, float, float]) -> tuple[float, float]:
+def judge(s, name: str, point: tuple[float, float, float], seed: int, options) -> tuple[float, float]:
     """(best validation loss in nats, least gradient cosine, 1 for backprop)."""
     (lr, dropout, decay), words = point, text(None)
-    some = chars.excerpt(words.train, n_chars, seed)
+    some = chars.excerpt(words.train, options.n_chars, seed)
     windows = chars.scored(words.validation[: s.validation], s.length, s.least)
-    model = network(LEARNERS[name], s, seed, dropout)
-    batches = chars.batches(some, s.batch, s.length, seed)
-    result, log = train(LEARNERS[name], model, batches, windows, s.steps(n_chars, s.length), lr=lr, weight_decay=decay,
-                        evaluate_every=s.evaluate_every)  # fmt: skip
+    model = network(LEARNERS[name], s, seed, dropout, options.device)
+    batches = chars.batches(some, s.batch, s.length, seed, options.device)
+    result, log = train(
+        LEARNERS[name], model, batches, windows, s.steps(options.n_chars, s.length), lr=lr, weight_decay=decay,
+        evaluate_every=s.evaluate_every,
+    )  # fmt: skip
     return result.held_out[result.best_step], min(log.gradient_cosine, default=1.0)
 
 
@@ -53,7 +55,7 @@ def tune(s, name: str, options) -> dict[str, object]:
     """The best point of a learner, its validation perplexity, and all that were tried."""
     tried = []
     for point in grid(name, options):
-        runs = [judge(s, name, options.n_chars, seed, point) for seed in options.seeds]
+        runs = [judge(s, name, point, seed, options) for seed in options.seeds]
         tried.append({"lr": point[0], "dropout": point[1], "weight_decay": point[2],
                       "validation_perplexity": round(math.exp(fmean(loss for loss, _ in runs)), 3),
                       "gradient_cosine": round(min(cosine for _, cosine in runs), 5)})  # fmt: skip
@@ -75,6 +77,7 @@ def main():
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--dropouts", type=float, nargs="+", default=DROPOUTS)
     parser.add_argument("--decays", type=float, nargs="+", default=DECAYS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     s = SETTINGS[options.scale]
     for name in options.learners:
