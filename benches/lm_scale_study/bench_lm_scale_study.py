@@ -111,8 +111,8 @@ AXES = {
 }  # fmt: skip
 SMALL = Settings(
     **asdict(SIZES["quick"]), data_sizes=("n1000", "n10000", "n50000"), lengths=("len16", "len32"), seeds=(42, 43, 44),
-    learners=MAIN, controls=CONTROLS, control_sizes=("n10000",), batch=16, updates=150, validation=8000, test=20_000,
-    evaluate_every=25, sweeps=("s1", "s2", "s4", "s16"), betas=("beta0_03", "beta0_1", "beta1_0"),
+    learners=MAIN, controls=CONTROLS, control_sizes=("n10000",), batch=16, updates=150, validation=5000, test=20_000,
+    evaluate_every=10, sweeps=("s1", "s2", "s4", "s16"), betas=("beta0_03", "beta0_1", "beta1_0"),
     tolerances=("tol1_0", "tol0_1", "tol0_01"),
 )  # fmt: skip
 SETTINGS = {
