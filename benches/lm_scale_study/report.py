@@ -408,11 +408,14 @@ def answers(data, lengths):
         return
     says = crossing(table)["says"] if enough(table) else "needs two sizes"
     yield f"- **Crossover point.** EqProp ({arm}) {says}."
-    mean = data[data["learner"].isin(VARIANTS)].groupby("learner")["loss_nats"].mean().map(math.exp).sort_values()
+    losses = data[data["learner"].isin(VARIANTS)].pivot_table(
+        index=["x", "seed"], columns="learner", values="loss_nats"
+    )
+    mean = losses.dropna().mean().map(math.exp).sort_values()
     picks = data["picked"].value_counts() if "picked" in data else {}
     chosen = f"; chosen on validation: {', '.join(f'{k} {v} times' for k, v in picks.items())}" if len(picks) else ""
     means = ", ".join(f"{name} {value:.2f}" for name, value in mean.items())
-    yield f"- **Best variant.** Test perplexity over all sizes: {means}{chosen}."
+    yield f"- **Best variant.** Test perplexity, mean over sizes and seeds that have all: {means}{chosen}."
     yield f"- **Scale.** {told(table)}."
     arm = champion(lengths) if len(lengths) else None
     longer = advantages(lengths, arm) if arm else pd.DataFrame()
