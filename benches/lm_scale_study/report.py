@@ -537,11 +537,14 @@ def block_ratios(trained, name, metric) -> np.ndarray:
 
 
 def step_table(steps):
-    """Each step's time over backprop's at the same sweep, and over its limit in steps through one sweep."""
+    """Each step's time over backprop's in its block, and over its limit in steps through one sweep.
+
+    A step through one sweep is timed at s1; backprop, the same in every block, says how fast the machine was.
+    """
     rows, times = [], steps.set_index(["sweep", "stepper"])["wall_s"]
     for row in steps.sort_values(["stepper", "x"]).itertuples():
         plain = times.get((row.sweep, "backprop"), np.nan)
-        unit = times.get(("s1", f"{row.stepper}_unrolled"), np.nan)
+        unit = times.get(("s1", f"{row.stepper}_unrolled"), np.nan) * plain / times.get(("s1", "backprop"), np.nan)
         limit = row.step_limit if row.step_limit is not None else np.nan
         line = {"stepper": row.stepper, "sweeps": int(row.x), "wall_s": row.wall_s, "over_backprop": row.wall_s / plain}
         line |= {"in_units": row.wall_s / unit, "limit": limit, "over": row.wall_s / unit / limit}
