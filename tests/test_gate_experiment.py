@@ -24,11 +24,11 @@ def run(place, *words):
 def plant(path, truth, count, ab, mean, runs):
     """So many comparisons, all with one verdict of `mlexp ab` and these ratios of means."""
     for i in range(count):
-        cell = f"{QUESTION}::test_gate[t{i:02d}-{truth}]"
+        cell = f"{QUESTION}::test_gate[{truth}{i:02d}-{truth}]"
         record = FIELDS | {"ab_verdict": ab, "ab_ratio": 1.0, "ab_low": 0.9, "ab_high": 1.1, "ab_blocks": 9}
         record |= {"base_mean_s": 1.0, "head_mean_s": runs, "when": f"2026-01-01T00:00:{i:02d}+00:00"}
         series = {"base_step_mean_s": [1.0, 3.0], "head_step_mean_s": [mean, 3 * mean]}
-        params = {"trial": f"t{i:02d}", "truth": truth}
+        params = {"trial": f"{truth}{i:02d}", "truth": truth}
         Journal(path).append(Entry(cell, f"{path.name}{cell}", "harness", params, record, [1.0], series))
 
 
@@ -38,6 +38,7 @@ def test_the_report_counts_what_each_rule_said(tmp_path):
     plant(journal, "longer", 10, ab="WORSE", mean=1.2, runs=1.0)
     status, text = run(tmp_path, "mlexp", "report", str(journal), "--out", str(tmp_path / "results"))
     assert status == 0, text
+    assert "unfinished" not in text + (tmp_path / "results/index.html").read_text()
     lines = (tmp_path / "results/harness/rules.csv").read_text().splitlines()
     assert lines[1:] == [
         "same,mlexp ab,40,0",
@@ -71,7 +72,13 @@ def test_a_comparison_leaves_its_rounds(tmp_path):
         assert 0.5 < info["ab_ratio"] < 2
 
 
-def test_bad_settings_are_named(tmp_path):
-    words = ("pytest", QUESTION, "--set", "truths=shorter", "--collect-only", "-p", "no:cacheprovider")
-    status, text = run(tmp_path, *words)
-    assert status == 4 and "unknown truth 'shorter'; choose from same, longer" in text, text
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("truths=shorter", "unknown truth 'shorter'; choose from same, longer"),
+        ("trials=t00", "unknown trial 't00'; same or longer and a number, such as same00"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, override, told):
+    status, text = run(tmp_path, "pytest", QUESTION, "--set", override, "--collect-only", "-p", "no:cacheprovider")
+    assert status == 4 and told in text, text

@@ -178,7 +178,7 @@ def grid_size(cells: pd.DataFrame, axes: list[str]) -> int:
     """Cells of the grid that these are of: the product of its axes. An axis whose values have values of another axis to
     themselves (kernels with shapes of their own) makes a grid for each.
     """
-    for outer, inner in itertools.combinations(axes, 2):
+    for outer, inner in itertools.permutations(axes, 2):
         if cells[outer].nunique() > 1 and cells.groupby(inner)[outer].nunique().max() == 1:
             rest = [axis for axis in axes if axis != outer]
             return sum(grid_size(mine, rest) for _, mine in cells.groupby(outer))

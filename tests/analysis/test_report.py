@@ -169,8 +169,9 @@ def test_a_grid_whose_shapes_belong_to_a_kernel_each_is_finished_when_they_are(m
 
 
 def test_a_seed_is_an_axis_only_where_the_cells_bear_it():
-    rows = [{"n": f"n{i // 2}", "m": f"m{i % 2}", "seed": i, "status": "passed"} for i in range(4)]
-    for form, note in (("{n}-{m}", ""), ("{n}-seed{seed}-{m}", "unfinished grid: 4 of 16 cells")):
+    cells = [(0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0)]
+    rows = [{"n": f"n{n}", "m": f"m{m}", "seed": seed, "status": "passed"} for n, m, seed in cells]
+    for form, note in (("{n}-{m}", ""), ("{n}-seed{seed}-{m}", "unfinished grid: 4 of 8 cells")):
         df = pd.DataFrame([row | {"cell": f"b.py::test_it[{form.format(**row)}]"} for row in rows])
         df.attrs["axes"] = ["seed", "n", "m"]
         assert grid_note(df) == note
