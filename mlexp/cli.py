@@ -33,7 +33,44 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     report.add_argument("--benches", type=Path, metavar="DIR", help="the questions; default: benches")
     report.set_defaults(run=_report)
+    sweep = commands.add_parser(
+        "sweep",
+        help="the cells of a pytest call on a Ray cluster",
+        description="Runs the cells of a pytest call on a Ray cluster, each with cores (and GPUs) of its own, and journals "
+        "them here as they arrive; table, JSON and exit status are those of the same call of pytest.",
+        epilog="exit status: pytest's; 4 also where there is no Ray or no room for a cell",
+    )
+    add = sweep.add_argument
+    add("--address", metavar="A", help="of a Ray cluster, or auto; default: one of this machine alone")
+    add("--gpus-per-cell", type=_at_least(float, 0), metavar="X", help="default: 1 on CUDA; 0.5 lets two share a GPU")
+    add("--cpus-per-cell", type=_at_least(int, 1), metavar="N", help="default: the threads that a run here would have")
+    add("--share-cores", action="store_true", help="pin no cell to cores of its own")
+    add("--retries", type=_at_least(int, 0), default=2, metavar="N", help="times that a cell may lose its worker (2)")
+    add("pytest_args", nargs="*", metavar="-- PYTEST_ARGS", help="as pytest has them")
+    sweep.set_defaults(run=_sweep)
     return top
+
+
+def _at_least(kind: type, least: int):
+    """A number of that kind from `least` on, as argparse wants it."""
+
+    def number(text: str):
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from mlexp.harness import sweep
+
+    share = sweep.Share(
+        options.address, options.gpus_per_cell, options.cpus_per_cell, options.share_cores, options.retries
+    )
+    return sweep.run(share, options.pytest_args)
 
 
 def _report(options: argparse.Namespace) -> int:

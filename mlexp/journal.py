@@ -134,13 +134,20 @@ def read(path: str | Path) -> Contents:
             (contents.torn if is_torn(text) else contents.altered).append(number)
         elif line.get("event") == "start" and {"cell", "key"} <= set(line):
             started[line["cell"], line["key"]] = line
-        elif line.get("event") == "cell" and set(line) >= REQUIRED:
-            started.pop((line["cell"], line["key"]), None)
-            contents.entries.append(Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line}))
+        elif entry := entry_of(line):
+            started.pop((entry.cell, entry.key), None)
+            contents.entries.append(entry)
         else:  # sealed, but not by this program
             contents.altered.append(number)
     contents.died = list(started.values())
     return contents
+
+
+def entry_of(line: dict) -> Entry | None:
+    """The finished cell that an unsealed line is about, or None where it is about none."""
+    if line.get("event") != "cell" or not set(line) >= REQUIRED:
+        return None
+    return Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line})
 
 
 def is_torn(text: str) -> bool:

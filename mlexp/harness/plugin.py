@@ -15,7 +15,7 @@ from mlexp import record
 from mlexp.harness import grid, isolate, measure
 from mlexp.harness.cell import Cell, CellDied, outcome
 from mlexp.harness.progress import Progress
-from mlexp.harness.session import PLAN, STATE, Plan, State, check_json, json_path, now, passed
+from mlexp.harness.session import PLAN, STATE, SWEEP, Plan, State, check_json, json_path, now, passed
 from mlexp.journal import Entry
 
 
@@ -41,7 +41,7 @@ def pytest_configure(config):
         config.stash[STATE] = State(config)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if config.option.device == "cuda" and not measure.gpu_present():
+    if config.option.device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
         raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
     for name in ("prompts", "corpus"):
         path = getattr(config.option, name)
@@ -114,7 +114,8 @@ def say(config: pytest.Config, text: str) -> None:
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("needs_gpu") and not measure.gpu_present():
+    elsewhere = PLAN in item.stash and item.stash[PLAN].recording
+    if item.get_closest_marker("needs_gpu") and not elsewhere and not measure.gpu_present():
         if item.config.option.require_gpu:
             pytest.fail("--require-gpu: needs a CUDA device and the driver finds none", pytrace=False)
         pytest.skip("needs a CUDA device")
@@ -136,7 +137,7 @@ def pytest_pyfunc_call(pyfuncitem):
     if plan is None or pyfuncitem.funcargs["benchmark"].disabled:
         return None
     if plan.key in state.finished:
-        plan.recording = state.finished[plan.key].record
+        plan.recording = plan.recording or state.finished[plan.key].record | {"replayed": True}
         return replay(pyfuncitem, state.finished[plan.key])
     if pyfuncitem.config.option.isolate:
         return replay(pyfuncitem, isolate.run(pyfuncitem))
