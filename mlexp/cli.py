@@ -36,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser(
         "sweep",
         help="the cells of a pytest call on a Ray cluster",
-        description="Runs the cells of a pytest call on a Ray cluster, each with cores (and GPUs) of its own, and journals "
-        "them here as they arrive; table, JSON and exit status are those of the same call of pytest.",
+        description="Runs the cells of a pytest call on a Ray cluster, each with cores (and GPUs) of its own, and "
+        "journals them here as they arrive; table, JSON and exit status are those of the same call of pytest.",
         epilog="exit status: pytest's; 4 also where there is no Ray or no room for a cell",
     )
     add = sweep.add_argument

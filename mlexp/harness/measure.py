@@ -289,7 +289,7 @@ def cpu_model() -> str:
 
 
 def machine(device: str, count: int | None = None) -> str:
-    """One line that tells machines apart: CPU model, threads (`count`, or this process'), the GPU where cells run on it."""
+    """One line that tells machines apart: CPU model, threads (`count`, else this process'), GPU where cells use it."""
     gpu = f" + {(nvml() and nvml().name()) or 'CUDA device'}" if device == "cuda" else ""
     count = count or threads()
     return f"{cpu_model()}, {count} thread{'s' if count > 1 else ''}{gpu}"

@@ -50,7 +50,8 @@ def run(share: Share, args: Sequence[str]) -> int:
     except ImportError:
         print("mlexp sweep: Ray is not installed; pip install 'mlexp[cluster]'", file=sys.stderr)
         return int(pytest.ExitCode.USAGE_ERROR)
-    return int(pytest.main(["-p", "mlexp.harness.plugin", *args], plugins=[Sweep(ray, share)]))
+    early = "ignore:Module already imported so cannot be rewritten; mlexp:pytest.PytestAssertRewriteWarning"
+    return int(pytest.main(["-p", "mlexp.harness.plugin", "-W", early, *args], plugins=[Sweep(ray, share)]))
 
 
 class Sweep:
@@ -216,7 +217,7 @@ class Worker:
 
 
 class Dispatch:
-    """The driver's loop: workers as the cluster has room, a cell to each, another worker for a cell that lost its own."""
+    """The driver's loop: workers as the cluster has room, a cell to each, another one for a cell that lost its own."""
 
     def __init__(self, sweep: Sweep, config: pytest.Config, items: list[pytest.Item]):
         self.ray, self.share, self.cpus, self.gpus = sweep.ray, sweep.share, sweep.cpus, sweep.gpus

@@ -1,7 +1,7 @@
 """The far end of a sweep: a pytest session that stays open and runs the cells it is asked for. It knows no Ray.
 
-`Child` starts one as `python -m mlexp.harness.worker READ WRITE CORES PYTEST_ARGS` and talks to it over two pipes, a line
-of JSON each way; what a cell leaves is the journal's own sealed line. The session is collected once, so a warm one
+`Child` starts one as `python -m mlexp.harness.worker READ WRITE CORES PYTEST_ARGS` and talks to it over two pipes, a
+line of JSON each way; what a cell leaves is the journal's own sealed line. The session is collected once, so a warm one
 costs a cell nothing but the cell, and it is a process of its own: what Ray needs is neither in its memory nor among its
 threads, and the end of it is seen with its cause.
 """
@@ -31,7 +31,7 @@ class Child:
     """
 
     def __init__(self, words: Sequence[str], folder: str, cores: Sequence[int], env: dict[str, str]):
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the session
         (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
         pins = ",".join(map(str, cores)) or "-"
         self._process = subprocess.Popen(
@@ -122,8 +122,8 @@ class Worker:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
-        if session.testsfailed:  # in collection; pytest says it
-            return None
+        if session.testsfailed:  # in collection: pytest says it and ends
+            return
         state = session.config.stash[STATE]
         state.journal = self._wire
         items = {item.nodeid: item for item in session.items}
