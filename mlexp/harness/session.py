@@ -160,9 +160,16 @@ class State:
         }
 
     def keep(self, plan: Plan, entry: journal.Entry) -> None:
-        """A cell has ended: on disk first, then into what the JSON will hold."""
-        if not plan.recording:
-            self.journal.append(entry)
+        """A cell has ended: on disk first, then into what the JSON will hold, which is all that is left of it where
+        JournalError is raised in the end.
+        """
+        try:
+            if not plan.recording:
+                self.journal.append(entry)
+        finally:
+            self._take(plan, entry)
+
+    def _take(self, plan: Plan, entry: journal.Entry) -> None:
         self.metrics[plan.question] = entry.metrics
         if entry.series:
             self.series[plan.key] = entry.series
@@ -201,7 +208,8 @@ def row(entry: journal.Entry) -> dict[str, object]:
 def passed(path: Path) -> tuple[dict[str, journal.Entry], list[int]]:
     """(the newest passed entry of each key, the numbers of altered lines) of the journal at `path`."""
     contents = journal.read(path)
-    return {entry.key: entry for entry in contents.entries if entry.status == "passed"}, contents.altered
+    finished = {entry.key: entry for entry in contents.entries if entry.status == "passed" and entry.durations}
+    return finished, contents.altered
 
 
 def json_path(config: pytest.Config) -> Path | None:
