@@ -177,7 +177,10 @@ def _read_journal(file: Path, named: bool, loaded: Loaded) -> None:
         numbers = ", ".join(map(str, contents.torn))
         loaded.notes.append(f"{file}: line {numbers} was cut short by a kill; its cell is not counted")
     loaded.died += contents.died
+    newest = {entry.key: entry for entry in contents.entries}  # what stands later is newer, whatever the clock said
     for i, entry in enumerate(contents.entries, 1):
+        if newest[entry.key] is not entry:
+            continue
         where = f"{file}: cell {i}"
         for name, kind in (
             ("record", dict),
