@@ -44,7 +44,8 @@ class Share:
 
 def run(share: Share, args: Sequence[str]) -> int:
     """`mlexp sweep`: returns the exit status, pytest's own."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):  # a cell is timed at the priority of a local one
+        os.environ.setdefault(name, "0")
     try:
         import ray
     except ImportError:
