@@ -14,7 +14,11 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show "·" gets an escape, not a traceback
             stream.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    cut = words.index("--") if words[:1] == ["ab"] and "--" in words else len(words)
+    options = parser().parse_args(words[:cut])
+    if words[cut + 1 :]:  # argparse would take them for its own where an option stands before the "--"
+        options.pytest_args += words[cut + 1 :]
     return options.run(options)
 
 
@@ -75,7 +79,7 @@ def _add_ab(commands) -> None:
     )
     ab.add_argument("base", metavar="BASE_REF")
     ab.add_argument("head", metavar="HEAD_REF")
-    ab.add_argument("pytest", nargs="*", metavar="PYTEST_ARGS", help="which cells, as pytest has it")
+    ab.add_argument("pytest_args", nargs="*", metavar="PYTEST_ARGS", help="which cells, as pytest has it")
     ab.add_argument(
         "--budget", type=float, default=60, metavar="S", help="seconds a cell at most (default: %(default)s)"
     )
@@ -111,4 +115,4 @@ def _compare(options: argparse.Namespace) -> int:
 def _ab(options: argparse.Namespace) -> int:
     from mlexp.analysis.ab import run
 
-    return run(options.base, options.head, options.pytest, options.budget, options.margin / 100, options.form)
+    return run(options.base, options.head, options.pytest_args, options.budget, options.margin / 100, options.form)

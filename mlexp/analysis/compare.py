@@ -81,9 +81,7 @@ class Comparison:
             return "nothing compared: no cell of the base is in the head"
         counts = self.rows["verdict"].value_counts()
         told = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in Verdict)
-        verdict = {gate.OK: "ok", gate.REGRESSION: "regression", gate.INCOMPLETE: "not everything compared"}[
-            self.status
-        ]
+        verdict = gate.STATUS_WORDS[self.status]
         return f"{verdict}: {self.cells} cells in both; {told}; {int(self.rows['fails'].sum())} fail"
 
 
@@ -139,27 +137,18 @@ def match(
     for cell in gone["cell"][gone["cell"].isin(new["cell"]) & ~gone["cell"].isin(both["cell"])].head(1):
         one, other = (df[df["cell"] == cell].iloc[0] for df in (gone, new))
         field = next(field for field in context if one[field] != other[field])
-        raise Refused(gate.INCOMPARABLE, f"not comparable: {field} is {_differing(one[field], other[field])} in {cell}")
+        raise Refused(
+            gate.INCOMPARABLE, f"not comparable: {field} is {gate.differing(one[field], other[field])} in {cell}"
+        )
     for field in INPUTS:
         one, other = both[f"{field}_base"], both[f"{field}_head"]
         wrong = both[(one != other) & one.notna() & other.notna()]
         if len(wrong):
             row = wrong.iloc[0]
-            values = _differing(row[f"{field}_base"], row[f"{field}_head"])
+            values = gate.differing(row[f"{field}_base"], row[f"{field}_head"])
             raise Refused(gate.INCOMPARABLE, f"not comparable: {field} is {values} in {row['cell']}")
     both = both.rename(columns={"question_base": "question", "group_base": "group"})
     return both.reset_index(drop=True), gone.reset_index(drop=True), new.reset_index(drop=True)
-
-
-def _differing(one: object, other: object) -> str:
-    """Both values; of settings, the entries that differ."""
-    try:
-        a, b = json.loads(one), json.loads(other)
-        names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
-        one, other = ({name: side.get(name) for name in names} for side in (a, b))
-    except (TypeError, ValueError):
-        pass
-    return f"{one!r} in the base and {other!r} in the head"
 
 
 def _note_versions(both: pd.DataFrame, notes: list[str]) -> None:
@@ -380,8 +369,7 @@ def text(found: Comparison) -> str:
 def markdown(found: Comparison) -> str:
     """For a pull-request comment: the headline first, the table below it."""
     shown, left = _table_rows(found, code="`")
-    mark = "✅" if found.status == gate.OK else "❌"
-    parts = [f"### {mark} mlexp compare: {found.headline}"]
+    parts = [f"### {gate.MARK[found.status == gate.OK]} mlexp compare: {found.headline}"]
     parts += [gate.markdown_table(HEADS, shown)] if shown else []
     parts += [left] if left else []
     parts += ["\n".join(f"- {note}" for note in found.notes)] if found.notes else []

@@ -1,5 +1,7 @@
 """What the gates share: verdicts and exit statuses, limits as users write them, and tables for people and for CI."""
 
+import contextlib
+import json
 import math
 import re
 import sys
@@ -13,6 +15,8 @@ from typing import NamedTuple
 import pandas as pd
 
 OK, REGRESSION, INCOMPLETE, INCOMPARABLE, UNREADABLE = range(5)
+STATUS_WORDS = ("ok", "regression", "not everything compared", "not comparable", "unreadable")
+MARK = {True: "✅", False: "❌"}
 SHOWN_ROWS = 40
 SIGNIFICANT = 0.05
 
@@ -156,6 +160,15 @@ def _escaped(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] == "`":  # code: only a bar would end the cell
         return f"`{text[1:-1].replace('`', '')}`".replace("|", "\\|")
     return re.sub(r"([\\|*_`~<\[\]])", r"\\\1", text) if text.strip("-") else text
+
+
+def differing(one: object, other: object) -> str:
+    """Both values of a field; of settings (JSON objects), the entries that differ."""
+    with contextlib.suppress(TypeError, ValueError, AttributeError):
+        a, b = json.loads(one), json.loads(other)
+        names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+        one, other = ({name: side.get(name) for name in names} for side in (a, b))
+    return f"{one!r} in the base and {other!r} in the head"
 
 
 def warn(command: str, *lines: str) -> None:
