@@ -102,7 +102,7 @@ def compare(base: files.Loaded, head: files.Loaded, rules: Sequence[Rule] = (), 
     _check_rules(rules, both, tables)
     parts = [_gone(gone), *outcomes(both)]
     finished = both[(both["status_base"] == "passed") & (both["status_head"] == "passed")]
-    for question, cells in finished.groupby("question", dropna=False, sort=False):
+    for question, cells in finished.groupby("question", sort=False):
         parts += measured(cells.reset_index(drop=True), tables[question], rules, skip_time=cross_machine)
     rows = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     return Comparison(_corrected(rows), len(both), notes)
@@ -112,7 +112,7 @@ def _frame(loaded: files.Loaded) -> pd.DataFrame:
     """The newest record of each cell in each context, with the `group` in which its replicates are."""
     df = results.frame(loaded)
     df["group"] = [group_of(row) for row in loaded.rows]
-    df["question"] = df["question"].astype(object).where(df["question"].notna(), None)
+    df["question"] = df["question"].astype(object).fillna("")  # of a file that is not ours
     return results.latest(df)
 
 

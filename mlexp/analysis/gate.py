@@ -121,9 +121,9 @@ def _rule(table: object, where: str) -> Rule:
 
 
 def matches(values: pd.Series, pattern: str) -> pd.Series:
-    """Which of the texts match: `*` and `?` as in a shell, everything else itself; None is matched by `*` alone."""
+    """Which of the texts match: `*` and `?` as in a shell, everything else itself."""
     regex = "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pattern)
-    seen = {value: pattern == "*" or bool(re.fullmatch(regex, str(value), re.DOTALL)) for value in values.unique()}
+    seen = {value: bool(re.fullmatch(regex, value, re.DOTALL)) for value in values.unique()}
     return values.map(lambda value: seen[value]).astype(bool)
 
 
