@@ -143,6 +143,8 @@ def bout(folders: Sequence[Path], args, scratch: Path, terms: Terms, tell, only:
         common = [cell for cell in collected[0] if cell in set(collected[1])]
         for side in sides:
             side.say(run=[cell for cell in common if not only or cell in only])
+        for side in (side for side, cells in zip(sides, collected, strict=True) if not cells):
+            side.hear()  # nothing collected: its pytest ends, and its output says why
         duels = []
         for cell in only or collected[0]:
             if cell not in common:

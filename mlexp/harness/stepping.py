@@ -76,8 +76,7 @@ class Side:
         if self._status == "passed" and not report.passed:
             expected = getattr(report, "wasxfail", None)  # of mlexp: "oom: ..." or "diverged: ..."
             self._status = "failed" if report.failed or expected else "skipped"
-            crash = getattr(report.longrepr, "reprcrash", None)
-            self._reason = str(expected or (crash and crash.message) or report.longrepr).splitlines()[-1][:300]
+            self._reason = str(expected or reason_of(report.longrepr)).partition("\n")[0][:300]
 
     def pytest_runtest_logfinish(self, nodeid):
         self.say(ended=nodeid, status=self._status, reason=self._reason)
@@ -104,6 +103,14 @@ def rounds_of_pedantic(
         return duration, result
 
     return once
+
+
+def reason_of(longrepr: object) -> str:
+    """Why a test failed or was skipped, as pytest keeps it: a traceback, (file, line, reason), or a text."""
+    if isinstance(longrepr, tuple):
+        return longrepr[-1]
+    crash = getattr(longrepr, "reprcrash", None)
+    return crash.message if crash else str(longrepr)
 
 
 def thread_count() -> int:
