@@ -6,13 +6,19 @@ from pathlib import Path
 
 from mlexp import __version__
 
+STATUSES = "exit status: 0 ok; 1 regression; 2 nothing or not everything compared; 3 not comparable; 4 unreadable input"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show "·" gets an escape, not a traceback
             stream.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    cut = words.index("--") if words[:1] in (["ab"], ["sweep"]) and "--" in words else len(words)
+    options = parser().parse_args(words[:cut])
+    if words[cut + 1 :]:  # argparse would take them for its own where an option stands before the "--"
+        options.pytest_args += words[cut + 1 :]
     return options.run(options)
 
 
@@ -33,8 +39,66 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     report.add_argument("--benches", type=Path, metavar="DIR", help="the questions; default: benches")
     report.set_defaults(run=_report)
+    _add_compare(commands)
+    _add_ab(commands)
+    _add_sweep(commands)
+    return top
+
+
+def _add_compare(commands) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="what got worse between two sets of records",
+        description="Every metric of every cell in HEAD against BASE: benchmark JSON, journals or folders of either.",
+        epilog=STATUSES,
+    )
+    compare.add_argument("base", type=Path, metavar="BASE")
+    compare.add_argument("head", type=Path, metavar="HEAD")
+    compare.add_argument("--gate", type=Path, metavar="FILE", help="limits by metric, question and cell (TOML)")
+    compare.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="METRIC:LIMIT",
+        help="such as peak_bytes:+5%% or accuracy:-0.03",
+    )
+    compare.add_argument(
+        "--cross-machine", action="store_true", help="compare records of two machines, in everything but time"
+    )
+    _add_forms(compare)
+    compare.set_defaults(run=_compare)
+
+
+def _add_ab(commands) -> None:
+    ab = commands.add_parser(
+        "ab",
+        usage="mlexp ab [options] BASE_REF HEAD_REF -- PYTEST_ARGS",
+        help="whether one git revision is slower than another",
+        description="Runs the same cells of two git revisions side by side, in interleaved rounds, until it is clear "
+        "which is faster. `.` is the working tree as it is.",
+        epilog=STATUSES,
+    )
+    ab.add_argument("base", metavar="BASE_REF")
+    ab.add_argument("head", metavar="HEAD_REF")
+    ab.add_argument("pytest_args", nargs="*", metavar="PYTEST_ARGS", help="which cells, as pytest has it")
+    ab.add_argument(
+        "--budget", type=float, default=60, metavar="S", help="seconds a cell at most (default: %(default)s)"
+    )
+    ab.add_argument(
+        "--margin",
+        type=float,
+        default=3,
+        metavar="PERCENT",
+        help="what is the SAME differs by less (default: %(default)s)",
+    )
+    _add_forms(ab)
+    ab.set_defaults(run=_ab)
+
+
+def _add_sweep(commands) -> None:
     sweep = commands.add_parser(
         "sweep",
+        usage="mlexp sweep [options] -- PYTEST_ARGS",
         help="the cells of a pytest call on a Ray cluster",
         description="Runs the cells of a pytest call on a Ray cluster, each with cores (and GPUs) of its own, and "
         "journals them here as they arrive; table, JSON and exit status are those of the same call of pytest.",
@@ -46,9 +110,8 @@ def parser() -> argparse.ArgumentParser:
     add("--cpus-per-cell", type=_at_least(int, 1), metavar="N", help="default: the threads that a run here would have")
     add("--share-cores", action="store_true", help="pin no cell to cores of its own")
     add("--retries", type=_at_least(int, 0), default=2, metavar="N", help="times that a cell may lose its worker (2)")
-    add("pytest_args", nargs="*", metavar="-- PYTEST_ARGS", help="as pytest has them")
+    add("pytest_args", nargs="*", metavar="PYTEST_ARGS", help="which cells, as pytest has it")
     sweep.set_defaults(run=_sweep)
-    return top
 
 
 def _at_least(kind: type, least: int):
@@ -64,6 +127,30 @@ def _at_least(kind: type, least: int):
     return number
 
 
+def _add_forms(command: argparse.ArgumentParser) -> None:
+    forms = command.add_mutually_exclusive_group()
+    for form, told in (("markdown", "a pull-request comment"), ("json", "everything, for programs")):
+        forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, default="text", help=told)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from mlexp.analysis.report import run
+
+    return run(options.paths, options.out, options.benches)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mlexp.analysis.compare import run
+
+    return run(options.base, options.head, options.gate, options.fail_if, options.form, options.cross_machine)
+
+
+def _ab(options: argparse.Namespace) -> int:
+    from mlexp.analysis.ab import run
+
+    return run(options.base, options.head, options.pytest_args, options.budget, options.margin / 100, options.form)
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from mlexp.harness import sweep
 
@@ -71,9 +158,3 @@ def _sweep(options: argparse.Namespace) -> int:
         options.address, options.gpus_per_cell, options.cpus_per_cell, options.share_cores, options.retries
     )
     return sweep.run(share, options.pytest_args)
-
-
-def _report(options: argparse.Namespace) -> int:
-    from mlexp.analysis.report import run
-
-    return run(options.paths, options.out, options.benches)

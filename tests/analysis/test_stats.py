@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import integrate
 from scipy import stats as scipy_stats
 
 from mlexp.analysis import stats
@@ -58,6 +59,64 @@ def test_mean_ratio_is_geometric_and_turns_with_its_sign():
     assert (1 / inverse.high, 1 / inverse.low) == pytest.approx((found.low, found.high))
     assert "t interval on logs" in found.method
     assert "BCa" in stats.mean_ratio(np.random.default_rng(0).standard_normal(20)).method
+
+
+def test_the_wealth_of_the_median_sequence_is_the_mixture_of_coins():
+    """Against the integral: n values, k below; the interval leaves out a median as soon as 20 is reached."""
+    for n, least in [(7, 0), (8, 1), (20, 4), (50, 15)]:
+        found = stats.median_sequence(np.arange(n, dtype=float))
+        assert (found.low, found.high) == ((least - 1, n - least) if least else (-math.inf, math.inf))
+        wealth = [integrate.quad(lambda p: (2 * p) ** k * (2 - 2 * p) ** (n - k), 0, 1)[0] for k in range(n // 2)]  # noqa: B023
+        assert sum(w >= 20 for w in wealth) == least
+
+
+def looked_at(draw, interval, looks=120, runs=300):
+    """The share of runs in which some look at the values so far leaves out the true median, 0."""
+    rng, wrong = np.random.default_rng(8), 0
+    for _ in range(runs):
+        values = draw(rng, looks)
+        ends = (interval(values[:n])[1:3] for n in range(2, looks + 1))
+        wrong += any(low > 0 or high < 0 for low, high in ends)
+    return wrong / runs
+
+
+def bursts(rng, n):
+    """Fair signs, and sizes that come in bursts with Cauchy tails."""
+    sizes = np.abs(np.cumsum(rng.standard_cauchy(n)))
+    return rng.choice([-1, 1], n) * sizes
+
+
+@pytest.mark.parametrize("draw", [bursts, lambda rng, n: rng.standard_normal(n)], ids=["bursts", "normal"])
+def test_the_median_sequence_may_be_looked_at_after_every_value(draw):
+    assert looked_at(draw, stats.median_sequence) <= 0.05
+
+
+def test_an_interval_for_one_look_may_not():
+    assert looked_at(lambda rng, n: rng.standard_normal(n), stats.t_interval, runs=100) > 0.15
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.sampled_from([0.9, 0.95, 0.999]))
+def test_the_median_sequence_holds_the_median_and_turns_with_its_sign(values, confidence):
+    found, mirrored = (stats.median_sequence(sign * np.array(values), confidence) for sign in (1, -1))
+    assert found.low <= found.value <= found.high
+    assert (-mirrored.high, -mirrored.low) == (found.low, found.high)
+    wider = stats.median_sequence(values, 0.9999)
+    assert wider.low <= found.low and found.high <= wider.high
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_page_trend_keeps_its_level_under_no_trend(n):
+    rng = np.random.default_rng(9)
+    found = [stats.page_trend(rng.standard_normal((n, 4))).p < 0.05 for _ in range(400)]
+    assert np.mean(found) == pytest.approx(0.05, abs=0.03)
+
+
+def test_holm_keeps_the_family_s_level_where_raw_p_values_do_not():
+    rng = np.random.default_rng(10)
+    p = rng.random((RUNS, 8))
+    p[:, 0] /= 1000  # one claim is true
+    assert np.mean([(stats.holm(row)[1:] < 0.05).any() for row in p]) <= 0.06
+    assert np.mean((p[:, 1:] < 0.05).any(axis=1)) > 0.25
 
 
 def test_mean_p_is_the_paired_t_test():
@@ -211,6 +270,8 @@ def test_the_minimum_detectable_effect_is_detected_with_its_power():
         (lambda: stats.verdict((math.nan, 1)), "not an interval"),
         (lambda: stats.verdict((2, 1)), "not an interval"),
         (lambda: stats.minimum_detectable(1.0, 1), "two pairs"),
+        (lambda: stats.median_sequence([]), "median of 0 values"),
+        (lambda: stats.median_sequence([1.0, math.nan]), "1 of them NaN"),
     ],
 )
 def test_what_has_no_answer_is_refused(call, told):
