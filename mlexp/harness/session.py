@@ -179,10 +179,14 @@ class State:
         self.counts[told] += 1
 
     def swept(self, plan: Plan, entry: journal.Entry) -> None:
-        """A cell has ended on another machine: on disk first, then where the session will find it."""
-        self.journal.append(entry)
-        plan.key, plan.recording = entry.key, entry.record
-        self.finished[entry.key] = entry
+        """A cell has ended on another machine: on disk first, then where the session will find it; there it is even
+        where JournalError is raised.
+        """
+        try:
+            self.journal.append(entry)
+        finally:
+            plan.key, plan.recording = entry.key, entry.record
+            self.finished[entry.key] = entry
 
     def extras(self) -> dict[str, object]:
         """What a benchmark JSON holds beyond pytest-benchmark's own keys."""

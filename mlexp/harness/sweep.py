@@ -109,6 +109,8 @@ class Sweep:
             todo = [item for item in items if not item.stash[PLAN].recording]
             if todo:
                 Dispatch(self, session.config, todo).run()
+        except self.ray.exceptions.RayError as error:
+            raise SweepError(f"the cluster is gone ({type(error).__name__})") from None
         finally:
             self.ray.shutdown()
 

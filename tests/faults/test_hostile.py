@@ -267,7 +267,7 @@ def fuzz(place, capsys, count):
 
 
 def test_a_file_broken_anywhere_is_one_line_or_a_right_answer(place, capsys):
-    fuzz(place, capsys, 60)
+    fuzz(place, capsys, 40)
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def kill_often(toy, run_s, count):
 
 
 def test_a_kill_at_any_instant_costs_only_the_running_cell(toy, run_s):
-    kill_often(toy, run_s, 8)
+    kill_often(toy, run_s, 6)
 
 
 @pytest.mark.slow
