@@ -90,7 +90,7 @@ class Journal:
                     write_all(file, text)
                     if sync:
                         os.fsync(file.fileno())
-                except BaseException:  # a full disk, Ctrl+C
+                except OSError:  # a full disk: what fitted is taken back
                     with contextlib.suppress(OSError):
                         file.truncate(size)
                     raise
