@@ -182,19 +182,9 @@ def _read_journal(file: Path, named: bool, loaded: Loaded) -> None:
         if newest[entry.key] is not entry:
             continue
         where = f"{file}: cell {i}"
-        for name, kind in (
-            ("record", dict),
-            ("params", dict),
-            ("durations", list),
-            ("series", dict),
-            ("metrics", dict),
-        ):
-            _get(vars(entry), name, kind, where)
-        if not all(isinstance(value, str) for value in (entry.cell, entry.key, entry.question)):
-            raise LoadError(f"{where}: cell, key and question must be strings")
         _take_metrics({entry.question: entry.metrics} if entry.metrics else {}, where, loaded)
         identity = {"cell": entry.cell, "key": entry.key, "question": entry.question, "source": file.name}
-        timing = timing_of(_numbers(entry.durations, f"{where}.durations"))
+        timing = timing_of([float(_scalar(duration)) for duration in entry.durations])
         loaded.rows.append(_row(entry.params, entry.record | timing | identity, entry.series, where))
 
 

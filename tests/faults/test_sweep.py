@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -251,7 +252,7 @@ MEASURED = ("_s", "_per_s", "_ms", "seconds", "speed", "overhead", "_bytes")
 def test_the_whole_smoke_grid_swept_is_the_local_run(tmp_path, two_nodes):
     """Every question at its smallest scale on two nodes, one of which is killed half-way: the local run's records."""
     address, kill_a_node = two_nodes
-    grid = [*os.environ.get("SWEEP_CELLS", "benches").split(), "--scale", "smoke", "--device", "cpu"]
+    grid = [*shlex.split(os.environ.get("SWEEP_CELLS", "benches")), "--scale", "smoke", "--device", "cpu"]
     listed = local(ROOT, *grid, "--collect-only").stdout
     total = sum("::" in line for line in listed.splitlines())
     home = local(
