@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
 
 from mlexp import cli, journal
@@ -30,7 +30,6 @@ def report(records, out):
     out.table(pairs[["model", "prompt", "ratio"]], "pairs.csv", "Ratios.")
     out.verdict("H1", "It is", "undecided", f"x{pairs['ratio'].median():.3f}", None, "")
 '''
-COMMANDS = {"report": 1, "compare": 2}  # files that it takes; those that this version has are tried
 RECORD = dict(
     {"status": "passed", "reason": None, "scale": "quick", "settings": "{}", "overrides": "", "seed": 7},
     device="cpu",
@@ -52,9 +51,9 @@ RECORD = dict(
 
 
 def document():
-    """A benchmark JSON of 12 cells and one that did not finish, as the harness writes it."""
+    """A benchmark JSON of 8 cells and one that did not finish, as the harness writes it."""
     benches = []
-    for i, axes in enumerate(itertools.product(("small", "large"), ("p00", "p01", "p02"), ("plain", "tree"))):
+    for i, axes in enumerate(itertools.product(("small", "large"), ("p00", "p01"), ("plain", "tree"))):
         params = dict(zip(("model", "prompt", "decoder"), axes, strict=True))
         cell = f"benches/speed/bench_speed.py::test_run[{'-'.join(axes)}]"
         data = [1.0 + i, 1.25 + i, 1.75 + i]
@@ -223,9 +222,10 @@ def check(place, capsys, content):
         check_page(place)
         check_numbers(place, content)
     if "compare" in offered():
-        for pair in (("good.json", "bad.json"), ("bad.json", "good.json"), ("bad.json", "bad.json")):
-            status, out = check_command("compare", pair, capsys, place)
-            assert pair != ("bad.json", "bad.json") or status != 1, f"worse than itself: {out}"
+        pairs = (("good.json", "bad.json"), ("bad.json", "good.json"), ("bad.json", "bad.json"))
+        pair = pairs[sum(content) % 3]  # each in its turn: a comparison takes its time
+        status, out = check_command("compare", pair, capsys, place)
+        assert pair != ("bad.json", "bad.json") or status != 1, f"worse than itself: {out}"
 
 
 def check_load(path, found):
@@ -256,7 +256,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def fuzz(place, capsys, count):
+def fuzz(place, capsys, count, number=0):
+    @seed(number)
     @given(content=broken())
     @settings(max_examples=count, suppress_health_check=list(HealthCheck))
     def each(content):
@@ -271,8 +272,9 @@ def test_a_file_broken_anywhere_is_one_line_or_a_right_answer(place, capsys):
 
 
 @pytest.mark.slow
-def test_two_thousand_broken_files(place, capsys):
-    fuzz(place, capsys, 2000)
+@pytest.mark.parametrize("number", range(1, 5))
+def test_two_thousand_broken_files(place, capsys, number):
+    fuzz(place, capsys, 500, number)
 
 
 def test_the_checks_see_what_they_look_for(place, capsys):
@@ -280,7 +282,7 @@ def test_the_checks_see_what_they_look_for(place, capsys):
     content = json.dumps(document()).encode()
     check(place, capsys, content)
     table = place / "results" / "speed" / "pairs.csv"
-    assert table.read_text().count("\n") == 7
+    assert table.read_text().count("\n") == 5
     table.write_text(table.read_text().replace("small,p00,", "small,p00,1"))
     with pytest.raises(AssertionError):
         check_numbers(place, content)
