@@ -287,3 +287,48 @@ def test_the_whole_smoke_grid_swept_is_the_local_run(tmp_path, two_nodes):
     assert len(one["benchmarks"]) + len(one["unfinished"]) == total
     assert_same_records(one, two)
     print(f"{total} cells: {len(one['benchmarks'])} finished, {len(one['unfinished'])} not, at home as on two nodes")
+
+
+NO_OP = '''"""A thousand cells that do nothing."""
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Settings:
+    numbers: tuple[int, ...] = tuple(range(500))
+    arms: tuple[str, ...] = ("a", "b")
+
+SETTINGS = {"smoke": Settings(), "quick": Settings(), "full": Settings()}
+AXES = {"number": "numbers", "arm": "arms"}
+
+def test_noop(cell, number, arm):
+    cell.time(lambda: None, warmup=False)
+'''
+WATCHED = """
+import sys, time, psutil
+from mlexp.harness import sweep
+keep, seen = sweep.Dispatch.keep, {}
+def watched(self, *args):
+    keep(self, *args)
+    if self.done in (100, 1000):
+        seen[self.done] = time.perf_counter(), time.process_time(), psutil.Process().memory_info().rss
+sweep.Dispatch.keep = watched
+status = sweep.run(sweep.Share(cpus=1), sys.argv[1:])
+print(*(b - a for a, b in zip(seen[100], seen[1000])), file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+def test_a_thousand_cells_cost_the_driver_little_and_its_memory_is_flat(toy):
+    toy.bench.write_text(NO_OP)
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, "benches", "-q", "--benchmark-quiet", "--benchmark-json", "out.json"],
+        cwd=toy.pytester.path, env=ONE_THREAD, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    wall, cpu, grown = (float(text) / 900 for text in done.stderr.splitlines()[-1].split())
+    print(
+        f"a cell: {wall * 1e3:.1f} ms to the next record, {cpu * 1e3:.1f} ms of the driver's CPU, {grown:.0f} bytes kept"
+    )
+    assert grown < 30_000  # what the JSON will hold of a cell, and nothing else
+    assert len(toy.json()["benchmarks"]) == 1000
