@@ -327,8 +327,6 @@ def test_a_thousand_cells_cost_the_driver_little_and_its_memory_is_flat(toy):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     wall, cpu, grown = (float(text) / 900 for text in done.stderr.splitlines()[-1].split())
-    print(
-        f"a cell: {wall * 1e3:.1f} ms to the next record, {cpu * 1e3:.1f} ms of the driver's CPU, {grown:.0f} bytes kept"
-    )
+    print(f"a cell: {wall * 1e3:.1f} ms to the next record, {cpu * 1e3:.1f} ms of driver's CPU, {grown:.0f} bytes")
     assert grown < 30_000  # what the JSON will hold of a cell, and nothing else
     assert len(toy.json()["benchmarks"]) == 1000
