@@ -175,7 +175,7 @@ def medians(content):
             stats = bench["stats"]
             wall = statistics.median(map(float, stats["data"])) if stats.get("data") else float(stats["median"])
         except (TypeError, KeyError, ValueError, OverflowError, AttributeError):
-            continue
+            continue  # what it came to is no number; a loader that has one made it up
         found.setdefault(where, []).append(wall)
     return found
 
