@@ -47,14 +47,14 @@ def command(item: pytest.Item, path: Path) -> list[str]:
 def words(config: pytest.Config, cells: list[str], path: str | Path) -> list[str]:
     """The arguments with which pytest runs `cells` (node ids or files) as this session would, journaling at `path`."""
     option = config.option
-    words = [*cells, "--rootdir", str(config.rootpath), *(["-c", str(config.inipath)] if config.inipath else [])]
-    words += ["-p", "mlexp.harness.plugin", "-p", "no:cacheprovider", "-q", "--journal", str(path)]
+    said = [*cells, "--rootdir", str(config.rootpath), *(["-c", str(config.inipath)] if config.inipath else [])]
+    said += ["-p", "mlexp.harness.plugin", "-p", "no:cacheprovider", "-q", "--journal", str(path)]
     for name in FORWARDED:
         if (value := getattr(option, name)) is not None:
-            words += [f"--{name}", str(value)]
+            said += [f"--{name}", str(value)]
     for text in option.set:
-        words += ["--set", text]
-    return words
+        said += ["--set", text]
+    return said
 
 
 def how_it_ended(code: int) -> str:
