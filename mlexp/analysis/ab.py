@@ -87,6 +87,8 @@ def run(base: str, head: str, args: Sequence[str], budget: float = 60, margin: f
     except Refused as error:
         gate.warn("ab", str(error))
         return error.status
+    except KeyboardInterrupt:
+        return 130
     finally:
         signal.signal(signal.SIGTERM, before)
     status = exit_status(duels)

@@ -22,6 +22,7 @@ import pandas as pd
 from scipy import stats as scipy_stats
 
 from mlexp.analysis import files, gate, results, stats
+from mlexp.analysis.files import TIMING
 from mlexp.analysis.gate import Limit, Refused, Rule, Verdict
 from mlexp.record import CONTEXT, PROVENANCE, Metric, metrics_of
 
@@ -38,6 +39,10 @@ DEFAULT = {
     "other": Limit(0.0, False),
 }
 MEMORY_FLOOR = 2**19
+CARRIED = [
+    *("cell", "question", "group", "context"),
+    *(f"{name}_{side}" for name in TIMING[1:] for side in ("base", "head")),
+]
 COLUMNS = (
     *("cell", "metric", "kind", "verdict", "fails", "base", "head", "change", "points", "low", "high", "n", "p", "why"),
 )
@@ -113,7 +118,7 @@ def _frame(loaded: files.Loaded) -> pd.DataFrame:
     df = results.frame(loaded)
     df["group"] = [group_of(row) for row in loaded.rows]
     df["question"] = df["question"].astype(object).fillna("")  # of a file that is not ours
-    return results.latest(df)
+    return pd.DataFrame(results.latest(df).drop(columns=results.axes(df)))
 
 
 def group_of(row: files.Row) -> str:
@@ -131,7 +136,11 @@ def match(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """(cells of both, of the base alone, of the head alone). Raises Refused for contexts or inputs that differ."""
     on = ["cell", *context]
-    base, head = (df.assign(**{field: df[field].astype(object).fillna("") for field in on}) for df in (base, head))
+    columns = list(dict.fromkeys([*base, *head]))  # what one side alone records is null on the other
+    base, head = (
+        df.reindex(columns=columns).assign(**{field: df[field].astype(object).fillna("") for field in on})
+        .sort_values("when", kind="stable").drop_duplicates(on, keep="last") for df in (base, head)
+    )  # fmt: skip
     merged = base.merge(head, on=on, how="outer", suffixes=("_base", "_head"), indicator="found")
     both, gone, new = (merged[merged["found"] == side] for side in ("both", "left_only", "right_only"))
     for cell in gone["cell"][gone["cell"].isin(new["cell"]) & ~gone["cell"].isin(both["cell"])].head(1):
@@ -148,6 +157,7 @@ def match(
             values = gate.differing(row[f"{field}_base"], row[f"{field}_head"])
             raise Refused(gate.INCOMPARABLE, f"not comparable: {field} is {values} in {row['cell']}")
     both = both.rename(columns={"question_base": "question", "group_base": "group"})
+    both["context"] = both.groupby(context, sort=False).ngroup()
     return both.reset_index(drop=True), gone.reset_index(drop=True), new.reset_index(drop=True)
 
 
@@ -174,10 +184,10 @@ def _check_rules(rules: Sequence[Rule], both: pd.DataFrame, tables: dict) -> Non
 
 
 def _names(both: pd.DataFrame) -> Iterator[str]:
-    """The metrics that both files have."""
+    """The metrics that either file has."""
     for column in both:
         name = column.removesuffix("_base")
-        if name != column and f"{name}_head" in both and name not in (*PROVENANCE, *NOT_COMPARED, "group"):
+        if name != column and name not in (*PROVENANCE, *NOT_COMPARED, "group"):
             yield name
 
 
@@ -203,9 +213,9 @@ def measured(cells: pd.DataFrame, table: dict[str, Metric], rules: Sequence[Rule
     """The rows of every metric of one question's cells that passed on both sides."""
     for name in _names(cells):
         metric = table.get(name, Metric("", "none", "not declared"))
-        pair = cells.assign(base=cells[f"{name}_base"], head=cells[f"{name}_head"])
+        pair = cells[CARRIED].assign(base=cells[f"{name}_base"], head=cells[f"{name}_head"])
         pair = pair[pair["base"].notna()]
-        kind = kind_of(metric, pair["base"], pair["head"].dropna())
+        kind = kind_of(metric, pair["base"])
         if pair.empty or (skip_time and kind == "time"):
             continue
         pair = pair.assign(**limits(pair, name, metric, kind, rules))
@@ -216,17 +226,15 @@ def measured(cells: pd.DataFrame, table: dict[str, Metric], rules: Sequence[Rule
             yield RULERS[kind](pair[~lost].reset_index(drop=True), name, kind)
 
 
-def kind_of(metric: Metric, base: pd.Series, head: pd.Series) -> str:
-    """How a metric is compared: see the head of this file."""
+def kind_of(metric: Metric, values: pd.Series) -> str:
+    """How a metric of which these are the base's values is compared: see the head of this file."""
     if metric.unit in ("s", "J") or metric.unit.endswith("/s"):
         return "time"
-    if metric.unit in ("FLOP", "count", "tokens") or not (_numeric(base) and _numeric(head)):
+    if metric.unit in ("FLOP", "count", "tokens") or not _numeric(values):
         return "exact"
     if metric.unit == "bytes":
         return "memory"
-    continuous = metric.unit in ("", "fraction", "nats", "ratio") or bool(
-        (base % 1 != 0).any() or (head % 1 != 0).any()
-    )
+    continuous = metric.unit in ("", "fraction", "nats", "ratio") or bool((values % 1 != 0).any())
     if metric.better != "none" and (continuous or metric.unit == "samples"):
         return "quality"
     return "other" if continuous else "exact"
@@ -295,10 +303,9 @@ def timing(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
 
 def quality(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
     """Differences paired over the replicates of a group; the verdicts still wait for Holm's correction."""
-    context = [field for field in CONTEXT if field in pair]
     pair = pair.assign(d=pair["head"] - pair["base"], most=(pair["head"] - pair["base"]).abs())
     firsts = ("cell", "amount", "relative", "sign", "gated", "asked", "points")
-    found = pair.groupby(["group", *context], sort=False).agg(
+    found = pair.groupby(["group", "context"], sort=False).agg(
         n=("d", "size"), mean=("d", "mean"), sd=("d", "std"), most=("most", "max"), base=("base", "mean"),
         head=("head", "mean"), **{column: (column, "first") for column in firsts},
     ).reset_index()  # fmt: skip

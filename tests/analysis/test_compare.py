@@ -152,6 +152,8 @@ def test_a_cell_that_now_fails(compared, make, base, status):
 def test_a_metric_that_is_no_longer_recorded(compared, base):
     found = compared(base, changed(base, one_cell, peak_bytes=None))
     assert (found.status, failing(found)) == (gate.INCOMPLETE, ["peak_bytes"])
+    found = compared(base, changed(base, accuracy=None))
+    assert (found.status, failing(found)) == (gate.INCOMPLETE, ["accuracy"])
 
 
 def slower(entries, factor):
