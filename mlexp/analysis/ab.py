@@ -419,5 +419,6 @@ def _row_texts(found: Duel) -> list[str]:
     numbers = ["", "", "", "", ""]
     if found.blocks:
         medians = [f"{float(np.median(side)):.4g}" for side in (found.base_s, found.head_s)]
-        numbers = [f"{found.ratio:.3f}", f"{found.low:.3f} to {found.high:.3f}", str(found.blocks), *medians]
+        interval = f"{found.low:.3f} to {found.high:.3f}" if math.isfinite(found.high) else "none yet"
+        numbers = [f"{found.ratio:.3f}", interval, str(found.blocks), *medians]
     return [fail, found.verdict, gate.short(found.cell), *numbers, found.why]

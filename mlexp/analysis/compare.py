@@ -99,7 +99,7 @@ def compare(base: files.Loaded, head: files.Loaded, rules: Sequence[Rule] = (), 
     context = [field for field in CONTEXT if not (cross_machine and field == "machine")]
     both, gone, new = match(_frame(base), _frame(head), context)
     if cross_machine:
-        notes.append("two machines: time is not compared")
+        notes.append("taken for two machines: time is not compared")
     if len(new):
         notes.append(f"{len(new)} cells are new in the head, {_some(new['cell'])}")
     _note_versions(both, notes)

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import time
 
 import numpy as np
 import pandas as pd
@@ -348,3 +349,20 @@ def test_plain_pytest_benchmark_files_compare_too(tmp_path, capsys):
     assert main(["compare", *paths]) == gate.OK
     assert "WORSE" in capsys.readouterr().out
     assert main(["compare", *paths, "--fail-if", "wall_s:+10%"]) == gate.REGRESSION
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_compare_in_linear_time(make, tmp_path):
+    def seconds(sizes):
+        entries = [
+            make.bench({"size": f"s{size}", "seed": seed, "arch": "a"}, flops=size, accuracy=0.5 + seed / 100)
+            for size in range(sizes)
+            for seed in range(20)
+        ]
+        loaded = [files.read(make.write_json(tmp_path / f"{name}.json", entries)) for name in "bh"]
+        start = time.perf_counter()
+        assert compare.compare(*loaded).status == gate.OK
+        return time.perf_counter() - start
+
+    seconds(5)
+    assert seconds(500) < 20 * seconds(50)
