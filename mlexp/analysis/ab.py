@@ -42,14 +42,7 @@ STEPPING = Path(mlexp.__file__).parent / "harness" / "stepping.py"  # run, never
 SIDES = ("base", "head")  # of one length: the layout of a process's memory follows its paths
 STEP_S, MOST_ROUNDS = 0.02, 100_000
 REFUSED_ARGS = (
-    "--resume",
-    "--isolate",
-    "--benchmark-disable",
-    "--benchmark-skip",
-    "--collect-only",
-    "--co",
-    "-n",
-    "-x",
+    *("--resume", "--isolate", "--benchmark-disable", "--benchmark-skip", "--collect-only", "--co", "-n", "-x"),
 )
 SAME_WORK = (*CONTEXT, "prompts_hash", "corpus_hash", "weights_hash")
 HEADS = ("", "verdict", "cell", "head / base", "interval", "blocks", "base s", "head s", "why")
