@@ -107,10 +107,10 @@ def ratios(told):
     """Identical code on the left, slower code on the right."""
     truths = list(told["truth"].unique())
     fig, panels = plots.figures(len(truths), sharey=True)
-    looks = plots.looks(RULES)
+    looks = plots.looks(RULES.values())
     titles = {"same": "identical code", "longer": "slower code"}
     for ax, truth in zip(panels, truths, strict=True):
-        ranked = told[told["truth"] == truth].sort_values("ratio")
+        ranked = told[told["truth"] == truth].replace({"rule": RULES}).sort_values("ratio")
         ranked = ranked.assign(rank=ranked.groupby("rule").cumcount() + 1)
         plots.curves(ax, ranked, "rank", "ratio", "rule", looks, labels=ax is panels[-1])
         plots.reference(ax, y=MEAN_RULE)
