@@ -90,7 +90,7 @@ class Comparison:
         return f"{verdict}: {self.cells} cells in both; {told}; {int(self.rows['fails'].sum())} fail"
 
 
-GONE, UNRECORDED = "no record in the head", "no longer recorded"
+GONE, UNRECORDED = "no record in the head: gone, skipped or killed", "no longer recorded"
 
 
 def compare(base: files.Loaded, head: files.Loaded, rules: Sequence[Rule] = (), cross_machine=False) -> Comparison:
