@@ -93,7 +93,7 @@ def within(repository, monkeypatch):
 
 
 def test_every_cell_gets_its_verdict(within, capsys):
-    assert main(["ab", "base", "head", "--budget", "3", "--margin", "20", "--json", "--", "test_cells.py"]) == 1
+    assert main(["ab", "base", "head", "--budget", "20", "--margin", "20", "--json", "--", "test_cells.py"]) == 1
     out, err = capsys.readouterr()
     data = json.loads(out)
     found = {row["cell"].rpartition("::")[2]: row for row in data["rows"]}
@@ -200,9 +200,9 @@ def fought(machine, budget=0.15, margin=0.03, seed=0):
 def test_identical_sides_are_not_told_apart_on_a_bad_machine_and_ten_percent_are():
     like = [fought(Machine(seed), seed=seed) for seed in range(40)]
     assert sum(found.verdict == Verdict.WORSE for found in like) <= 2
-    slower = [fought(Machine(seed, factor=1.1), seed=seed).verdict for seed in range(10)]
+    slower = [fought(Machine(seed, factor=1.1), budget=20, seed=seed).verdict for seed in range(10)]
     assert slower.count(Verdict.WORSE) >= 9
-    faster = [fought(Machine(seed, factor=1 / 1.1), seed=seed).verdict for seed in range(10)]
+    faster = [fought(Machine(seed, factor=1 / 1.1), budget=20, seed=seed).verdict for seed in range(10)]
     assert faster.count(Verdict.BETTER) >= 9
 
 
@@ -225,7 +225,7 @@ def test_without_the_coin_a_machine_in_step_with_the_blocks_deceives():
     heads = random.Random(0)
     heads.randrange = lambda n: 0
     deceived, honest = ab.Duel("cell"), []
-    ab.fight(deceived, InStep(0).sides, ab.Terms(0.5, 0.03, 0.95, heads), 0.95, lambda: None)
+    ab.fight(deceived, InStep(0).sides, ab.Terms(20, 0.03, 0.95, heads), 0.95, lambda: None)
     for seed in range(20):
         honest.append(ab.Duel("cell"))
         ab.fight(honest[-1], InStep(0).sides, ab.Terms(0.05, 0.03, 0.95, random.Random(seed)), 0.95, lambda: None)
