@@ -175,7 +175,7 @@ def test_sigterm_leaves_no_worktree(within):
 class Machine:
     """Two sides on a machine whose speed comes in bursts, with outliers: what stands in the way of each step."""
 
-    def __init__(self, seed, factor=1.0, burst=0.1, jitter=0.02):
+    def __init__(self, seed, factor=1.0, burst=0.3, jitter=0.05):
         self.rng, self.slow, self.burst, self.jitter = np.random.default_rng(seed), 0.0, burst, jitter
         self.sides = [self.Side(self, 1.0), self.Side(self, factor)]
 
@@ -200,7 +200,7 @@ def fought(machine, budget=0.15, margin=0.03, seed=0):
 def test_identical_sides_are_not_told_apart_on_a_bad_machine_and_ten_percent_are():
     like = [fought(Machine(seed), seed=seed) for seed in range(40)]
     assert sum(found.verdict == Verdict.WORSE for found in like) <= 2
-    assert sum(np.mean(found.head_mean_s) > 1.05 * np.mean(found.base_mean_s) for found in like) >= 8  # mean:5%
+    assert sum(np.mean(found.head_mean_s) > 1.05 * np.mean(found.base_mean_s) for found in like) >= 5  # mean:5%
     slower = [fought(Machine(seed, factor=1.1), budget=20, seed=seed).verdict for seed in range(10)]
     assert slower.count(Verdict.WORSE) >= 9
     faster = [fought(Machine(seed, factor=1 / 1.1), budget=20, seed=seed).verdict for seed in range(10)]
