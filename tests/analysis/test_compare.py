@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
-from mlexp.analysis import compare, files, gate
+from mlexp.analysis import compare, files, gate, stats
 from mlexp.cli import main
 
 OWN = {
@@ -183,6 +184,30 @@ def test_a_single_pair_has_no_interval_but_a_limit_that_was_asked_for_holds(comp
     assert "single pair" in compared(base, head).rows.iloc[0]["why"]
     assert compared(base, head, "accuracy:-0.05").status == gate.REGRESSION
     assert compared(base, head, "accuracy:-0.15").status == gate.OK
+
+
+def test_quality_is_the_paired_t_test_group_by_group(compared, make):
+    """Against scipy, with Holm's correction over the groups."""
+    base = study(make, noise=0.02, seed=3)
+    rng = np.random.default_rng(4)
+    head = changed(base, accuracy=lambda a: a - 0.02 + 0.02 * rng.standard_normal())
+    rows = compared(base, head).rows
+    rows = rows[rows["metric"] == "accuracy"].set_index("cell")
+    sides = {}
+    for side, entries in (("base", base), ("head", head)):
+        for entry in entries:
+            params = entry["params"]
+            sides.setdefault((params["size"], params["arch"]), {"base": [], "head": []})[side].append(
+                entry["extra_info"]["accuracy"]
+            )
+    tests = {group: scipy_stats.ttest_rel(pair["head"], pair["base"]) for group, pair in sides.items()}
+    corrected = stats.holm({str(group): test.pvalue for group, test in tests.items()})
+    assert len(rows) == len(tests) == 4
+    for (size, arch), test in tests.items():
+        row = rows.loc[f"benches/study/bench_study.py::test_run[{size}-*-{arch}]"]
+        assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
+        assert row["p"] == pytest.approx(corrected[str((size, arch))])
+        assert row["fails"] == (row["verdict"] == "WORSE") == (row["p"] < 0.05)
 
 
 def test_holm_counts_every_group_that_was_tested(compared, make):
