@@ -128,7 +128,10 @@ def test_less_is_better_and_no_failure(compared, base):
 def test_memory_within_its_tolerance_is_the_same(compared, base):
     assert compared(base, changed(base, peak_bytes=1.04e8)).status == gate.OK
     small = changed(base, peak_bytes=10**6)
-    assert compared(small, changed(small, peak_bytes=1.3e6)).status == gate.OK  # 0.3 MB: an allocator's mood
+    assert compared(small, changed(small, peak_bytes=1.3e6)).status == gate.OK  # 0.3 MB: a heap's mood
+    assert compared(small, changed(small, peak_bytes=1.3e6), "peak_bytes:+10%").status == gate.REGRESSION
+    exact = changed(small, peak_method="cuda_allocator")
+    assert compared(exact, changed(exact, peak_bytes=1.3e6)).status == gate.REGRESSION
 
 
 def test_a_vanished_cell_and_a_new_one(compared, base):
