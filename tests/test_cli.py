@@ -24,6 +24,13 @@ def test_help_names_the_exit_statuses(capsys):
     assert "--benches DIR" in told
 
 
+@pytest.mark.parametrize("command", ["compare", "ab"])
+def test_both_gates_name_their_exit_statuses(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "2 nothing or not everything compared; 3 not comparable" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_command_is_required(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])

@@ -42,14 +42,7 @@ STEPPING = Path(mlexp.__file__).parent / "harness" / "stepping.py"  # run, never
 SIDES = ("base", "head")  # of one length: the layout of a process's memory follows its paths
 STEP_S, MOST_ROUNDS = 0.02, 100_000
 REFUSED_ARGS = (
-    "--resume",
-    "--isolate",
-    "--benchmark-disable",
-    "--benchmark-skip",
-    "--collect-only",
-    "--co",
-    "-n",
-    "-x",
+    *("--resume", "--isolate", "--benchmark-disable", "--benchmark-skip", "--collect-only", "--co", "-n", "-x"),
 )
 SAME_WORK = (*CONTEXT, "prompts_hash", "corpus_hash", "weights_hash")
 HEADS = ("", "verdict", "cell", "head / base", "interval", "blocks", "base s", "head s", "why")
@@ -87,6 +80,8 @@ def run(base: str, head: str, args: Sequence[str], budget: float = 60, margin: f
     except Refused as error:
         gate.warn("ab", str(error))
         return error.status
+    except KeyboardInterrupt:
+        return 130
     finally:
         signal.signal(signal.SIGTERM, before)
     status = exit_status(duels)
@@ -417,5 +412,6 @@ def _row_texts(found: Duel) -> list[str]:
     numbers = ["", "", "", "", ""]
     if found.blocks:
         medians = [f"{float(np.median(side)):.4g}" for side in (found.base_s, found.head_s)]
-        numbers = [f"{found.ratio:.3f}", f"{found.low:.3f} to {found.high:.3f}", str(found.blocks), *medians]
+        interval = f"{found.low:.3f} to {found.high:.3f}" if math.isfinite(found.high) else "none yet"
+        numbers = [f"{found.ratio:.3f}", interval, str(found.blocks), *medians]
     return [fail, found.verdict, gate.short(found.cell), *numbers, found.why]

@@ -56,12 +56,17 @@ class Side:
     def _rounds(self, run) -> object:
         marker = self._item.get_closest_marker("benchmark")
         timer = (marker.kwargs.get("timer") if marker else None) or time.perf_counter
-        ran = None
+        result, ran = None, False
         self.say(ready=self._item.nodeid, threads=thread_count())
         while rounds := self.hear().get("rounds"):
-            ran = [run(timer) for _ in range(rounds)]
-            self.say(seconds=[duration for duration, _ in ran])
-        return (ran or [run(timer)])[-1][1]  # unasked where the other side has no such cell: this one may still pass
+            seconds = []
+            for _ in range(rounds):
+                result = None  # two results at a time may be more than the memory holds
+                duration, result = run(timer)
+                seconds.append(duration)
+            ran = True
+            self.say(seconds=seconds)
+        return result if ran else run(timer)[1]  # the other side has no such cell: this one may still pass
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session):

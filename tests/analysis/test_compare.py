@@ -3,14 +3,16 @@
 import copy
 import json
 import re
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
-from mlexp.analysis import compare, files, gate
+from mlexp.analysis import compare, files, gate, stats
 from mlexp.cli import main
 
 OWN = {
@@ -126,7 +128,10 @@ def test_less_is_better_and_no_failure(compared, base):
 def test_memory_within_its_tolerance_is_the_same(compared, base):
     assert compared(base, changed(base, peak_bytes=1.04e8)).status == gate.OK
     small = changed(base, peak_bytes=10**6)
-    assert compared(small, changed(small, peak_bytes=1.3e6)).status == gate.OK  # 0.3 MB: an allocator's mood
+    assert compared(small, changed(small, peak_bytes=1.3e6)).status == gate.OK  # 0.3 MB: a heap's mood
+    assert compared(small, changed(small, peak_bytes=1.3e6), "peak_bytes:+10%").status == gate.REGRESSION
+    exact = changed(small, peak_method="cuda_allocator")
+    assert compared(exact, changed(exact, peak_bytes=1.3e6)).status == gate.REGRESSION
 
 
 def test_a_vanished_cell_and_a_new_one(compared, base):
@@ -152,6 +157,8 @@ def test_a_cell_that_now_fails(compared, make, base, status):
 def test_a_metric_that_is_no_longer_recorded(compared, base):
     found = compared(base, changed(base, one_cell, peak_bytes=None))
     assert (found.status, failing(found)) == (gate.INCOMPLETE, ["peak_bytes"])
+    found = compared(base, changed(base, accuracy=None))
+    assert (found.status, failing(found)) == (gate.INCOMPLETE, ["accuracy"])
 
 
 def slower(entries, factor):
@@ -180,6 +187,30 @@ def test_a_single_pair_has_no_interval_but_a_limit_that_was_asked_for_holds(comp
     assert "single pair" in compared(base, head).rows.iloc[0]["why"]
     assert compared(base, head, "accuracy:-0.05").status == gate.REGRESSION
     assert compared(base, head, "accuracy:-0.15").status == gate.OK
+
+
+def test_quality_is_the_paired_t_test_group_by_group(compared, make):
+    """Against scipy, with Holm's correction over the groups."""
+    base = study(make, noise=0.02, seed=3)
+    rng = np.random.default_rng(4)
+    head = changed(base, accuracy=lambda a: a - 0.02 + 0.02 * rng.standard_normal())
+    rows = compared(base, head).rows
+    rows = rows[rows["metric"] == "accuracy"].set_index("cell")
+    sides = {}
+    for side, entries in (("base", base), ("head", head)):
+        for entry in entries:
+            params = entry["params"]
+            sides.setdefault((params["size"], params["arch"]), {"base": [], "head": []})[side].append(
+                entry["extra_info"]["accuracy"]
+            )
+    tests = {group: scipy_stats.ttest_rel(pair["head"], pair["base"]) for group, pair in sides.items()}
+    corrected = stats.holm({str(group): test.pvalue for group, test in tests.items()})
+    assert len(rows) == len(tests) == 4
+    for (size, arch), test in tests.items():
+        row = rows.loc[f"benches/study/bench_study.py::test_run[{size}-*-{arch}]"]
+        assert (row["low"], row["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
+        assert row["p"] == pytest.approx(corrected[str((size, arch))])
+        assert row["fails"] == (row["verdict"] == "WORSE") == (row["p"] < 0.05)
 
 
 def test_holm_counts_every_group_that_was_tested(compared, make):
@@ -346,3 +377,20 @@ def test_plain_pytest_benchmark_files_compare_too(tmp_path, capsys):
     assert main(["compare", *paths]) == gate.OK
     assert "WORSE" in capsys.readouterr().out
     assert main(["compare", *paths, "--fail-if", "wall_s:+10%"]) == gate.REGRESSION
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_compare_in_linear_time(make, tmp_path):
+    def seconds(sizes):
+        entries = [
+            make.bench({"size": f"s{size}", "seed": seed, "arch": "a"}, flops=size, accuracy=0.5 + seed / 100)
+            for size in range(sizes)
+            for seed in range(20)
+        ]
+        loaded = [files.read(make.write_json(tmp_path / f"{name}.json", entries)) for name in "bh"]
+        start = time.perf_counter()
+        assert compare.compare(*loaded).status == gate.OK
+        return time.perf_counter() - start
+
+    seconds(5)
+    assert seconds(500) < 20 * seconds(50)
