@@ -123,7 +123,7 @@ class Sweep:
                 self.ray.init(address=self.share.address, **quiet)
             else:
                 self.ray.init(address="local", **alone, **quiet)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except Exception as error:  # Ray raises anything, bare Exception too
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise SweepError(f"--address {self.share.address or 'local'}: no Ray cluster ({first})") from None
 

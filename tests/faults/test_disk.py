@@ -119,15 +119,13 @@ def test_a_place_that_cannot_be_written_is_told_before_the_first_cell(toy, reque
     assert toy.ran() == []
 
 
-def test_a_report_that_cannot_be_written_is_one_line(toy, read_only, capsys):
-    from mlexp.cli import main
-
+def test_a_report_that_cannot_be_written_is_one_line(toy, read_only):
     toy.run("--benchmark-json", "out.json")
     (toy.folder / "report.py").write_text('"""Nothing."""\ndef report(records, out): out.text("x")\n')
-    capsys.readouterr()
     for folder in (read_only / "out", toy.bench / "out"):
-        assert main(["report", "out.json", "--out", str(folder), "--benches", "benches"]) == 4
-        assert capsys.readouterr().err.count("\n") == 1
+        words = [sys.executable, "-m", "mlexp", "report", "out.json", "--out", str(folder), "--benches", "benches"]
+        done = subprocess.run(words, cwd=toy.pytester.path, capture_output=True, text=True, check=False)
+        assert done.returncode == 4 and done.stderr.count("\n") == 1 and str(folder) in done.stderr
 
 
 def test_a_cell_that_a_real_limit_starves_is_oom_and_costs_itself_alone(toy):
