@@ -82,8 +82,8 @@ class Child:
 def told_by(output: str) -> str:
     """The line of a failed session's output that says why."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith(("ERROR", "E  "))] or lines[-1:]
-    return said[0] if said else "it said nothing"
+    said = [line for line in lines if line.startswith(("ERROR: ", "E  ", "pytest.main(): error: "))] or lines[-1:]
+    return next((line for line in said if "usage: " not in line), said[0] if said else "it said nothing")
 
 
 class Wire:

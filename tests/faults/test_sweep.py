@@ -115,6 +115,7 @@ def test_the_comparison_sees_a_difference():
             assert_same_records(one, one | other)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_local_run_and_each_takes_up_the_other(toy):
     """A cell that fails, one that kills its process once, one that kills it always; a journal begun at home."""
     place = toy.pytester.path
