@@ -45,6 +45,7 @@ def fit(
     clip: float = 1.0,
     floor: float = 0.1,
     capture: bool = False,
+    micro_batch: int | None = None,
     relieve: Callable[[], bool] | None = None,
     evaluate: Callable[[], float] | None = None,
     evaluate_every: int = 0,
@@ -54,12 +55,12 @@ def fit(
     """Train in place; with `evaluate` (a held-out loss, lower is better) the best state seen is the one left in the
     model.
 
-    `batches(step)` gives tensors of equal first dimension; `loss(model, *batch)` is a mean over it. Where memory runs
-    out the step is taken again in micro-batches of half the size, with the same gradient; where one item is too much,
-    `relieve()` may make room at the price of time and say so (True), and the step is taken again. Matrices alone are
-    decayed; the rate ends at `floor` of its peak. `after(steps done)` follows every step. On a GPU `capture` replays
-    steps as CUDA graphs: for a loss that does the same for every batch and asks for no value. Raises
-    FloatingPointError when the loss is not finite.
+    `batches(step)` gives tensors of equal first dimension; `loss(model, *batch)` is a mean over it. A step is taken in
+    micro-batches of `micro_batch` (None: whole), with the same gradient; where memory runs out it is taken again in
+    half the size; where one item is too much, `relieve()` may make room at the price of time and say so (True), and the
+    step is taken again. Matrices alone are decayed; the rate ends at `floor` of its peak. `after(steps done)` follows
+    every step. On a GPU `capture` replays steps as CUDA graphs: for a loss that does the same for every batch and asks
+    for no value. Raises FloatingPointError when the loss is not finite.
     """
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
@@ -72,7 +73,7 @@ def fit(
         fused=True,
         capturable=cuda,
     )
-    result, best, unread = Fit(), None, []
+    result, best, unread = Fit(micro_batch=micro_batch), None, []
 
     def take(*batch: Tensor) -> Tensor:
         value, result.micro_batch = backward(model, loss, batch, result.micro_batch, room)

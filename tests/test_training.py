@@ -85,6 +85,20 @@ def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(fit
         torch.testing.assert_close(b.grad, a)
 
 
+def test_micro_batches_that_are_asked_for_are_taken_and_change_nothing():
+    runs, sizes = [], []
+
+    def counted(model, x, y):
+        sizes.append(len(x))
+        return squared(model, x, y)
+
+    for micro in (None, 5):
+        model, data = regression()
+        runs.append(fit(model, counted, lambda step, data=data: data, steps=3, lr=0.1, micro_batch=micro))
+    assert runs[1].micro_batch == 5 and max(sizes[3:]) == 5 and sum(sizes[3:]) == sum(sizes[:3])
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-5)
+
+
 def test_other_errors_and_a_batch_of_one_are_not_retried():
     model, data = regression()
     calls = []

@@ -217,7 +217,7 @@ def measured(cells: pd.DataFrame, table: dict[str, Metric], rules: Sequence[Rule
         metric = table.get(name, Metric("", "none", "not declared"))
         pair = cells[CARRIED].assign(base=cells[f"{name}_base"], head=cells[f"{name}_head"])
         pair = pair[pair["base"].notna()]
-        kind = kind_of(metric, pair["base"])
+        kind = kind_of(metric, pair["base"]) if _numeric(pair["head"].dropna()) else "exact"
         if pair.empty or (skip_time and kind == "time"):
             continue
         pair = pair.assign(**limits(pair, name, metric, kind, rules))
@@ -230,10 +230,10 @@ def measured(cells: pd.DataFrame, table: dict[str, Metric], rules: Sequence[Rule
 
 def kind_of(metric: Metric, values: pd.Series) -> str:
     """How a metric of which these are the base's values is compared: see the head of this file."""
-    if metric.unit in ("s", "J") or metric.unit.endswith("/s"):
-        return "time"
     if metric.unit in ("FLOP", "count", "tokens") or not _numeric(values):
         return "exact"
+    if metric.unit in ("s", "J") or metric.unit.endswith("/s"):
+        return "time"
     if metric.unit == "bytes":
         return "memory"
     continuous = metric.unit in ("", "fraction", "nats", "ratio") or bool((values % 1 != 0).any())

@@ -39,6 +39,8 @@ class Loaded:
     metrics: dict[str, dict] = field(default_factory=dict)  # question -> name -> [unit, better, what]
     notes: list[str] = field(default_factory=list)
     died: list[dict] = field(default_factory=list)  # cells that started and never ended: {cell, key, when}
+    older: list[Row] = field(default_factory=list)  # rows of a key in `rows`, measured at another commit
+    commits: dict[str, str] = field(default_factory=dict)  # commit -> its time, where a benchmark JSON says it
 
 
 def read(*paths: str | Path) -> Loaded:
@@ -54,7 +56,9 @@ def read(*paths: str | Path) -> Loaded:
             (_read_journal if file.suffix == ".jsonl" else _read_json)(file, named, loaded)
         except RecursionError:
             raise LoadError(f"{file}: nested too deeply to be results") from None
-    loaded.rows = _unique(loaded.rows)
+    loaded.rows, loaded.older = _unique(loaded.rows), _unique(loaded.rows, "commit")
+    kept = set(map(id, loaded.rows))
+    loaded.older = [row for row in loaded.older if id(row) not in kept]
     finished = {row.values.get("key") for row in loaded.rows}
     loaded.died = [start for start in loaded.died if start["key"] not in finished]
     return loaded
@@ -118,6 +122,9 @@ def _read_json(file: Path, named: bool, loaded: Loaded) -> None:
         loaded.notes.append(f"{wrong}; skipped")
         return
     _take_metrics(_get(data, "metrics", dict, str(file)), str(file), loaded)
+    commit = _get(data, "commit_info", dict, str(file))
+    if isinstance(commit.get("id"), str) and isinstance(commit.get("time"), str):
+        loaded.commits[commit["id"]] = commit["time"]
     series = _get(data, "series", dict, str(file))
     for kind in ("benchmarks", "unfinished"):
         for i, bench in enumerate(_get(data, kind, list, str(file))):
@@ -218,11 +225,13 @@ def _scalar(value: object) -> object:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _unique(rows: list[Row]) -> list[Row]:
-    """One row a key: the measured before the replayed, then the newest; a row without a key stands for itself."""
+def _unique(rows: list[Row], *fields: str) -> list[Row]:
+    """One row a key (and value of `fields`): the measured before the replayed, then the newest; a row without a key
+    stands for itself.
+    """
     best: dict[object, Row] = {}
     for i, row in enumerate(rows):
-        key = row.values.get("key", i)
+        key = (row.values.get("key", i), *map(row.values.get, fields))
         kept = best.setdefault(key, row)
         if _rank(row) > _rank(kept):
             best[key] = row

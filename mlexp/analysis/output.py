@@ -19,7 +19,7 @@ from mlexp.analysis.results import describe
 from mlexp.analysis.stats import Verdict
 
 STAND_INS = {"weights": ("random", "trained"), "corpus": ("pydoc_topics",)}  # how the values of stand-ins begin
-SHOWN_ROWS = 40
+SHOWN_ROWS, PAGE_ROWS = 40, 400  # of a table: in summary.md, and on the page, where it scrolls and sorts
 
 
 class Output:
@@ -57,7 +57,7 @@ class Output:
         df = df.reset_index(drop=df.index.names == [None])
         df.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in df.columns]
         self._add(name, ".csv", df.to_csv(index=False, lineterminator="\n").encode())
-        shown = [[cell_text(value) for value in row] for row in df.head(SHOWN_ROWS).itertuples(index=False)]
+        shown = [[cell_text(value) for value in row] for row in df.head(PAGE_ROWS).itertuples(index=False)]
         numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in df.dtypes]
         block = {"columns": list(df.columns), "rows": shown, "numeric": numeric, "left": len(df) - len(shown)}
         self.blocks.append({"kind": "table", "name": name, "caption": caption, **block})
@@ -67,7 +67,7 @@ class Output:
         images = plots.save(fig, foot=self.foot)
         self._add(name, ".png", images.png)
         self._add(name.removesuffix(".png") + ".svg", ".svg", images.svg)
-        svg = inline_svg(images.svg.decode(), prefix=f"{self.slug}-{len(self.blocks)}", label=caption or name)
+        svg = inline_svg(images.svg.decode(), prefix=f"{self.mark}-{len(self.blocks)}", label=caption or name)
         self.blocks.append({"kind": "figure", "name": name, "caption": caption, "foot": self.foot, "svg": svg})
 
     def verdict(
@@ -80,7 +80,9 @@ class Output:
             low, high = map(float, interval)
             interval = f"{low:.3g} to {high:.3g}"
         said = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
-        self.verdicts.append(said)
+        told = re.split(r"[^\w-]+", claim)
+        label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in told)
+        self.verdicts.append(said | {"label": label, "why_html": code_spans(why)})
 
     def file(self, name: str, text: str) -> None:
         """A file of the question's own, as its text stands."""
@@ -88,10 +90,14 @@ class Output:
         self.blocks.append({"kind": "file", "name": name})
 
     @property
+    def mark(self) -> str:
+        """What tells this question and context from every other in few letters, the same in every run: ids begin so."""
+        return f"x{zlib.crc32(repr((self.question, sorted(self.context.items()))).encode()):08x}"
+
+    @property
     def slug(self) -> str:
         """A folder name for this context: readable, the same in every run, unlike that of any other."""
-        mark = f"{zlib.crc32(repr((self.question, sorted(self.context.items()))).encode()):08x}"
-        return re.sub(r"[^a-z0-9]+", "-", self.line.lower()).strip("-")[:60].rstrip("-") + f"-{mark}"
+        return re.sub(r"[^a-z0-9]+", "-", self.line.lower()).strip("-")[:60].rstrip("-") + f"-{self.mark[1:]}"
 
     @property
     def foot(self) -> str:
@@ -146,6 +152,11 @@ def paragraphs(markdown: str) -> Markup:
     return Markup("\n".join(blocks))
 
 
+def code_spans(text: str) -> Markup:
+    """A line of plain text, what stands in backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
+
+
 def _spans(text: str) -> str:
     codes = []  # set aside first: what stands in code is neither emphasis nor link
 
@@ -161,16 +172,38 @@ def _spans(text: str) -> str:
 
 
 def inline_svg(svg: str, prefix: str, label: str) -> Markup:
-    """An SVG for the page: its own ids, no fixed size, and the page's colours for ink, grid and paper."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    for colour, name in ((plots.INK, "currentColor"), (plots.FAINT, "var(--line)"), (plots.PAPER, "transparent")):
-        svg = svg.replace(f": {colour}", f": {name}")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1))
+    """An SVG for the page: ids of its own, as few as needed, the page's greys, its size a wish; no metadata."""
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    needed = set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg))
+    width = round(
+        1.25 * float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
+    )  # its points, larger; the page may narrow it
+    rules = [
+        (r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in needed else ""),
+        (r'(href="#|url\(#)', rf"\1{prefix}-"),
+        (r' (?:d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0])),
+        (r' style="[^"]*"', lambda style: re.sub(r"#[0-9a-f]{6}\b", _page_colour, style[0])),
+        (r'^<svg (.*?) ?\b(?:width|height)="[^"]*"(.*?) ?\b(?:width|height)="[^"]*"', r"<svg \1\2"),
+        (r"^<svg ", f'<svg role="img" aria-label="{html.escape(label)}" width="{width}" '),
+    ]
+
+    def own(tag: re.Match) -> str:  # text between tags stays, whatever it looks like
+        text = tag[0]
+        for pattern, new in rules:
+            text = re.sub(pattern, new, text, flags=re.DOTALL)
+        return text
+
+    return Markup(re.sub(r"<[^>]*>", own, svg))
+
+
+def _page_colour(colour: re.Match) -> str:
+    """A grey of a figure as the page has it, light or dark; what has a hue stays."""
+    red, green, blue = (int(colour[0][i : i + 2], 16) for i in (1, 3, 5))
+    if max(red, green, blue) - min(red, green, blue) > 30:
+        return colour[0]
+    light = (red + green + blue) / 765
+    names = {0.35: "currentColor", 0.65: "var(--soft)", 0.95: "var(--line)", 1.0: "var(--paper)"}
+    return next(name for most, name in names.items() if light <= most)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -200,9 +200,16 @@ def save(fig: Figure, foot: str = "") -> Images:
             ax.set_title("", loc="center")
             _plain_ticks(ax.xaxis)
             _plain_ticks(ax.yaxis)
+            if legend := ax.get_legend():  # a report's own call knows nothing of STYLE
+                legend.set_frame_on(False)
+                for text in legend.get_texts():
+                    text.set_color(INK)
         png, svg = io.BytesIO(), io.BytesIO()
         fig.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        layout = fig.get_layout_engine()
+        fig.set_layout_engine("none")  # everything has its place: to find it again takes as long as to draw
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        fig.set_layout_engine(layout)
         printed.remove()
     return Images(png.getvalue(), svg.getvalue())
 

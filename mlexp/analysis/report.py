@@ -4,6 +4,8 @@ It walks `benches/*/report.py` and hands each the records whose `question` is it
 a record says never chooses code. Everything is made in memory first; a report that fails writes nothing.
 """
 
+import base64
+import hashlib
 import importlib.util
 import itertools
 import math
@@ -11,17 +13,20 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 import mlexp
-from mlexp.analysis import results
+from mlexp.analysis import history, results
 from mlexp.analysis.files import Loaded, LoadError, arrays, read
-from mlexp.analysis.output import Output, cell_text, write
+from mlexp.analysis.output import SHOWN_ROWS, Output, cell_text, write
+from mlexp.analysis.stats import Verdict
+from mlexp.record import CONTEXT, metrics_of
 
 DEFAULT_PATHS = (Path(".mlexp/journal.jsonl"), Path("results/raw"))
 OK, NOTHING, FAILED, UNREADABLE = 0, 2, 3, 4
@@ -37,6 +42,19 @@ class Section:
     grid: str
     unfinished: list[tuple[str, str, str]]  # cell, status, reason
     environment: dict[str, str]
+    asks: str = ""  # the question as its README puts it
+    history: str = ""  # how many commits and changes; empty where there are too few
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before believing anything."""
+        dirty = "measured with uncommitted code (dirty)" if self.out.dirty else ""
+        lost = f"did not finish: {len(self.unfinished)}" if self.unfinished else ""
+        return [note for note in (self.out.stand_ins, self.grid, dirty, lost) if note]
+
+    @property
+    def tally(self) -> dict[str, int]:
+        return tally(self.out.verdicts)
 
 
 def run(paths: list[Path], out: Path = Path("results"), benches: Path | None = None) -> int:
@@ -82,9 +100,11 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
     if not rows:
         return []
     report = _load_report(name, file)
-    df = results.frame(Loaded(list(rows.values()), {name: loaded.metrics.get(name, {})}))
+    declared = loaded.metrics.get(name, {})
+    df = results.frame(Loaded(list(rows.values()), {name: declared}))
     df = results.latest(df)
     groups = sorted(results.contexts(df), key=lambda group: -(group[1]["status"] == "passed").sum())
+    over_commits, asks = by_context(name, loaded), asked(file.with_name("README.md"))
     killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
     sections = []
     for context, mine in groups:
@@ -95,12 +115,37 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
         )
         if len(records):
             report(records, out)
+        past = over_commits.get(_fields(context))
+        told = "" if past is None else history.add(past, metrics_of(declared), loaded.commits, out)
         unfinished = [(row.cell, row.status, cell_text(row.reason)) for row in rest.itertuples()]
         if not sections:
             unfinished += [(start["cell"], "killed", "started and never ended, or still running") for start in killed]
         folder = Path(name, out.slug) if sections else Path(name)
-        sections.append(Section(out, folder, len(records), grid_note(mine), unfinished, environment(mine)))
+        sections.append(Section(out, folder, len(records), grid_note(mine), unfinished, environment(mine), asks, told))
     return sections
+
+
+def asked(readme: Path) -> str:
+    """The question in one sentence: what follows the name in the first heading of its README; empty where none does."""
+    try:
+        first = readme.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    text = first.removeprefix("#").partition(":")[2].strip()
+    return text[:1].upper() + text[1:]
+
+
+def by_context(name: str, loaded: Loaded) -> dict[tuple, pd.DataFrame]:
+    """Every record of a question, earlier commits too, by the fields of its context; empty below DRAWN_FROM."""
+    rows = [row for row in (*loaded.rows, *loaded.older) if row.values.get("question") == name]
+    if len({row.values.get("commit") for row in rows}) < history.DRAWN_FROM:
+        return {}
+    df = results.frame(Loaded(rows, {name: loaded.metrics.get(name, {})}))
+    return {_fields(context): mine for context, mine in results.contexts(df)}
+
+
+def _fields(context: dict) -> tuple:
+    return tuple(context.get(field) for field in CONTEXT)
 
 
 def _load_report(name: str, file: Path) -> Callable[[pd.DataFrame, Output], None]:
@@ -169,12 +214,33 @@ def write_all(sections: list[Section], errors: list[str], out: Path) -> None:
 
 
 def index(sections: list[Section], errors: list[str]) -> str:
-    """The page: a card per question with its verdicts, then everything that the reports said."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    """The page: a card per question with its verdicts, then everything that the reports said, context by context."""
+    here = Path(__file__).parent
+    loader = jinja2.FileSystemLoader(here)
     env = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return env.get_template("page.html.j2").render(sections=sections, errors=errors, version=mlexp.__version__)
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    questions = [
+        {"name": name, "id": "q-" + re.sub(r"\W+", "-", name), "asks": mine[0].asks, "sections": mine}
+        for name, mine in ((name, list(mine)) for name, mine in itertools.groupby(sections, lambda s: s.out.question))
+    ]
+    return env.get_template("page.html.j2").render(
+        questions=questions,
+        errors=errors,
+        tallies=tally(said for section in sections for said in section.out.verdicts),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        version=mlexp.__version__,
+    )
+
+
+def tally(verdicts: Iterable[dict]) -> dict[str, int]:
+    """How many of each verdict there are, in the order of `Verdict`."""
+    counts = Counter(said["verdict"] for said in verdicts)
+    return {str(word): counts[word] for word in Verdict if counts[word]}
 
 
 def summary(section: Section) -> str:
@@ -208,8 +274,9 @@ def _block(block: dict) -> str:
         return link
     if block["kind"] == "figure":
         return f"!{link}\n\n{block['caption']} ({block['foot']})".replace("\n\n ", "\n\n")
-    more = f" {block['left']} more rows in the file." if block["left"] else ""
-    return f"{_table(block['columns'], block['rows'])}\n\n{link} {block['caption']}{more}".rstrip()
+    left = block["left"] + len(block["rows"]) - len(shown := block["rows"][:SHOWN_ROWS])
+    more = f" {left} more rows in the file." if left else ""
+    return f"{_table(block['columns'], shown)}\n\n{link} {block['caption']}{more}".rstrip()
 
 
 def _table(columns: list[str], rows: list) -> str:

@@ -153,7 +153,10 @@ def paired(df: pd.DataFrame, metric: str, arm: str, of: str, to: str, over: Sequ
     _check(df, metric, arm, (of, to), over)
     others = [name for name in axes(df) if name in df and name not in (*over, arm)]
     same = [*others, *(field for field in SAME_WORK if field in df and field not in over)]
-    both = df.loc[df[arm].isin([of, to]), over].drop_duplicates()
+    kept = [*over, arm, metric, *same, *(field for field in CONTEXT if field in df)]
+    df = df.loc[df[arm].isin([of, to]), list(dict.fromkeys(kept))]  # slicing all of it costs more than the pairing
+    df.attrs = {}  # copied with every slice
+    both = df[over].drop_duplicates()
     for side, value in (("of", of), ("to", to)):
         records = _side(df[df[arm] == value], metric, side, value, over, same)
         both = both.merge(records, on=over, how="left", indicator=f"found_{side}")

@@ -48,17 +48,22 @@ def train(
     lr: float,
     recipe: str = "finished",
     dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+    compiled: bool = False,
     progress=None,
     after=None,
 ) -> Fit:
-    """Train in place; where memory runs out, in micro-batches (the balance loss is then the mean of theirs).
+    """Train in place, in micro-batches where asked to or where memory runs out (the balance loss is then the mean of
+    theirs), by torch.compile where `compiled`.
 
     Raises FloatingPointError where the loss is not finite.
     """
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
-    r = RECIPES[recipe]
+    r, loss = RECIPES[recipe], loss_in(dtype)
+    loss = torch.compile(loss) if compiled else loss
     return fit(
-        model.train(), loss_in(dtype), batches, steps=steps, lr=lr, warmup=math.ceil(r.warmup * steps),
-        weight_decay=r.weight_decay, floor=r.floor, clip=r.clip, progress=progress, after=after,
+        model.train(), loss, batches, steps=steps, lr=lr, warmup=math.ceil(r.warmup * steps),
+        weight_decay=r.weight_decay, floor=r.floor, clip=r.clip, micro_batch=micro_batch, progress=progress,
+        after=after,
     )  # fmt: skip

@@ -72,7 +72,8 @@ class Decoder(nn.Module):
 
 
 def initialise(model: Decoder, seed: int):
-    """Draw every parameter from the seed and its own name: arms that share a name and a shape share the values.
+    """Draw every parameter from the seed and its own name: arms that share a name and a shape share the values (on one
+    kind of device, whose own generator draws them).
 
     Matrices are N(0, .02) at width 512 and go with width ** -.5, those that write to the residual stream by a further
     (2 L) ** -.5; norms are one and biases zero.
@@ -82,11 +83,11 @@ def initialise(model: Decoder, seed: int):
         if p.ndim == 1:
             nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
         else:
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            generator = torch.Generator(p.device).manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
             residual = name.endswith((".o.weight", ".down", ".down.weight"))
             own = std / (2 * model.shape.layers) ** 0.5 if residual else std
             with torch.no_grad():
-                p.copy_(torch.randn(p.shape, generator=generator) * own)
+                p.copy_(torch.randn(p.shape, generator=generator, device=p.device) * own)
 
 
 def build(variant: str | Variant, shape: Shape, seed: int = 0, device="cpu") -> Decoder:

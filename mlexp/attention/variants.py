@@ -141,6 +141,22 @@ def _params(variant: Variant, shape: Shape, experts: int) -> int:
     return shape.vocab * D + learned + shape.layers * per_layer + D
 
 
+def of_same_params(variant: Variant, shape: Shape, reference: Variant) -> Shape:
+    """The shape with the feed-forward width at which the arm has as many parameters as the reference has at `shape`, to
+    within half a unit of that width."""
+    unit = total_params(variant, replace(shape, ff=shape.ff + 1)) - total_params(variant, shape)
+    ff = shape.ff + round((total_params(reference, shape) - total_params(variant, shape)) / unit)
+    if ff < 1:
+        raise ValueError(f"no feed-forward is narrow enough for {variant} to have the parameters of {reference}")
+    return replace(shape, ff=ff)
+
+
+def halved(shape: Shape) -> Shape:
+    """Half the width, layers, heads and feed-forward width; the same text."""
+    half = {name: max(1, getattr(shape, name) // 2) for name in ("width", "layers", "heads", "ff")}
+    return replace(shape, **half)
+
+
 def forward_flops_per_token(variant: Variant, shape: Shape, context: int | None = None) -> int:
     """Two per weight of a matrix that a token meets, output layer included, and attention over the whole context (the
     half that a causal kernel may skip counts too). Keys or values, whichever are narrower, are padded to the width of
@@ -150,6 +166,13 @@ def forward_flops_per_token(variant: Variant, shape: Shape, context: int | None 
     feed_forward = (shape.top if shape.experts else 1) * 2 * D * shape.ff + D * shape.experts
     attention = 2 * (context or shape.context) * shape.heads * max(a.qk, a.v)
     return 2 * (shape.layers * (matrices + feed_forward + attention) + shape.vocab * D)
+
+
+def training_flops_per_token(variant: Variant, shape: Shape) -> int:
+    """Three forwards, the backward being two; and half the attention of one more, as the fused kernel's backward makes
+    the scores again."""
+    again = shape.layers * shape.context * shape.heads * max(scaled(variant, shape).qk, scaled(variant, shape).v)
+    return 3 * forward_flops_per_token(variant, shape) + 2 * again
 
 
 def kv_elements_per_token(variant: Variant, shape: Shape) -> int:

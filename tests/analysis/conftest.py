@@ -138,7 +138,7 @@ def write_question(benches: Path, name: str = "speed", report: str = REPORT) -> 
     return benches
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     """The helpers above, for test modules."""
     helpers = (record, bench, write_json, write_journal, grid, write_question)

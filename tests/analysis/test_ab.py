@@ -119,9 +119,9 @@ def test_every_cell_gets_its_verdict(within, capsys):
 
 
 def test_the_working_tree_is_a_revision_and_other_settings_are_other_work(within, capsys):
-    args = ["--budget", "0.5", "--margin", "50", "--", "benches", "-k", "ours"]
+    args = ["--budget", "20", "--margin", "50", "--", "benches", "-k", "ours"]
     assert main(["ab", "head", ".", *args]) == gate.OK
-    assert "SAME" in capsys.readouterr().out
+    assert "ok: 1 cells; 0 WORSE, 0 AMBIGUOUS, 0 BETTER, 1 SAME" in capsys.readouterr().out
     assert main(["ab", "base", "head", *args]) == gate.INCOMPARABLE
     assert "settings is {'size': 3} in the base and {'size': 4} in the head" in capsys.readouterr().out
 

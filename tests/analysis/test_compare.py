@@ -2,13 +2,14 @@
 
 import copy
 import json
+import math
 import re
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -377,6 +378,31 @@ def test_plain_pytest_benchmark_files_compare_too(tmp_path, capsys):
     assert main(["compare", *paths]) == gate.OK
     assert "WORSE" in capsys.readouterr().out
     assert main(["compare", *paths, "--fail-if", "wall_s:+10%"]) == gate.REGRESSION
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=3)
+records = st.lists(
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("flops", "accuracy", "peak_bytes", "energy_j", "mood", "x"), scalars)
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(base=records, head=records)
+def test_no_values_give_a_traceback(make, tmp_path_factory, base, head):
+    """Two files of any scalars under the names of metrics: a comparison that prints, or one line."""
+    folder, paths = tmp_path_factory.mktemp("junk"), []
+    for name, sides in (("b", base), ("h", head)):
+        entries = [make.bench({"seed": i, "arm": "a"}, question="study", **fields) for i, fields in enumerate(sides)]
+        paths.append(make.write_json(folder / f"{name}.json", entries, metrics=OWN))
+    found = compare.compare(*map(files.read, paths))
+    for form in (compare.text, compare.markdown):
+        assert form(found)
+    json.loads(compare.as_json(found))
+    same = compare.compare(*map(files.read, paths[:1] * 2))
+    assert not same.rows["fails"].any() or any(math.isnan(v) for f in base for v in f.values() if isinstance(v, float))
 
 
 @pytest.mark.slow

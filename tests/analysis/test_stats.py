@@ -277,3 +277,65 @@ def test_the_minimum_detectable_effect_is_detected_with_its_power():
 def test_what_has_no_answer_is_refused(call, told):
     with pytest.raises(ValueError, match=told):
         call()
+
+
+def test_sign_flips_are_all_counted():
+    values = [0.3, 0.1, 0.4, 0.2, -0.05]
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 5)).reshape(5, -1).T
+    as_far = np.abs(signs @ values) >= abs(sum(values)) - 1e-12
+    assert stats.sign_flip_p(values) == pytest.approx(as_far.mean())
+    assert stats.sign_flip_p([1.0, 2.0, 3.0, 4.0, 5.0]) == 2 / 2**5  # five pairs never reach 0.05
+    assert stats.sign_flip_p([0.0, 0.0]) == 1
+
+
+def test_sign_flips_reject_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    rejected = np.mean([stats.sign_flip_p(rng.standard_t(2, 8)) <= 0.05 for _ in range(400)])
+    assert 0.02 < rejected < 0.08
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, 2.0])
+def test_the_tie_set_keeps_the_best_and_drops_what_is_far_behind(gap):
+    """Five blocks of six treatments whose means are `gap` noises apart, on top of what a block has in common."""
+    rng, kept, sizes = np.random.default_rng(1), 0, []
+    for _ in range(RUNS):
+        table = rng.standard_normal((5, 1)) * 9 + rng.standard_normal((5, 6)) + gap * np.arange(6)
+        tied = stats.tie_set(table)
+        kept += tied[0]
+        sizes.append(tied.sum())
+    assert kept / RUNS > 0.94
+    assert np.mean(sizes) < (2.5 if gap == 2 else 6.01)
+
+
+def test_one_clear_winner_is_alone_and_identical_treatments_tie():
+    table = np.random.default_rng(0).standard_normal((5, 3)) * 1e-3 + [0, 1, 1]
+    assert stats.tie_set(table).tolist() == [True, False, False]
+    assert stats.tie_set(np.ones((3, 4))).all()
+
+
+def test_the_crossed_interval_covers_where_that_of_items_alone_does_not():
+    """Six runs over 40 items: each run is off by its own noise, each item is as hard as it is for all of them."""
+    rng = np.random.default_rng(2)
+
+    def draw():
+        return 0.5 * rng.standard_normal((6, 1)) + rng.standard_normal((1, 40)) + rng.standard_normal((6, 40))
+
+    assert coverage(lambda x: stats.crossed_interval(x, resamples=300), 6, draw) > 0.93
+    assert coverage(lambda x: stats.bootstrap_interval(x.mean(0), resamples=300), 6, draw) < 0.9
+
+
+def test_the_crossed_interval_weighs_its_items():
+    table = np.array([[1.0, 5.0], [1.2, 5.1], [0.9, 5.2]])
+    assert stats.crossed_interval(table, [3, 1]).value == pytest.approx((3 * 3.1 / 3 + 15.3 / 3) / 4)
+    with pytest.raises(ValueError, match="give 2 numbers above 0"):
+        stats.crossed_interval(table, [1, 0])
+
+
+def test_signal_to_noise_is_the_root_of_the_f_of_two_way_anova_over_blocks():
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((5, 1)) * 4 + rng.standard_normal((5, 6)) + np.arange(6)
+    between = 5 * table.mean(0).var(ddof=1)
+    rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+    f = between / ((rest**2).sum() / 20)
+    assert stats.signal_to_noise(table) == pytest.approx(math.sqrt(f / 5))
+    assert stats.signal_to_noise(np.array([[1.0, 2.0], [2.0, 3.0]])) == math.inf

@@ -9,6 +9,7 @@ import torch
 
 from mlexp.attention.evaluate import kv_bytes_per_token
 from mlexp.attention.layers import Attention, Cache, Mixture, rotary_tables
+from mlexp.attention.learn import loss_in
 from mlexp.attention.model import Decoder, build
 from mlexp.attention.variants import (
     FAMILIES,
@@ -20,8 +21,11 @@ from mlexp.attention.variants import (
     active_params,
     attention_params,
     forward_flops_per_token,
+    halved,
+    of_same_params,
     scaled,
     total_params,
+    training_flops_per_token,
 )
 from mlexp.attention.variants import kv_bytes_per_token as closed_kv_bytes
 from mlexp.flops import count_flops
@@ -84,6 +88,32 @@ def test_closed_forms_hold_at_every_shape(name):
         idle = shape.layers * (shape.experts - shape.top) * 2 * shape.width * shape.ff if shape.experts else 0
         assert active_params(arm, shape) == n_params(model) - idle
         assert model.kernel() == "flash_cpu"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("experts", [0, 8])
+def test_training_flops_are_counted_to_one_percent(name, experts):
+    shape = replace(QUICK, experts=experts)
+    model, x = build(name, shape), tokens(2, shape.context)
+    counted = count_flops(lambda: loss_in(torch.float32)(model, x, x).backward())[1]
+    assert counted == pytest.approx(x.numel() * training_flops_per_token(VARIANTS[name], shape), rel=0.01)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_another_feed_forward_gives_an_arm_the_baseline_s_parameters(name):
+    for shape, unit in ((FULL, 65_536), (QUICK, 256)):
+        own = of_same_params(VARIANTS[name], shape, VARIANTS["baseline"])
+        missing = total_params(VARIANTS[name], own) - total_params(VARIANTS["baseline"], shape)
+        assert abs(missing) <= unit / 2 and replace(own, ff=shape.ff) == shape
+    wider = {"lora_small": 80, "enhanced_xl": -152}  # at the full shape
+    if name in wider:
+        assert of_same_params(VARIANTS[name], FULL, VARIANTS["baseline"]).ff - FULL.ff == wider[name]
+
+
+def test_a_feed_forward_cannot_make_up_for_everything():
+    with pytest.raises(ValueError, match="no feed-forward is narrow enough"):
+        of_same_params(VARIANTS["enhanced_xl"], replace(QUICK, ff=16), VARIANTS["mqa"])
+    assert halved(QUICK) == Shape(32, 1, 2, 128, 64, 64)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -196,15 +226,16 @@ def llama(arm: Variant):
     return hf.LlamaAttention(config, 0), hf.LlamaRotaryEmbedding(config)
 
 
-def neighbours(x):
-    """Rows of Llama's queries or keys, whose pairs are halves of a head, in our order."""
-    return x.unflatten(0, (-1, 2, 32)).transpose(1, 2).flatten(0, 2)
+def halves(x, still: int, turned: int):
+    """Rows of DeepSeek's queries or key, whose pairs are neighbours, in our order: (heads (still + turned), ...)."""
+    first, second = x.unflatten(0, (-1, still + turned)).split([still, turned], 1)
+    return torch.cat([first, second[:, 0::2], second[:, 1::2]], 1).flatten(0, 1)
 
 
 def copy_llama(ours: Attention, theirs):
     for kind in ("weight", "bias") if ours.arm.bias else ("weight",):
         q, k, v, o = (getattr(getattr(theirs, f"{name}_proj"), kind).data for name in "qkvo")
-        for layer, x in ((ours.q, neighbours(q)), (ours.kv, torch.cat([neighbours(k), v])), (ours.o, o)):
+        for layer, x in ((ours.q, q), (ours.kv, torch.cat([k, v])), (ours.o, o)):
             getattr(layer, kind).data = x
 
 
@@ -216,7 +247,12 @@ def copy_deepseek(ours: Attention, theirs):
     theirs = theirs.state_dict()
     for key, p in ours.named_parameters():
         name, _, kind = key.partition(".")
-        p.data = theirs[f"{names[name]}.{kind}"]
+        x, arm = theirs[f"{names[name]}.{kind}"], ours.arm
+        if name in ("q", "q_b"):
+            x = halves(x, arm.nope, arm.rope)
+        if name == "kv_a":
+            x = torch.cat([x[: arm.kv_rank], halves(x[arm.kv_rank :], 0, arm.rope)])
+        p.data = x
 
 
 @pytest.mark.parametrize("name", VARIANTS)
