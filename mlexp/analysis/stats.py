@@ -52,6 +52,21 @@ class Crossover(NamedTuple):
     method: str
 
 
+class Crossings(NamedTuple):
+    """What resamples over blocks say of an advantage that may change its sign: the shares of them in which it never
+    does and in which it does several times; of the others' first change the median and the interval (NaN: none has
+    one), within the range measured.
+    """
+
+    median: float
+    low: float
+    high: float
+    none_fraction: float
+    multiple_fraction: float
+    n: int
+    method: str
+
+
 class Verdict(StrEnum):
     """What the data say of a claim."""
 
@@ -265,11 +280,8 @@ def crossover(
     `advantage_by_block` is blocks x points. Below `FEW` blocks the interval holds every x at which a t test does not
     tell the advantage from 0 (Fieller 1954, inverted test by test); from there on percentiles of resampled blocks.
     """
-    x, table = np.asarray(x, dtype=float), _matrix(advantage_by_block, least=(2, 2))
-    if x.shape != table.shape[1:] or not (np.diff(x) > 0).all() or not (x > 0).all():
-        raise ValueError(f"x must be {table.shape[1]} positive numbers in rising order, not {x.tolist()!r:.80}")
-    log_x, mean = np.log(x), table.mean(axis=0)
-    found = _crossings(log_x, mean)
+    log_x, table = _curves(x, advantage_by_block)
+    found = _crossings(log_x, table.mean(axis=0))
     if not found:
         return None
     value, rises = found[0]
@@ -285,6 +297,35 @@ def crossover(
         value, low, high = (float(np.exp(at)) for at in (value, low, high))
     missing = float(np.isinf(draws).mean())
     return Crossover(value, low, high, rises, len(found), missing, len(table), method)
+
+
+def crossings(
+    x: ArrayLike, advantage_by_block: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Crossings:
+    """How sure it is that the mean advantage changes its sign, and how often it does: percentiles of resampled blocks.
+
+    The same interpolation as `crossover`, also where the mean curve itself has no change of sign. With few blocks the
+    interval is too narrow (see this file's head); the fractions are a description, not a test.
+    """
+    log_x, table = _curves(x, advantage_by_block)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(table), size=(resamples, len(table)))
+    found = [_crossings(log_x, table[blocks].mean(axis=0)) for blocks in draws]
+    first = [np.exp(where[0][0]) for where in found if where]
+    tail = (1 - confidence) / 2
+    low, median, high = np.quantile(first, [tail, 0.5, 1 - tail]) if first else (math.nan,) * 3
+    counts = np.array([len(where) for where in found])
+    none, several = float(np.mean(counts == 0)), float(np.mean(counts > 1))
+    method = f"percentile bootstrap over blocks, {resamples} resamples"
+    return Crossings(float(median), float(low), float(high), none, several, len(table), method)
+
+
+def _curves(x: ArrayLike, advantage_by_block: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """(log x, blocks x points), checked."""
+    x, table = np.asarray(x, dtype=float), _matrix(advantage_by_block, least=(2, 2))
+    if x.shape != table.shape[1:] or not (np.diff(x) > 0).all() or not (x > 0).all():
+        raise ValueError(f"x must be {table.shape[1]} positive numbers in rising order, not {x.tolist()!r:.80}")
+    return np.log(x), table
 
 
 def _crossings(log_x: np.ndarray, y: np.ndarray) -> list[tuple[float, bool]]:

@@ -1,6 +1,7 @@
 """What a step costs: FLOPs by phase, bytes saved for backward, and the limit that the step's time is held against."""
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -49,26 +50,36 @@ def step_limit(free_sweeps: float, nudged_sweeps: float, nudge: str) -> float:
     return (free_sweeps + copies * (2 * nudged_sweeps + 3)) / 3
 
 
+class _Held:
+    """A tensor that a graph saved; it goes when the graph does."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor.detach()  # an output that knew its node would keep itself
+
+
 def saved_bytes(run: Callable[[], Any]) -> int:
     """Most bytes that autograd held for backward passes at any moment of run(): storages, each once, parameters not."""
-    held: dict[int, int] = {}
+    held: Counter[int] = Counter()
     now = peak = 0
 
-    def drop(key: int):
+    def drop(key: int, size: int):
         nonlocal now
-        now -= held.pop(key)
+        held[key] -= 1
+        if not held[key]:
+            now -= size
 
-    def pack(tensor: Tensor):
+    def pack(tensor: Tensor) -> _Held:
         nonlocal now, peak
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in held and not (tensor.is_leaf and tensor.requires_grad):
-            held[key] = storage.nbytes()
-            now += held[key]
-            peak = max(peak, now)
-            weakref.finalize(storage, drop, key)
-        return tensor
+        one, storage = _Held(tensor), tensor.untyped_storage()
+        if not (tensor.is_leaf and tensor.requires_grad):
+            key, size = storage._cdata, storage.nbytes()
+            held[key] += 1
+            if held[key] == 1:
+                now += size
+                peak = max(peak, now)
+            weakref.finalize(one, drop, key, size)
+        return one
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
         run()
     return peak

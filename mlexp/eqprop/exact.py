@@ -63,3 +63,15 @@ def solve(network, c: Tensor, states: list[Tensor], pull: Tensor, stop: Stop) ->
         if residual <= stop.tolerance or not network.feedback:
             break
     return Settled(v, sweeps, residual, residual <= stop.tolerance or not network.feedback)
+
+
+def unrolled(network, x: Tensor, y: Tensor, sweeps: int) -> Tensor:
+    """The mean loss in nats after so many free sweeps from zero, with the graph of all of them: what backprop through
+    time differentiates. One sweep: the same network as a feed-forward one."""
+    c = network.clamp(x)
+    states = network.start(c)
+    for _ in range(sweeps):
+        states = list(states)
+        for block in range(len(states)):
+            states[block] = network.local(block, states, c)
+    return cross_entropy(network.logits(states[-1]), y).sum() / y.numel()

@@ -168,6 +168,14 @@ def test_a_grid_whose_shapes_belong_to_a_kernel_each_is_finished_when_they_are(m
     assert grid_note(pd.DataFrame(rows[:-1])) == "unfinished grid: 11 of 12 cells"
 
 
+def test_a_seed_is_an_axis_only_where_the_cells_bear_it():
+    rows = [{"n": f"n{i // 2}", "m": f"m{i % 2}", "seed": i, "status": "passed"} for i in range(4)]
+    for form, note in (("{n}-{m}", ""), ("{n}-seed{seed}-{m}", "unfinished grid: 4 of 16 cells")):
+        df = pd.DataFrame([row | {"cell": f"b.py::test_it[{form.format(**row)}]"} for row in rows])
+        df.attrs["axes"] = ["seed", "n", "m"]
+        assert grid_note(df) == note
+
+
 def test_a_context_without_a_finished_cell_is_still_shown(make, place):
     make.write_json(
         place / "a.json", [make.bench({"n": "n1"}, question="one", status="failed", reason="assert 1 == 2")]

@@ -219,6 +219,31 @@ def test_several_crossovers_are_counted_and_an_open_end_is_open():
     assert vague.high == math.inf
 
 
+@given(
+    blocks=st.integers(2, 8), points=st.integers(3, 7), where=st.floats(0.1, 0.9), noise=st.floats(0, 0.05),
+    rises=st.booleans(), seed=st.integers(0, 2**31 - 1),
+)  # fmt: skip
+def test_crossings_find_one_none_and_two(blocks, points, where, noise, rises, seed):
+    x = np.geomspace(1, 100, points)
+    share, rng = np.linspace(0, 1, points), np.random.default_rng(seed)
+    one = (share - where) * (1 if rises else -1) + rng.uniform(-noise, noise, (blocks, 1))
+    found = stats.crossings(x, one, resamples=200)
+    assert found.low <= found.median <= found.high and found.n == blocks
+    assert (found.none_fraction, found.multiple_fraction) == (0, 0)
+    assert abs(math.log(found.median) - where * math.log(100)) <= (noise + 1e-6) * math.log(100)
+    never = stats.crossings(x, one + 2, resamples=50)
+    assert never[3:5] == (1, 0) and math.isnan(never.median)
+    bump = np.where((np.arange(points) > 0) & (np.arange(points) < points - 1), 1.0, -1.0)
+    twice = stats.crossings(x, bump + rng.uniform(-noise, noise, (blocks, points)), resamples=50)
+    assert twice[3:5] == (0, 1) and x[0] < twice.low <= twice.high < x[1]
+
+
+def test_crossings_of_doubtful_curves_are_shares_of_the_resamples():
+    found = stats.crossings([1, 2], [[-1.0, 1.0], [1.0, 1.0]], resamples=4000)  # crosses unless block 2 is drawn twice
+    assert found.none_fraction == pytest.approx(0.25 + 0.5, abs=0.03)  # and mixed draws touch 0 at the start: no change
+    assert found.multiple_fraction == 0
+
+
 @pytest.mark.parametrize(
     ("interval", "options", "expected"),
     [
@@ -267,6 +292,7 @@ def test_the_minimum_detectable_effect_is_detected_with_its_power():
         (lambda: stats.block_slopes([1, 2], [[1, 2, 3]]), "2 sizes for 3 columns"),
         (lambda: stats.block_slopes([1, 2], [[1, -2]]), "positive ratios"),
         (lambda: stats.crossover([2, 1], [[1, 2], [1, 2]]), "rising order"),
+        (lambda: stats.crossings([1, 2], [[1, math.nan], [1, 2]]), "NaN or infinite"),
         (lambda: stats.verdict((math.nan, 1)), "not an interval"),
         (lambda: stats.verdict((2, 1)), "not an interval"),
         (lambda: stats.minimum_detectable(1.0, 1), "two pairs"),

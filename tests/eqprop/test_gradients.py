@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mlexp.eqprop.chars import batches, load
-from mlexp.eqprop.exact import exact
+from mlexp.eqprop.exact import exact, unrolled
 from mlexp.eqprop.learners import LEARNERS, Size
 from mlexp.eqprop.rule import NUDGES, Rule, contrast, loss_of
 from mlexp.eqprop.settle import Stop, cross_entropy, free, nudged
@@ -72,17 +72,6 @@ def test_the_estimate_is_the_gradient_and_its_error_has_the_order_of_the_nudge(n
         errors = [error(estimate(model, x, y, beta, nudge), gradient) for beta in (0.08, 0.04, 0.02)]
         ratios = [a / b for a, b in pairwise(errors)]
         assert all(low < ratio < high for ratio in ratios), (nudge, ratios)
-
-
-def unrolled(model, x, y, sweeps):
-    """Mean loss after so many sweeps, with the graph of all of them."""
-    c = model.clamp(x)
-    states = model.start(c)
-    for _ in range(sweeps):
-        states = list(states)
-        for block in range(len(states)):
-            states[block] = model.local(block, states, c)
-    return cross_entropy(model.logits(states[-1]), y).sum() / y.numel()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

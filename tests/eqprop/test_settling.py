@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlexp.eqprop.costs import phase_flops, saved_bytes, step_limit
-from mlexp.eqprop.exact import exact
+from mlexp.eqprop.exact import exact, unrolled
 from mlexp.eqprop.learners import ALPHABET, LEARNERS, SIZES, Size, learner, n_params
 from mlexp.eqprop.rule import Rule, contrast
 from mlexp.eqprop.settle import Stop, free, nudged
@@ -107,16 +107,6 @@ def test_no_graph_leaves_a_phase_and_parameters_are_given_back(name):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def unrolled(model, x, sweeps):
-    c = model.clamp(x)
-    states = model.start(c)
-    for _ in range(sweeps):
-        states = list(states)
-        for block in range(len(states)):
-            states[block] = model.local(block, states, c)
-    model.logits(states[-1]).logsumexp(-1).sum().backward()
-
-
 @pytest.mark.parametrize("name", ["looped_mlp", "recurrent_core", "full"])
 def test_memory_saved_for_backward_is_flat_in_the_sweeps_and_below_backprops(name):
     size = replace(MINI, width=64, layers=3, heads=4, length=32)
@@ -126,7 +116,7 @@ def test_memory_saved_for_backward_is_flat_in_the_sweeps_and_below_backprops(nam
         for n in (2, 8, 15)
     ]
     assert max(saved) <= 1.01 * min(saved)
-    grown = [saved_bytes(lambda n=n: unrolled(model, x, n)) for n in (2, 8)]
+    grown = [saved_bytes(lambda n=n: unrolled(model, x, x, n).backward()) for n in (2, 8)]
     assert grown[1] > 2 * grown[0]
     if name == "full":
         plain = network(LEARNERS["backprop"], size, 0)

@@ -1,0 +1,311 @@
+"""The language-model question as a user runs it, at smoke scale: every learner, records, the seed's outputs, errors."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlexp.analysis.output import Output
+from mlexp.analysis.results import contexts, load, load_series
+from mlexp.harness.grid import override, parse_override
+
+ROOT = Path(__file__).parents[1]
+EQPROP = ("looped_mlp", "recurrent_core", "full", "full_kappa0")
+TWINS = ("looped_mlp_twin", "recurrent_core_twin", "full_twin")
+LEARNERS = ("backprop", "backprop_matched", *EQPROP, *TWINS)
+
+
+def command(place, *words):
+    return {
+        "args": [sys.executable, "-m", *words],
+        "cwd": ROOT,
+        "env": os.environ | {"XDG_CACHE_HOME": str(place / "cache"), "OMP_NUM_THREADS": "1"},
+        "text": True,
+    }
+
+
+def run(place, *words):
+    """`python -m words` in the checkout; (status, what it printed)."""
+    done = subprocess.run(**command(place, *words), capture_output=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def question(place, *words):
+    most = ("pytest", "benches/lm_scale_study", "--scale", "smoke", "-p", "no:cacheprovider", "--benchmark-quiet")
+    return (*most, "--journal", str(place / "journal.jsonl"), *words)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("lm")
+    status, text = run(place, *question(place, "--benchmark-json", str(place / "out.json")))
+    assert status == 0, text
+    status, text = run(place, "mlexp", "report", str(place / "out.json"), "--out", str(place / "results"))
+    assert status == 0, text
+    return place
+
+
+def benchmarks(place, name="out.json"):
+    return {b["fullname"].rpartition("::test_")[2]: b for b in json.loads((place / name).read_text())["benchmarks"]}
+
+
+def infos(place, grid):
+    return {name: b["extra_info"] for name, b in benchmarks(place).items() if name.startswith(grid)}
+
+
+def test_every_learner_leaves_a_complete_record(place):
+    found = infos(place, "data_size[n1000") | infos(place, "sequence_length")
+    assert len(found) == 3 * len(LEARNERS)
+    for name, info in found.items():
+        learner = name.rpartition("-")[2].rstrip("]")
+        assert learner in LEARNERS
+        assert 1 < info["perplexity"] < 120 and info["validation_perplexity"] <= info["last_validation_perplexity"]
+        assert info["flops"] > 0 and info["peak_bytes"] > 0 and info["saved_bytes"] > 0 and 0 <= info["leak"] <= 0.01
+        assert info["updates"] == 4 and info["planned_cells"] == 4 * len(LEARNERS) and not info["tuned"]
+        assert (info["gradient_cosine"] is not None) == (learner in EQPROP)
+        assert ("free_sweeps" in info) == (not learner.startswith("backprop"))
+        if learner in EQPROP:
+            assert info["gradient_cosine"] >= 0.99 and info["free_residual"] < 2e-3 and info["nudged_residual"] < 0.2
+            assert info["unconverged_fraction"] == 0
+    assert len({info["unigram_perplexity"] for name, info in found.items() if name.startswith("data")}) == 1
+    rows = {name.rpartition("-")[2].rstrip("]"): info for name, info in found.items() if name.startswith("data")}
+    assert rows["full"]["n_params"] == rows["full_twin"]["n_params"]
+    assert rows["backprop_matched"]["n_params"] == pytest.approx(rows["recurrent_core"]["n_params"], rel=0.05)
+
+
+def test_steps_have_a_limit_and_flat_memory(place):
+    found = infos(place, "step")
+    for name in EQPROP:
+        one, two = (found[f"step[s{n}-{name}]"] for n in (1, 2))
+        assert one["saved_bytes"] == pytest.approx(two["saved_bytes"], rel=0.01)
+        assert two["flops"] > one["flops"] and two["step_limit"] > one["step_limit"]
+    assert found["step[s2-full_unrolled]"]["saved_bytes"] > 1.5 * found["step[s1-full_unrolled]"]["saved_bytes"]
+    assert "step_limit" not in found["step[s1-backprop]"] or found["step[s1-backprop]"]["step_limit"] is None
+
+
+def test_the_same_key_gives_the_same_quality_bit_for_bit(place):
+    words = question(place, "-k", "data_size and n1000-seed42-recurrent_core", "--benchmark-json", place / "again.json")
+    status, text = run(place, *map(str, words))
+    assert status == 0, text
+    for name, again in benchmarks(place, "again.json").items():
+        before = benchmarks(place)[name]["extra_info"]
+        for metric in ("perplexity", "validation_perplexity", "gradient_cosine", "nudged_residual", "flops", "key"):
+            assert again["extra_info"].get(metric) == before.get(metric), (name, metric)
+
+
+def test_the_report_writes_the_seeds_outputs(place):
+    folder = place / "results" / "lm_scale_study"
+    final = json.loads((folder / "results_final.json").read_text())
+    assert final["finished"] and final["cells"] == final["planned_cells"] == len(final["results"]) == 36
+    assert final["config"] == {"hidden": 16, "layers": 2, "seq_len": 16, "epochs": None, "updates": 4}
+    rows = list(csv.DictReader((folder / "results_final.csv").open()))
+    assert len(rows) == 36 and {row["learner"] for row in rows} == set(LEARNERS)
+    assert {(row["n_chars"], row["seq_len"]) for row in rows if row["experiment"] == "sequence_length"} == {
+        ("10000", "8"), ("10000", "16"),
+    }  # fmt: skip
+    assert not (folder / "results_intermediate.json").exists()
+    for name in ("data_size", "sequence_length", "learning", "gradient_course", "gradient", "step"):
+        assert (folder / f"{name}.png").stat().st_size > 1000, name
+    for name in ("perplexity", "sequence_perplexity", "advantage", "sequence_advantage", "parts"):
+        text = (folder / f"{name}.csv").read_text()
+        assert "bigram" in text and "unigram" in text, name
+    summary = (folder / "summary.md").read_text()
+    assert (
+        "**Not tuned:**" in summary
+        and "cannot come from the learning rule" in summary
+        and "The seed: above 20K characters" in summary
+    )
+
+
+@pytest.mark.parametrize(
+    ("keep", "files"),
+    [
+        (r"n1000.*-backprop\]", {"perplexity.csv", "results_intermediate.json"}),
+        (r"sequence_length.*-full\]", {"sequence_perplexity.csv", "trust.csv", "results_intermediate.json"}),
+        (r"data_size.*(?:full|backprop|full_twin)\]", {"data_size.png", "parts.csv", "gradient_course.png"}),
+        (r"test_step.*full", {"step.csv", "step.png"}),
+        (r"test_gradient\[full", {"gradient.csv", "gradient.png"}),
+    ],
+)
+def test_a_part_of_the_records_has_its_report(place, report_module, keep, files):
+    records, series = load(place / "out.json"), load_series(place / "out.json")
+    some = records[records["cell"].str.contains(keep)].reset_index(drop=True)
+    out = Output("lm_scale_study", contexts(records)[0][0], records.iloc[:0], lambda key: series.get(key, {}))
+    report_module.report(some, out)
+    assert files <= set(out.files) and "results_final.json" not in out.files
+
+
+SMALL = ("data_sizes=n1000", "lengths=len16", "learners=backprop,full", "seeds=42,43", "updates=40")  # 8 cells
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_keeps_its_cells_and_resumes(tmp_path):
+    settings = [word for change in SMALL for word in ("--set", change)]
+    journal = tmp_path / "journal.jsonl"
+    words = question(tmp_path, *settings, "-k", "data_size or sequence_length", "--benchmark-json", tmp_path / "a.json")
+    process = subprocess.Popen(**command(tmp_path, *map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 120
+    while finished(journal) < 3 and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=60)
+    kept = finished(journal)
+    assert process.returncode == 2 and 3 <= kept < 8, text
+    status, text = run(tmp_path, "mlexp", "report", str(journal), "--out", str(tmp_path / "part"))
+    folder = tmp_path / "part" / "lm_scale_study"
+    assert status == 0, text
+    part = json.loads((folder / "results_intermediate.json").read_text())
+    assert not part["finished"] and (part["cells"], part["planned_cells"]) == (kept, 8)
+    assert len((folder / "results_final.csv").read_text().splitlines()) == kept + 1
+    assert (folder / "summary.md").exists() and not (folder / "results_final.json").exists()
+    words = [*map(str, words), "--resume"]
+    status, text = run(tmp_path, *words)
+    assert status == 0, text
+    done = [b["extra_info"] for b in json.loads((tmp_path / "a.json").read_text())["benchmarks"]]
+    assert len(done) == 8 and sum(bool(info.get("replayed")) for info in done) == kept
+    status, text = run(tmp_path, "mlexp", "report", str(tmp_path / "a.json"), "--out", str(tmp_path / "whole"))
+    whole = json.loads((tmp_path / "whole" / "lm_scale_study" / "results_final.json").read_text())
+    assert status == 0 and whole["finished"] and whole["cells"] == 8
+
+
+def finished(journal) -> int:
+    """Cells that the journal holds; a line that is being written does not count."""
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return sum(line.startswith('{"event":"cell"') and line.endswith("}") for line in lines)
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(f"lm_{name}", ROOT / f"benches/lm_scale_study/{name}.py")
+    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def bench_module():
+    return module("bench_lm_scale_study")
+
+
+@pytest.fixture(scope="module")
+def report_module():
+    return module("report")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("learners=eqprop", "unknown learner 'eqprop'; choose from backprop, backprop_matched"),
+        ("variants=full_twin", "variant 'full_twin' has no nudge; choose from looped_mlp, recurrent_core, full"),
+        ("nudges=none", "unknown nudge 'none'; choose from symmetric, split, positive"),
+        ("steppers=full_twin", "unknown stepper 'full_twin'; choose from backprop, backprop_matched, looped_mlp"),
+        ("data_sizes=1000", "unknown n_chars '1000'; like n1000, any number"),
+        ("heads=3", "heads=3: must divide the width 16"),
+        ("least=9", "least is 9; 1 to 8, the shortest sequence"),
+        ("updates=0", "updates is 0; at least 1, or none"),
+    ],
+)
+def test_bad_settings_name_what_is_allowed(bench_module, change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        override(bench_module.SETTINGS["smoke"], [parse_override(change)])
+
+
+def test_what_the_text_cannot_give_is_told_before_the_first_cell(tmp_path):
+    status, text = run(tmp_path, *question(tmp_path, "--set", "data_sizes=n9000000"))
+    assert status == 4 and "n_chars=9000000: the training text has" in text and "Traceback" not in text
+
+
+def test_budgets_are_the_seeds(bench_module):
+    full, quick = bench_module.SETTINGS["full"], bench_module.SETTINGS["quick"]
+    assert [full.steps(n, 64) for n in (1000, 20_000, 50_000)] == [300, 300, 720]
+    assert full.planned == 5 * 10 * len(LEARNERS) and quick.planned == 3 * 5 * 4 + 3 * 5
+    assert all(bench_module.chosen("quick", f"{name}_twin")["lr"] == bench_module.chosen("quick", name)["lr"]
+               for name in ("looped_mlp", "recurrent_core", "full"))  # fmt: skip
+
+
+SIZES = (1000, 2000, 5000, 10_000, 20_000, 50_000)
+
+
+def made_up(learners, seeds=5, noise=0.003):
+    """Records of the data grid: {learner: (test loss, validation loss) at each of SIZES, or test loss alone}. Seeds lie
+    evenly around their mean, in opposite order for backprop and the rest."""
+    rows = []
+    for learner, curve in learners.items():
+        steps = np.arange(seeds) - (seeds - 1) / 2
+        spread = noise * (steps if learner == "backprop" else -steps)
+        for n, loss in zip(SIZES, curve, strict=True):
+            test, validation = loss if isinstance(loss, tuple) else (loss, loss)
+            common = {"n_chars": f"n{n}", "learner": learner, "control": None, "gradient_cosine": 0.999}
+            common |= {name: np.exp(validation) for name in ("validation_perplexity", "last_validation_perplexity")}
+            common |= {"cell": f"test_data_size[n{n}-{learner}]", "bigram_perplexity": 20.0, "unigram_perplexity": 30.0}
+            rows += [common | {"seed": seed, "loss_nats": test + spread[seed]} for seed in range(seeds)]
+    records = pd.DataFrame(rows)
+    records.attrs["axes"] = ["n_chars", "seed", "learner", "control"]
+    return records
+
+
+def said(module, records):
+    found, effects = {}, {}
+    out = SimpleNamespace(verdict=lambda id, claim, verdict, effect="", *rest, **more: (
+        found.setdefault(id, str(verdict)), effects.setdefault(id, effect)))  # fmt: skip
+    module.data_verdicts(module.grid(records, "n_chars"), out)
+    return found, effects
+
+
+FLAT = (2.8,) * 6
+
+
+@pytest.mark.parametrize(
+    ("advantage", "want", "says"),
+    [
+        ((-0.3, -0.2, -0.1, 0.1, 0.3, 0.9),
+         {"Q": "supported", "E1": "supported", "E2": "supported", "E3": "supported", "T": "supported"}, "above 7.07k"),
+        ((0.9, 0.5, 0.1, -0.1, -0.2, -0.3),
+         {"Q": "refuted", "E1": "refuted", "E2": "refuted", "E3": "refuted", "T": "refuted"}, "below 7.07k"),
+        ((0.1, 0.1, 0.1, 0.1, 0.1, 0.1),
+         {"Q": "refuted", "E1": "refuted", "E2": "refuted", "E3": "refuted", "T": "undecided"}, "no crossover: ahead"),
+        ((-0.1, -0.1, -0.1, -0.1, -0.1, -0.1),
+         {"Q": "refuted", "E1": "supported", "E2": "refuted", "E3": "refuted"}, "no crossover: behind"),
+        ((0, 0, 0, 0, 0, 0), {"Q": "undecided", "E1": "undecided", "E2": "undecided", "E3": "refuted"}, ""),
+    ],
+)  # fmt: skip
+def test_the_seeds_expectations_are_told_from_each_other(report_module, advantage, want, says):
+    mine = tuple(2.8 - by for by in advantage)
+    found, effects = said(report_module, made_up({"backprop": FLAT, "full": mine}))
+    assert {id: found[id] for id in want} == want
+    assert says in effects["Q"]
+
+
+def test_the_best_variant_is_chosen_on_validation_and_judged_on_test(report_module):
+    lucky = tuple((2.0, 3.0) for _ in SIZES)  # the best test loss, which may not be looked at
+    chosen = tuple((2.9, 2.5) for _ in SIZES)
+    records = made_up({"backprop": FLAT, "looped_mlp": lucky, "full": chosen})
+    data = report_module.grid(records, "n_chars")
+    best = data[data["learner"] == report_module.BEST]
+    assert set(best["picked"]) == {"full"} and len(best) == 30
+    assert report_module.advantages(data, report_module.BEST).to_numpy().max() < 0
+    found, _ = said(report_module, records)
+    assert found["E2"] == "refuted"
+
+
+def test_untrusted_gradients_are_flagged(report_module):
+    records = made_up({"backprop": FLAT, "full": FLAT})
+    found = {}
+    out = SimpleNamespace(verdict=lambda id, claim, verdict, effect, **more: found.update({id: (verdict, more["why"])}))
+    trained = report_module.grid(records, "n_chars")
+    report_module.trust_verdict(trained[trained["learner"] == "full"], out)
+    assert found["G"][0] == "supported"
+    trained.loc[trained.index[-1], "gradient_cosine"] = 0.98
+    report_module.trust_verdict(trained[trained["learner"] == "full"], out)
+    assert found["G"][0] == "refuted" and "n50000-full 0.9800" in found["G"][1]
+    assert "gradient not trusted (1 of 5)" in report_module.note(trained[-5:])
