@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show "·" gets an escape, not a traceback
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else list(argv)
-    cut = words.index("--") if words[:1] == ["ab"] and "--" in words else len(words)
+    cut = words.index("--") if words[:1] in (["ab"], ["sweep"]) and "--" in words else len(words)
     options = parser().parse_args(words[:cut])
     if words[cut + 1 :]:  # argparse would take them for its own where an option stands before the "--"
         options.pytest_args += words[cut + 1 :]
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     _add_compare(commands)
     _add_ab(commands)
+    _add_sweep(commands)
     return top
 
 
@@ -94,6 +95,38 @@ def _add_ab(commands) -> None:
     ab.set_defaults(run=_ab)
 
 
+def _add_sweep(commands) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        usage="mlexp sweep [options] -- PYTEST_ARGS",
+        help="the cells of a pytest call on a Ray cluster",
+        description="Runs the cells of a pytest call on a Ray cluster, each with cores (and GPUs) of its own, and "
+        "journals them here as they arrive; table, JSON and exit status are those of the same call of pytest.",
+        epilog="exit status: pytest's; 4 also where there is no Ray or no room for a cell",
+    )
+    add = sweep.add_argument
+    add("--address", metavar="A", help="of a Ray cluster, or auto; default: one of this machine alone")
+    add("--gpus-per-cell", type=_at_least(float, 0), metavar="X", help="default: 1 on CUDA; 0.5 lets two share a GPU")
+    add("--cpus-per-cell", type=_at_least(int, 1), metavar="N", help="default: the threads that a run here would have")
+    add("--share-cores", action="store_true", help="pin no cell to cores of its own")
+    add("--retries", type=_at_least(int, 0), default=2, metavar="N", help="times that a cell may lose its worker (2)")
+    add("pytest_args", nargs="*", metavar="PYTEST_ARGS", help="which cells, as pytest has it")
+    sweep.set_defaults(run=_sweep)
+
+
+def _at_least(kind: type, least: int):
+    """A number of that kind from `least` on, as argparse wants it."""
+
+    def number(text: str):
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
 def _add_forms(command: argparse.ArgumentParser) -> None:
     forms = command.add_mutually_exclusive_group()
     for form, told in (("markdown", "a pull-request comment"), ("json", "everything, for programs")):
@@ -116,3 +149,12 @@ def _ab(options: argparse.Namespace) -> int:
     from mlexp.analysis.ab import run
 
     return run(options.base, options.head, options.pytest_args, options.budget, options.margin / 100, options.form)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from mlexp.harness import sweep
+
+    share = sweep.Share(
+        options.address, options.gpus_per_cell, options.cpus_per_cell, options.share_cores, options.retries
+    )
+    return sweep.run(share, options.pytest_args)

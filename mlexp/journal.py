@@ -7,6 +7,7 @@ altered line is known for one and never believed.
 
 import contextlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -39,6 +40,12 @@ class Entry:
 
 
 BEGIN = '{"event":"'  # of every line
+KINDS = {
+    **dict.fromkeys(("cell", "key", "question"), str),
+    **dict.fromkeys(("params", "record", "series", "metrics"), dict),
+    "durations": list,
+    "group": str | None,
+}
 REQUIRED = {f.name for f in fields(Entry) if f.default is MISSING and f.default_factory is MISSING}
 
 
@@ -70,16 +77,31 @@ class Journal:
         self._append({"event": "cell", **asdict(entry)}, sync=True)
 
     def _append(self, line: dict, sync: bool) -> None:
+        """Raises JournalError where the line is not on disk; the file is then as it was."""
         text = seal(line).encode() + b"\n"
-        with open(self.path, "ab+") as file, locked(file):
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the last run died within a line: leave it torn, begin a new one
-                    text = b"\n" + text
-            file.write(text)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+        try:
+            with open(self.path, "ab+", buffering=0) as file, locked(file):
+                size = file.seek(0, os.SEEK_END)
+                if size:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # the last run died within a line: leave it torn, begin a new one
+                        text = b"\n" + text
+                try:
+                    write_all(file, text)
+                    if sync:
+                        os.fsync(file.fileno())
+                except OSError:  # a full disk: what fitted is taken back
+                    with contextlib.suppress(OSError):
+                        file.truncate(size)
+                    raise
+        except OSError as error:
+            raise JournalError(f"cannot write the journal {self.path}: {error.strerror}") from None
+
+
+def write_all(file, data: bytes) -> None:
+    """Write all of `data` to an unbuffered file: one write takes what the disk has room for."""
+    while data:
+        data = data[file.write(data) :]
 
 
 @contextlib.contextmanager
@@ -105,7 +127,11 @@ def unseal(text: str) -> dict | None:
     body, mark, tail = text.rpartition(',"crc":"')
     if not mark or tail[8:] != '"}' or f"{zlib.crc32((body + '}').encode()):08x}" != tail[:8]:
         return None
-    return json.loads(body + "}")
+    try:
+        line = json.loads(body + "}")
+    except (ValueError, RecursionError):  # sealed by somebody else
+        return None
+    return line if isinstance(line, dict) else None
 
 
 @dataclass
@@ -132,15 +158,26 @@ def read(path: str | Path) -> Contents:
         line = unseal(text)
         if line is None:
             (contents.torn if is_torn(text) else contents.altered).append(number)
-        elif line.get("event") == "start" and {"cell", "key"} <= set(line):
+        elif line.get("event") == "start" and all(isinstance(line.get(name), str) for name in ("cell", "key")):
             started[line["cell"], line["key"]] = line
-        elif line.get("event") == "cell" and set(line) >= REQUIRED:
-            started.pop((line["cell"], line["key"]), None)
-            contents.entries.append(Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line}))
+        elif entry := entry_of(line):
+            started.pop((entry.cell, entry.key), None)
+            contents.entries.append(entry)
         else:  # sealed, but not by this program
             contents.altered.append(number)
     contents.died = list(started.values())
     return contents
+
+
+def entry_of(line: dict) -> Entry | None:
+    """The finished cell that an unsealed line is about; None where it is about none, or a field is not of its kind."""
+    if line.get("event") != "cell" or not set(line) >= REQUIRED:
+        return None
+    entry = Entry(**{f.name: line[f.name] for f in fields(Entry) if f.name in line})
+    if not all(isinstance(getattr(entry, name), kind) for name, kind in KINDS.items()):
+        return None
+    timed = all(type(value) in (int, float) and 0 <= value < math.inf for value in entry.durations)
+    return entry if timed and isinstance(entry.record.get("status"), str) else None
 
 
 def is_torn(text: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mlexp import journal
-from mlexp.record import STATUSES, metrics_of
+from mlexp.record import METRICS, STATUSES, metrics_of
 
 TIMING = ("wall_s", "wall_iqr_s", "rounds")
 IDENTITY = ("status", "question", "cell", "key", "replayed", "source")  # never believed of a file that is not ours
@@ -139,7 +139,8 @@ def _bench_row(bench: object, where: str, data: dict, series: dict, timed: bool)
     if not isinstance(name, str):
         raise LoadError(f"{where}.fullname is {_kind(name)}, not a string")
     if all(isinstance(extra.get(key), str) for key in ("key", "status", "question")):
-        values = {"cell": name, **extra}
+        values = {key: value for key, value in extra.items() if key not in TIMING} | {"cell": name}
+        _check_metrics(values, where)
     else:
         values = _environment(data, where) | {key: value for key, value in extra.items() if key not in IDENTITY}
         values |= {"cell": name, "status": "passed" if timed else "failed"}
@@ -184,22 +185,24 @@ def _read_journal(file: Path, named: bool, loaded: Loaded) -> None:
         numbers = ", ".join(map(str, contents.torn))
         loaded.notes.append(f"{file}: line {numbers} was cut short by a kill; its cell is not counted")
     loaded.died += contents.died
+    newest = {entry.key: entry for entry in contents.entries}  # what stands later is newer, whatever the clock said
     for i, entry in enumerate(contents.entries, 1):
+        if newest[entry.key] is not entry:
+            continue
         where = f"{file}: cell {i}"
-        for name, kind in (
-            ("record", dict),
-            ("params", dict),
-            ("durations", list),
-            ("series", dict),
-            ("metrics", dict),
-        ):
-            _get(vars(entry), name, kind, where)
-        if not all(isinstance(value, str) for value in (entry.cell, entry.key, entry.question)):
-            raise LoadError(f"{where}: cell, key and question must be strings")
         _take_metrics({entry.question: entry.metrics} if entry.metrics else {}, where, loaded)
         identity = {"cell": entry.cell, "key": entry.key, "question": entry.question, "source": file.name}
-        timing = timing_of(_numbers(entry.durations, f"{where}.durations"))
-        loaded.rows.append(_row(entry.params, entry.record | timing | identity, entry.series, where))
+        timing = timing_of([float(_scalar(duration)) for duration in entry.durations])
+        own = {name: value for name, value in entry.record.items() if name not in TIMING}
+        _check_metrics(own, where)
+        loaded.rows.append(_row(entry.params, own | timing | identity, entry.series, where))
+
+
+def _check_metrics(values: dict, where: str) -> None:
+    """Raises LoadError where a shared metric of ours is not of its kind."""
+    for name, value in values.items():
+        if name in METRICS and METRICS[name].unit != "name" and not isinstance(value, int | float | None):
+            raise LoadError(f"{where}: {name} is {_kind(value)}, not a number")
 
 
 def _row(params: dict, values: dict, series: dict, where: str) -> Row:
@@ -265,7 +268,11 @@ def _numbers(values: list, where: str) -> list[float]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise LoadError(f"{where} holds {_kind(value)}, not a number")
-    return [float(_scalar(value)) for value in values]
+    numbers = [float(_scalar(value)) for value in values]
+    for value in numbers:
+        if not 0 <= value < math.inf:
+            raise LoadError(f"{where} holds {value}, not a finite time")
+    return numbers
 
 
 def _kind(value: object) -> str:

@@ -103,7 +103,12 @@ def _in_folder(name: str, row: Model, path: Path) -> Path:
 
 def _checked(name: str, row: Model, folder: Path) -> Path:
     """A folder of another architecture must not pass for the model asked for."""
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}: config.json is not JSON ({type(error).__name__})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}: config.json is no object with n_layer, n_embd and n_head")
     has = tuple(config.get(key) for key in ("n_layer", "n_embd", "n_head"))
     if has != (row.layers, row.width, row.heads):
         wanted = (row.layers, row.width, row.heads)

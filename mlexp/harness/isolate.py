@@ -40,16 +40,21 @@ def run(item: pytest.Item) -> journal.Entry:
 
 def command(item: pytest.Item, path: Path) -> list[str]:
     """The pytest call that runs this one cell as this session would have."""
-    config, option = item.config, item.config.option
-    words = [sys.executable, "-m", "pytest", f"{item.path}::{item.nodeid.split('::', 1)[1]}"]
-    words += ["--rootdir", str(config.rootpath), *(["-c", str(config.inipath)] if config.inipath else [])]
-    words += ["-p", "mlexp.harness.plugin", "-p", "no:cacheprovider", "-q", "--journal", str(path)]
+    cell = f"{item.path}::{item.nodeid.split('::', 1)[1]}"
+    return [sys.executable, "-m", "pytest", *words(item.config, [cell], path)]
+
+
+def words(config: pytest.Config, cells: list[str], path: str | Path) -> list[str]:
+    """The arguments with which pytest runs `cells` (node ids or files) as this session would, journaling at `path`."""
+    option = config.option
+    said = [*cells, "--rootdir", str(config.rootpath), *(["-c", str(config.inipath)] if config.inipath else [])]
+    said += ["-p", "mlexp.harness.plugin", "-p", "no:cacheprovider", "-q", "--journal", str(path)]
     for name in FORWARDED:
         if (value := getattr(option, name)) is not None:
-            words += [f"--{name}", str(value)]
+            said += [f"--{name}", str(value)]
     for text in option.set:
-        words += ["--set", text]
-    return words
+        said += ["--set", text]
+    return said
 
 
 def how_it_ended(code: int) -> str:

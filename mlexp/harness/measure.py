@@ -288,10 +288,10 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine(device: str) -> str:
-    """One line that tells machines apart: CPU model, threads, and the GPU where the cells run on it."""
+def machine(device: str, count: int | None = None) -> str:
+    """One line that tells machines apart: CPU model, threads (`count`, else this process'), GPU where cells use it."""
     gpu = f" + {(nvml() and nvml().name()) or 'CUDA device'}" if device == "cuda" else ""
-    count = threads()
+    count = count or threads()
     return f"{cpu_model()}, {count} thread{'s' if count > 1 else ''}{gpu}"
 
 

@@ -15,8 +15,8 @@ from mlexp import record
 from mlexp.harness import grid, isolate, measure
 from mlexp.harness.cell import Cell, CellDied, outcome
 from mlexp.harness.progress import Progress
-from mlexp.harness.session import PLAN, STATE, Plan, State, check_json, json_path, now, passed
-from mlexp.journal import Entry
+from mlexp.harness.session import PLAN, STATE, SWEEP, Plan, State, check_json, json_path, now, passed
+from mlexp.journal import Entry, JournalError
 
 
 def pytest_addoption(parser):
@@ -41,7 +41,7 @@ def pytest_configure(config):
         config.stash[STATE] = State(config)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if config.option.device == "cuda" and not measure.gpu_present():
+    if config.option.device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
         raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
     for name in ("prompts", "corpus"):
         path = getattr(config.option, name)
@@ -114,7 +114,8 @@ def say(config: pytest.Config, text: str) -> None:
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("needs_gpu") and not measure.gpu_present():
+    elsewhere = PLAN in item.stash and item.stash[PLAN].recording
+    if item.get_closest_marker("needs_gpu") and not elsewhere and not measure.gpu_present():
         if item.config.option.require_gpu:
             pytest.fail("--require-gpu: needs a CUDA device and the driver finds none", pytrace=False)
         pytest.skip("needs a CUDA device")
@@ -136,11 +137,15 @@ def pytest_pyfunc_call(pyfuncitem):
     if plan is None or pyfuncitem.funcargs["benchmark"].disabled:
         return None
     if plan.key in state.finished:
-        plan.recording = state.finished[plan.key].record
+        plan.recording = plan.recording or state.finished[plan.key].record | {"replayed": True}
         return replay(pyfuncitem, state.finished[plan.key])
     if pyfuncitem.config.option.isolate:
         return replay(pyfuncitem, isolate.run(pyfuncitem))
-    state.journal.start(plan.name, plan.key, now())
+    try:
+        state.journal.start(plan.name, plan.key, now())
+    except JournalError as error:  # what cannot be kept is not run
+        pyfuncitem.session.shouldstop = str(error)
+        pytest.skip(str(error))
     return None
 
 
@@ -150,7 +155,7 @@ def replay(item: pytest.Item, entry: Entry) -> bool:
     cell.arrays = entry.series
     cell.values = {name: value for name, value in entry.record.items() if name not in record.PROVENANCE}
     if entry.status != "passed":
-        raise CellDied(entry.status, entry.record["reason"])
+        raise CellDied(entry.status, entry.record.get("reason") or entry.status)
     with item.config.stash[STATE].clock.replaying(entry.durations):
         benchmark.pedantic(lambda: None, rounds=len(entry.durations))
     return True
@@ -173,7 +178,10 @@ def finish(item: pytest.Item, plan: Plan, call: pytest.CallInfo, report: pytest.
     status, reason = outcome(call.excinfo.value) if call.excinfo else ("passed", None)
     durations = list(benchmark.stats.stats.data) if benchmark and benchmark.stats else []
     entry = state.entry(plan, cell, status, reason, durations)
-    state.keep(plan, entry)
+    try:
+        state.keep(plan, entry)
+    except JournalError as error:  # the disk is full: what comes after would be lost
+        item.session.shouldstop = f"{error}; the last cell is not in it"
     if entry.status == "passed":
         benchmark.extra_info.update(entry.record)
         benchmark.has_error = False
@@ -211,8 +219,22 @@ def pytest_benchmark_update_json(config, output_json):
     state.json_written = True
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session):
+    """A JSON that cannot be written is one line, and an error; the journal has all that it would have held."""
+    try:
+        result = yield
+        write_unfinished(session)
+    except OSError as error:
+        state = session.config.stash[STATE]
+        where = os.path.relpath(state.journal.path)
+        say(session.config, f"ERROR: --benchmark-json: {error}; the finished cells are in {where}: --resume writes it")
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        return None
+    return result
+
+
+def write_unfinished(session: pytest.Session) -> None:
     """Where no cell was timed pytest-benchmark writes no file: a gate must still see what did not finish."""
     config, state = session.config, session.config.stash[STATE]
     path = json_path(config)

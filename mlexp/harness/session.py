@@ -16,6 +16,7 @@ from mlexp.harness.cell import Cell
 OPTIONS = ("weights", "prompts", "corpus")
 STATE = pytest.StashKey["State"]()
 PLAN = pytest.StashKey["Plan"]()
+SWEEP = pytest.StashKey["object"]()  # there where the cells run on other machines
 
 
 class Plan:
@@ -27,7 +28,7 @@ class Plan:
         self.params = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         self.block = dict(list(self.params.items())[:-1])  # all axes but the arm
         self.settings, self.inputs, self.key = None, {}, None
-        self.recording: dict | None = None  # the record it was replayed from
+        self.recording: dict | None = None  # the record that it left where it ran, if not in this session
 
     @property
     def group(self) -> str:
@@ -97,9 +98,13 @@ class State:
             plan.settings = self.settings(plan.module, plan.question)
         if hasattr(plan.module, "inputs"):
             plan.inputs = plan.module.inputs(plan.params, plan.settings, self.options)
-        plan.key = identity.cell_key(
+        plan.key = self.key_on(plan, self.provenance["machine"])
+
+    def key_on(self, plan: Plan, machine: str) -> str:
+        """The key of a plan's cell where it runs on `machine`."""
+        return identity.cell_key(
             plan.name,
-            [self.provenance["machine"], self.device, self.dtype, self.scale],
+            [machine, self.device, self.dtype, self.scale],
             self.settings_text(plan),
             [measure.version("torch"), measure.version("transformers")],
             plan.inputs,
@@ -133,9 +138,9 @@ class State:
         )
 
     def full_record(self, plan: Plan, values: dict, status: str, reason: str | None) -> dict[str, object]:
-        """The flat record: what the cell recorded and where it comes from; of a replayed cell, its recording."""
+        """The flat record: what the cell recorded and where it comes from; where it ran elsewhere, as it was there."""
         if plan.recording:
-            return plan.recording | {"replayed": True}
+            return plan.recording
         return values | {
             "status": status,
             "reason": reason,
@@ -155,16 +160,33 @@ class State:
         }
 
     def keep(self, plan: Plan, entry: journal.Entry) -> None:
-        """A cell has ended: on disk first, then into what the JSON will hold."""
-        if not plan.recording:
-            self.journal.append(entry)
+        """A cell has ended: on disk first, then into what the JSON will hold, which is all that is left of it where
+        JournalError is raised in the end.
+        """
+        try:
+            if not plan.recording:
+                self.journal.append(entry)
+        finally:
+            self._take(plan, entry)
+
+    def _take(self, plan: Plan, entry: journal.Entry) -> None:
         self.metrics[plan.question] = entry.metrics
         if entry.series:
             self.series[plan.key] = entry.series
         if entry.status != "passed":
             self.unfinished.append(entry)
-        told = entry.status if entry.status != "passed" else "replayed" if plan.recording else "measured"
+        told = entry.status if entry.status != "passed" else "replayed" if entry.record["replayed"] else "measured"
         self.counts[told] += 1
+
+    def swept(self, plan: Plan, entry: journal.Entry) -> None:
+        """A cell has ended on another machine: on disk first, then where the session will find it; there it is even
+        where JournalError is raised.
+        """
+        try:
+            self.journal.append(entry)
+        finally:
+            plan.key, plan.recording = entry.key, entry.record
+            self.finished[entry.key] = entry
 
     def extras(self) -> dict[str, object]:
         """What a benchmark JSON holds beyond pytest-benchmark's own keys."""
@@ -190,7 +212,8 @@ def row(entry: journal.Entry) -> dict[str, object]:
 def passed(path: Path) -> tuple[dict[str, journal.Entry], list[int]]:
     """(the newest passed entry of each key, the numbers of altered lines) of the journal at `path`."""
     contents = journal.read(path)
-    return {entry.key: entry for entry in contents.entries if entry.status == "passed"}, contents.altered
+    finished = {entry.key: entry for entry in contents.entries if entry.status == "passed" and entry.durations}
+    return finished, contents.altered
 
 
 def json_path(config: pytest.Config) -> Path | None:
