@@ -2,12 +2,10 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,15 +16,9 @@ import mlexp
 from mlexp.analysis.results import load_series
 from mlexp.attention.variants import total_params, training_flops_per_token
 
-ROOT = Path(__file__).parents[1]
+from .command import ROOT, run
+
 QUESTION = ROOT / "benches" / "attention_search"
-
-
-def run(place, *words):
-    """`python -m words` in the checkout, with a cache of its own; (status, what it printed)."""
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def bench(place, *words, question=QUESTION, name="out.json"):

@@ -1,28 +1,18 @@
 """The decoding question as a user runs it, at smoke scale on the model that is trained here: cells, records, report."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .command import run
+
 ARMS = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("run")
-
-
-def run(place, *words):
-    """`python -m words` in the checkout, with a cache of its own; (status, what it printed)."""
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def bench(place, *words):

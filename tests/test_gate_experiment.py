@@ -1,24 +1,15 @@
 """The question about the gate: its report counts what was planted, and a comparison at smoke scale leaves a record."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from mlexp.journal import Entry, Journal
 
-ROOT = Path(__file__).parents[1]
+from .command import run
+
 QUESTION = "benches/harness/bench_gate.py"
 FIELDS = {"status": "passed", "reason": None, "scale": "full", "settings": "{}", "device": "cpu", "machine": "m"}
-
-
-def run(place, *words):
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def plant(path, truth, count, ab, mean, runs):

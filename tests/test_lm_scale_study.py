@@ -3,13 +3,11 @@
 import csv
 import importlib.util
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,25 +18,11 @@ from mlexp.analysis.output import Output
 from mlexp.analysis.results import contexts, load, load_series
 from mlexp.harness.grid import override, parse_override
 
-ROOT = Path(__file__).parents[1]
+from .command import ROOT, command, run
+
 EQPROP = ("looped_mlp", "recurrent_core", "full", "full_kappa0")
 TWINS = ("looped_mlp_twin", "recurrent_core_twin", "full_twin")
 LEARNERS = ("backprop", "backprop_matched", *EQPROP, *TWINS)
-
-
-def command(place, *words):
-    return {
-        "args": [sys.executable, "-m", *words],
-        "cwd": ROOT,
-        "env": os.environ | {"XDG_CACHE_HOME": str(place / "cache"), "OMP_NUM_THREADS": "1"},
-        "text": True,
-    }
-
-
-def run(place, *words):
-    """`python -m words` in the checkout; (status, what it printed)."""
-    done = subprocess.run(**command(place, *words), capture_output=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def question(place, *words):

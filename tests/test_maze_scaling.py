@@ -2,26 +2,16 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .command import ROOT, run
+
 ARMS = ("baseline", "poh_hrm", "poh_r1", "poh_uniform", "poh_static", "poh_t_inf", "baseline_wide", "baseline_deep",
         "baseline_long")  # fmt: skip
-
-
-def run(place, *words):
-    """`python -m words` in the checkout, with a cache of its own; (status, what it printed)."""
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 def bench(place, *words):

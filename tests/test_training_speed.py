@@ -1,21 +1,12 @@
 """The question about the training loop: every loop takes the same steps, and the report finds a planted ratio."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from .command import run
+
 QUESTION = "benches/training_speed"
-
-
-def run(place, *words):
-    env = os.environ | {"XDG_CACHE_HOME": str(place / "cache")}
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
