@@ -1,12 +1,14 @@
 """The `mlexp` command."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from mlexp import __version__
 
 STATUSES = "exit status: 0 ok; 1 regression; 2 nothing or not everything compared; 3 not comparable; 4 unreadable input"
+BROKEN_PIPE = 128 + 13  # as of a program that SIGPIPE ended
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +21,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(words[:cut])
     if words[cut + 1 :]:  # argparse would take them for its own where an option stands before the "--"
         options.pytest_args += words[cut + 1 :]
-    return options.run(options)
+    try:
+        status = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The command line: its help, its version, its exit statuses."""
 
+import json
 import subprocess
 import sys
 
@@ -65,3 +66,13 @@ def test_nothing_given_and_nothing_there(tmp_path, monkeypatch, capsys):
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "mlexp", "--version"], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("mlexp ")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    record = {"fullname": "b.py::test_it", "params": {}, "extra_info": {}, "stats": {"median": 1.0, "data": [1.0]}}
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps({"benchmarks": [record], "machine_info": {}, "commit_info": {}, "version": "5"}))
+    words = [sys.executable, "-m", "mlexp", "compare", str(path), str(path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, "")
