@@ -293,3 +293,9 @@ def test_untrusted_gradients_are_flagged(report_module):
     report_module.trust_verdict(trained[trained["learner"] == "full"], out)
     assert found["G"][0] == "refuted" and "n50000-full 0.9800" in found["G"][1]
     assert "gradient not trusted (1 of 5)" in report_module.note(trained[-5:])
+
+
+def test_a_baseline_that_was_still_learning_is_said_to_be(report_module):
+    records = made_up({"backprop": FLAT, "full": FLAT}).assign(updates=150, best_step=90)
+    records.loc[records["n_chars"] == "n50000", "best_step"] = 150
+    assert report_module.still_learning(report_module.grid(records, "n_chars")) == ["50k"]

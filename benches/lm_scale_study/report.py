@@ -33,6 +33,7 @@ SAME = 0.02  # nats; below this two losses are the same for practical purposes (
 ROOM = 1.3  # a step may take so many times its limit
 PLAIN = 4  # and without feedback so many backprop steps
 LEAST_ROUNDS = 3  # of a step whose time is judged
+LATE = 0.9  # share of the updates after which a best state says that training was cut short
 FLAT = 1.01  # and save for backward so many times as much after more sweeps
 
 ABOUT = """
@@ -420,6 +421,18 @@ def answers(data, lengths):
     arm = champion(lengths) if len(lengths) else None
     longer = advantages(lengths, arm) if arm else pd.DataFrame()
     yield f"- **Sequences.** {told(longer) if enough(longer, 1) else 'No two seeds of both in these records'}."
+    if late := still_learning(data):
+        yield (
+            f"- **Budget.** All learners make the same updates. At {', '.join(late)} backprop was best at its "
+            "last ones: longer training would have helped it there, and who wins is said of this budget alone."
+        )
+
+
+def still_learning(data, name="backprop") -> list[str]:
+    """Amounts of text at which a learner's best state is, in the mean, within the last tenth of its updates."""
+    some = data[data["learner"] == name]
+    share = (some["best_step"] / some["updates"]).groupby(some["x"]).mean()
+    return [plots.si(x) for x in share.index[share > LATE]]
 
 
 def told(table) -> str:
