@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch._dynamo  # or the first optimiser imports it: seconds and 200 MB within the first cell's measurement
 from torch import Tensor
 
 LOOK_EVERY = 25  # steps on a GPU between looks at the losses: a look waits for the device

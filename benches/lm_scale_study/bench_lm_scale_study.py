@@ -1,5 +1,6 @@
 """From how much text on does EqProp beat backprop?  Fixed: held-out text, updates, optimiser, early stopping."""
 
+import copy
 import functools
 import json
 import math
@@ -194,6 +195,8 @@ def test_sequence_length(cell, seq_len, seed, learner):
 
 def trained(cell, name: str, seed: int, n_chars: int, length: int):
     """Train a learner on an excerpt that the seed alone places, and judge the state of the best validation loss."""
+    import torch
+
     from mlexp.eqprop import chars
     from mlexp.eqprop.train import evaluate, network, train
 
@@ -205,13 +208,13 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
     batches = chars.batches(some, s.batch, length, cell.seed, cell.device)
     size = replace(s, length=length)
     model = network(row, size, cell.seed, told["dropout"], cell.device)
+    learn = functools.partial(train, row, lr=told["lr"], weight_decay=told["weight_decay"], checks=s.checks,
+                              evaluate_every=s.evaluate_every)  # fmt: skip
+    with torch.random.fork_rng():  # what a process loads, chooses and keeps at its first update is no cost of the cell
+        learn(copy.deepcopy(model), batches, windows["validation"], 1)
     result, log = cell.time(
-        lambda: train(
-            row, model, batches, windows["validation"], steps, lr=told["lr"], weight_decay=told["weight_decay"],
-            evaluate_every=s.evaluate_every, checks=s.checks, progress=cell.progress,
-        ),
-        warmup=False,
-    )  # fmt: skip
+        lambda: learn(model, batches, windows["validation"], steps, progress=cell.progress), warmup=False
+    )
     losses = {part: evaluate(model, windows[part])[0] for part in ("test", "train")}
     floors = chars.floors(some, held["test"], s.least)
     cell.record(
