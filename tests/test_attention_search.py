@@ -173,6 +173,7 @@ def test_one_arm_may_diverge_or_run_out_of_memory_and_the_rest_stands(tmp_path):
         ({"shape": "huge"}, "unknown shape 'huge'; choose from full, natural, quick"),
         ({"text": "natural"}, "text=natural needs 257 tokens or more; shape=quick has 64: give --set shape=natural"),
         ({"shape": "natural"}, "text=synthetic has 64 tokens; shape=natural has 1024: give --set text=natural too"),
+        ({"tokenizer": "mine"}, "tokenizer=mine: text=synthetic was never text; give --set text=natural too"),
         ({"micro_batch": 9}, "micro_batch is 9; 1 to batch=8"),
         ({"steps": 0}, "steps is 0; at least 1"),
         ({"lr": 0.0}, "lr is 0.0; above 0"),

@@ -194,6 +194,7 @@ def report_module():
         ("nudges=none", "unknown nudge 'none'; choose from symmetric, split, positive"),
         ("steppers=full_twin", "unknown stepper 'full_twin'; choose from backprop, backprop_matched, looped_mlp"),
         ("data_sizes=1000", "unknown n_chars '1000'; like n1000, any number"),
+        ("data_sizes=n10", "n_chars 'n10': needs more characters than a sequence has, 16"),
         ("heads=3", "heads=3: must divide the width 16"),
         ("least=9", "least is 9; 1 to 8, the shortest sequence"),
         ("updates=0", "updates is 0; at least 1, or none"),

@@ -66,6 +66,7 @@ def test_the_report_writes_the_seeds_outputs_and_answers_its_questions(place):
     folder = place / "results" / "maze_scaling"
     seeds = json.loads((folder / "scaling_results_maze5.json").read_text())
     assert seeds["config"] == {"maze_size": 5, "n_train": 32, "n_test": 20, "epochs": 1, "R": 4, "T": 4}
+    assert (seeds["seeds"], seeds["scale"]) == (2, "smoke") and 0 < seeds["floors"]["random"] < 100
     (row,) = seeds["results"]
     assert row["size"] == "tiny" and row["poh_advantage_acc"] == pytest.approx(row["poh_acc"] - row["baseline_acc"])
     assert set(row) == {"size", *(f"{a}_{m}" for a in ("baseline", "poh") for m in ("params", "acc", "opt")),
@@ -86,6 +87,7 @@ def test_the_report_writes_the_seeds_outputs_and_answers_its_questions(place):
         ("archs=hrm", "unknown arch 'hrm'; choose from baseline, poh_hrm"),
         ("generator=wilson", "unknown generator 'wilson'; choose from dfs, dfs_loops"),
         ("R=0", "R is 0; at least 1"),
+        ("lr=0", "lr is 0.0; above 0"),
         ("min_path=1.5", "min_length=37: a 5 x 5 maze has 25 cells"),
         ("heads=3", "heads=3: must divide 128 / 4"),
         ("larger=1", "n=1: expected an integer of at least 2"),

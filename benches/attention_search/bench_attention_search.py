@@ -137,6 +137,8 @@ def check_together(s: Settings):
     vocab = SHAPES[s.shape].vocab
     if s.text == "synthetic" and vocab != SHAPES["quick"].vocab:
         raise ValueError(f"text=synthetic has 64 tokens; shape={s.shape} has {vocab}: give --set text=natural too")
+    if s.text == "synthetic" and s.tokenizer:
+        raise ValueError(f"tokenizer={s.tokenizer}: text=synthetic was never text; give --set text=natural too")
     if s.text == "natural" and vocab < 257:
         raise ValueError(
             f"text=natural needs 257 tokens or more; shape={s.shape} has {vocab}: give --set shape=natural"

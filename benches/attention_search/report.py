@@ -282,6 +282,13 @@ def tied(mine) -> list[str]:
     return [arm for arm, kept in zip(table, stats.tie_set(table.to_numpy()), strict=True) if kept]
 
 
+def not_told(same: list[str], mine) -> str:
+    """The arms tied with the best, in words."""
+    if not same:
+        return f"{mine['seed'].nunique()} seed cannot tell any arm from another"
+    return ", ".join(same) if len(same) > 1 else "none"
+
+
 def arm_table(mine) -> pd.DataFrame:
     same, whole, rows = set(tied(mine)), compared(mine), []
     for arm in arms(mine):
@@ -886,7 +893,7 @@ def seed_report(mine, table, claims) -> str:
         "### Attention mechanisms tested", "", ", ".join(table["variant"]) + ".", "",
         "## Results Summary", "", f"Arms finished: {len(table)} of {len(SEED_ARMS)}.", "",
         "### Top 5 by loss", "", *rank, "",
-        "Not told from the best: " + (", ".join(same) if len(same) > 1 else "none") + ".", "",
+        f"Not told from the best: {not_told(same, mine)}.", "",
         "### Statistics", "",
         f"- Loss: {spread('loss_nats')}", f"- Accuracy: {spread('accuracy')}",
         f"- Time, minutes: {spread('wall_s', 1 / 60, 2)}",

@@ -80,6 +80,9 @@ class Settings(Size):
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
         if self.updates is not None and self.updates < 1:
             raise ValueError(f"updates is {self.updates}; at least 1, or none")
+        for size in self.data_sizes:
+            if number(size) <= self.length:
+                raise ValueError(f"n_chars {size!r}: needs more characters than a sequence has, {self.length}")
         shortest = min(self.length, *map(number, self.lengths))
         if not 1 <= self.least <= shortest:
             raise ValueError(f"least is {self.least}; 1 to {shortest:.0f}, the shortest sequence")

@@ -640,7 +640,8 @@ def learning_figure(data, out):
         plots.log_y(ax)
         ax.set(title=f"{plots.si(x)} characters", xlabel="updates")
     panels[0].set_ylabel("validation perplexity")
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    lines = {line.get_label(): line for ax in panels for line in ax.get_lines() if line.get_label() in LOOKS}
+    panels[-1].legend(lines.values(), lines, loc="upper left", bbox_to_anchor=(1.01, 1.02))
     return fig
 
 

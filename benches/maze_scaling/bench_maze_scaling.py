@@ -52,6 +52,8 @@ class Settings:
         for name in ("train", "test", "epochs", "batch", "R", "T"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}; above 0")
         for size in self.sizes:
             if self.heads is not None and (self.heads < 1 or SIZES[size].width % (4 * self.heads)):
                 raise ValueError(f"heads={self.heads}: must divide {SIZES[size].width} / 4 at size {size}")
@@ -109,7 +111,7 @@ def test_train(cell, size, seed, arch):
     batches = Batches(known, s.batch, cell.seed, cell.device, s.augment, s.least(s.maze_size), s.loss)
     steps = batches.per_epoch * s.epochs * (s.R if arm.long else 1)
     _, flops = cell.count(lambda: loss_in(dtype)(model, *batches(0)).backward())
-    lr = s.lr or SIZES[size].lr
+    lr = SIZES[size].lr if s.lr is None else s.lr
     states = Snapshots(model, steps, min(SNAPSHOTS, s.epochs))
     result = cell.time(
         lambda: train(model, batches, steps, lr, dtype, compiled=s.compile, after=states, progress=cell.progress),

@@ -440,7 +440,7 @@ def checklist(records):
 
 
 def seed_files(records, setting, out):
-    """The seed's own JSON and text; accuracies in percent, means over seeds."""
+    """The seed's own JSON and text, and beside its keys ours; accuracies in percent, means over seeds."""
     keys = {"maze_size": "maze_size", "n_train": "train", "n_test": "test", "epochs": "epochs", "R": "R", "T": "T"}
     rows = []
     for size in sizes(records):
@@ -452,10 +452,20 @@ def seed_files(records, setting, out):
                         f"{name}_opt": 100 * some["optimality"].mean()}  # fmt: skip
             row |= {f"poh_advantage_{m}": row[f"poh_{m}"] - row[f"baseline_{m}"] for m in ("acc", "opt")}
             rows.append(row)
-    content = {"config": {name: setting[field] for name, field in keys.items()}, "results": rows}
+    known = {"seeds": int(records["seed"].nunique()), "scale": records["scale"].iloc[0]}
+    floors = {
+        name: 100 * records.groupby("seed")[f"{name}_accuracy"].first().mean() for name in ("random", "manhattan")
+    }
+    config = {name: setting[field] for name, field in keys.items()}
+    content = {"config": config, "results": rows, **known, "floors": floors}
     n = setting["maze_size"]
     out.file(f"scaling_results_maze{n}.json", json.dumps(content, indent=2) + "\n")
-    lines = [f"PoH-HRM against a baseline transformer, {n} x {n} mazes, means over seeds, percent", ""]
+    lines = [
+        f"PoH-HRM against a baseline transformer, {n} x {n} mazes, means over {known['seeds']} seed(s), percent",
+        f"scale {known['scale']}; {setting['test']} test mazes a seed; a walk without a model: random "
+        f"{floors['random']:.1f}, manhattan {floors['manhattan']:.1f}; intervals and controls are in summary.md",
+        "",
+    ]
     lines.append(f"{'size':8}{'baseline':>22}{'PoH-HRM':>22}{'advantage':>12}")
     for row in rows:
         sides = (

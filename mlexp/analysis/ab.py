@@ -109,6 +109,8 @@ def revisions(
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mlexp-ab-")))
         folders = stack.enter_context(checkouts((base, head), (where or Path.cwd()).resolve(), scratch))
+        if not args:
+            raise Refused(gate.UNREADABLE, "which cells? give pytest's arguments after --, such as -- benches/harness")
         duels = bout(folders, args, scratch, terms, tell)
         unlike = [found for found in duels if found.blocks and found.verdict in (Verdict.WORSE, Verdict.BETTER)]
         if unlike:
@@ -280,6 +282,8 @@ def fight(found: Duel, sides: Sequence[Side], terms: Terms, confidence: float, p
     found.status = gate.REGRESSION if found.verdict == Verdict.WORSE else gate.OK
     if found.verdict == Verdict.AMBIGUOUS:
         found.why = "the budget was spent before it was clear"
+    if not math.isfinite(found.high):
+        found.status, found.why = gate.INCOMPLETE, "the budget was spent before there was an interval; give more"
 
 
 def judge(low: float, high: float, margin: float) -> Verdict:

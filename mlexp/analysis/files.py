@@ -39,6 +39,7 @@ class Loaded:
     metrics: dict[str, dict] = field(default_factory=dict)  # question -> name -> [unit, better, what]
     notes: list[str] = field(default_factory=list)
     died: list[dict] = field(default_factory=list)  # cells that started and never ended: {cell, key, when}
+    never_ran: list[str] = field(default_factory=list)  # cells that a run selected and no file has
     older: list[Row] = field(default_factory=list)  # rows of a key in `rows`, measured at another commit
     commits: dict[str, str] = field(default_factory=dict)  # commit -> its time, where a benchmark JSON says it
 
@@ -59,6 +60,8 @@ def read(*paths: str | Path) -> Loaded:
     loaded.rows, loaded.older = _unique(loaded.rows), _unique(loaded.rows, "commit")
     kept = set(map(id, loaded.rows))
     loaded.older = [row for row in loaded.older if id(row) not in kept]
+    seen = {row.values["cell"] for row in loaded.rows}
+    loaded.never_ran = sorted(set(loaded.never_ran) - seen)
     finished = {row.values.get("key") for row in loaded.rows}
     loaded.died = [start for start in loaded.died if start["key"] not in finished]
     return loaded
@@ -125,7 +128,8 @@ def _read_json(file: Path, named: bool, loaded: Loaded) -> None:
     commit = _get(data, "commit_info", dict, str(file))
     if isinstance(commit.get("id"), str) and isinstance(commit.get("time"), str):
         loaded.commits[commit["id"]] = commit["time"]
-    series = _get(data, "series", dict, str(file))
+    series, planned = _get(data, "series", dict, str(file)), _get(data, "planned", list, str(file))
+    loaded.never_ran += [cell for cell in planned if isinstance(cell, str)]
     for kind in ("benchmarks", "unfinished"):
         for i, bench in enumerate(_get(data, kind, list, str(file))):
             loaded.rows.append(_bench_row(bench, f"{file}: {kind}[{i}]", data, series, timed=kind == "benchmarks"))

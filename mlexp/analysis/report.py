@@ -106,6 +106,7 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
     groups = sorted(results.contexts(df), key=lambda group: -(group[1]["status"] == "passed").sum())
     over_commits, asks = by_context(name, loaded), asked(file.with_name("README.md"))
     killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
+    never_ran = [cell for cell in loaded.never_ran if f"/{name}/" in f"/{cell}"]
     sections = []
     for context, mine in groups:
         passed = mine["status"] == "passed"
@@ -121,7 +122,10 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
         if not sections:
             unfinished += [(start["cell"], "killed", "started and never ended, or still running") for start in killed]
         folder = Path(name, out.slug) if sections else Path(name)
-        sections.append(Section(out, folder, len(records), grid_note(mine), unfinished, environment(mine), asks, told))
+        note = grid_note(mine)
+        if never_ran and not note:
+            note = f"unfinished run: {len(never_ran)} of the cells that it selected never ran"
+        sections.append(Section(out, folder, len(records), note, unfinished, environment(mine), asks, told))
     return sections
 
 

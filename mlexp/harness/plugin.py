@@ -93,6 +93,7 @@ def pytest_collection_finish(session):
     state.check_overrides(sorted({plan.question for plan in plans}))
     if config.option.collectonly:
         return
+    state.planned = [plan.name for plan in plans]
     state.provenance = measure.provenance(state.root, state.device)
     try:
         state.journal.check_writable()

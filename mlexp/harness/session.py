@@ -63,6 +63,7 @@ class State:
         self.clock = measure.Clock()
         self.journal = journal.Journal(self.here / option.journal)
         self.finished: dict[str, journal.Entry] = {}  # what --resume may replay, by key
+        self.planned: list[str] = []  # every cell that this run selected
         self.unfinished: list[journal.Entry] = []
         self.series: dict[str, dict] = {}
         self.metrics: dict[str, dict] = {}
@@ -190,7 +191,8 @@ class State:
 
     def extras(self) -> dict[str, object]:
         """What a benchmark JSON holds beyond pytest-benchmark's own keys."""
-        return {"unfinished": [row(entry) for entry in self.unfinished], "series": self.series, "metrics": self.metrics}
+        unfinished = [row(entry) for entry in self.unfinished]
+        return {"planned": self.planned, "unfinished": unfinished, "series": self.series, "metrics": self.metrics}
 
 
 def now() -> str:

@@ -134,6 +134,7 @@ def test_the_working_tree_is_a_revision_and_other_settings_are_other_work(within
         (["base", "head", "--", "--resume"], "--resume: ab runs each cell itself"),
         (["base", "head", "--budget", "0"], "give a positive budget"),
         (["base", "head", "--margin", "100"], "margin 100 %"),
+        (["base", "head"], "which cells?"),
     ],
 )
 def test_wrong_words_are_one_line(within, capsys, words, told):
@@ -205,6 +206,11 @@ def test_identical_sides_are_not_told_apart_on_a_bad_machine_and_ten_percent_are
     assert slower.count(Verdict.WORSE) >= 9
     faster = [fought(Machine(seed, factor=1 / 1.1), budget=20, seed=seed).verdict for seed in range(10)]
     assert faster.count(Verdict.BETTER) >= 9
+
+
+def test_too_small_a_budget_for_an_interval_is_no_comparison():
+    found = fought(Machine(0), budget=1e-9)
+    assert (found.verdict, found.blocks, found.status) == (Verdict.AMBIGUOUS, 1, gate.INCOMPLETE)
 
 
 def test_a_quiet_machine_is_told_to_be_the_same_at_once():

@@ -155,6 +155,23 @@ def test_what_did_not_finish_is_listed(make, place):
     assert "| benches/speed/bench_speed.py::test_run[xl-p03-tree] | oom | CUDA out of memory |" in summary
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], False),
+        (["benches/speed/bench_speed.py::test_run[never]"], True),
+        (["benches/other/bench_other.py::test_run"], False),
+    ],
+)
+def test_what_a_run_never_came_to_is_said(make, place, more, said):
+    entries = make.grid()
+    make.write_json(place / "a.json", entries, planned=[*(entry["fullname"] for entry in entries), *more])
+    make.write_question(place / "benches")
+    assert run([place / "a.json"]) == 0
+    told = "unfinished run: 1 of the cells that it selected never ran"
+    assert (told in (place / "results/speed/summary.md").read_text()) is said
+
+
 def test_a_grid_whose_shapes_belong_to_a_kernel_each_is_finished_when_they_are(make):
     shapes = {"sort": ("n10", "n20"), "sum": ("len1", "len2", "len3")}
     arms = {"sort": ("plain", "fast", "fastest"), "sum": ("plain", "fast")}
