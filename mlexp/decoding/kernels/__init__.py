@@ -26,11 +26,16 @@ BACKENDS = {
 }
 """Kernel -> its backends, the one that `auto` prefers on a CUDA device first."""
 
+WIDEST_HEAD = 512  # the Triton tiles of wider heads do not fit into a block's shared memory
 
-def missing(backend: str, device: str, dtype: torch.dtype | None = None) -> str | None:
-    """What stands between a backend and tensors of a device ("cpu" or "cuda") and type; None where it can run."""
+
+def missing(backend: str, device: str, dtype: torch.dtype | None = None, width: int | None = None) -> str | None:
+    """What stands between a backend and tensors of a device ("cpu" or "cuda"), type and head width; None where it can
+    run."""
     if backend == "reference":
         return None
+    if width is not None and width > WIDEST_HEAD:
+        return f"the heads are {width} wide; it takes {WIDEST_HEAD} at most"
     if dtype == torch.float64:
         return "the tensors are float64; it computes in float32"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,7 +51,9 @@ def missing(backend: str, device: str, dtype: torch.dtype | None = None) -> str 
     return import_module(".cuda", __name__).missing() if backend == "cuda" else None
 
 
-def choose(kernel: str, device: str, backend: str = "auto", dtype: torch.dtype | None = None) -> str:
+def choose(
+    kernel: str, device: str, backend: str = "auto", dtype: torch.dtype | None = None, width: int | None = None
+) -> str:
     """The backend that a kernel will run on: `auto` is the reference on a CPU, the first that can run on a GPU.
 
     Raises ValueError for an unknown name, RuntimeError for a backend that is not there, saying what is missing.
@@ -56,10 +63,11 @@ def choose(kernel: str, device: str, backend: str = "auto", dtype: torch.dtype |
     if device not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {device!r}; choose from cpu, cuda")
     if backend == "auto":
-        return "reference" if device == "cpu" else next(b for b in BACKENDS[kernel] if not missing(b, device, dtype))
+        usable = (b for b in BACKENDS[kernel] if not missing(b, device, dtype, width))
+        return "reference" if device == "cpu" else next(usable)
     if backend not in BACKENDS[kernel]:
         raise ValueError(f"{kernel} has no backend {backend!r}; choose from auto, {', '.join(BACKENDS[kernel])}")
-    lacking = missing(backend, device, dtype)
+    lacking = missing(backend, device, dtype, width)
     if lacking:
         raise RuntimeError(f"{kernel} on {backend}: {lacking}")
     return backend
@@ -136,32 +144,42 @@ def _(*args, **kwargs) -> int:
 
 def tree_attention(
     q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor, lengths: Tensor | None = None,
-    group: int | None = None, scale: float | None = None, backend: str = "auto",
+    group: int | None = None, scale: float | None = None, first: Tensor | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, backend: str = "auto",
 ) -> Tensor:  # fmt: skip
-    """See reference.tree_attention; `backend` is `auto` or one of BACKENDS."""
-    backend = choose("tree_attention", q.device.type, backend, k_pool.dtype)
-    if backend == "reference":
-        return reference.tree_attention(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale)
-    return _tree_attention(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, backend)
+    """See reference.tree_attention; `backend` is `auto` or one of BACKENDS. Heads wider than WIDEST_HEAD, keys' or
+    values', have the reference alone."""
+    width = max(q.shape[2], v_pool.shape[2])
+    backend = choose("tree_attention", q.device.type, backend, k_pool.dtype, width)
+    args = (q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, first, softcap, sinks)
+    return reference.tree_attention(*args) if backend == "reference" else _tree_attention(*args, backend)
 
 
 @custom_op("mlexp::tree_attention", mutates_args=())
 def _tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor,
-                    lengths: Tensor | None, group: int | None, scale: float | None, backend: str,
-                    ) -> Tensor:  # fmt: skip
-    return _run("tree_attention", backend, q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale)
+                    lengths: Tensor | None, group: int | None, scale: float | None, first: Tensor | None,
+                    softcap: float | None, sinks: Tensor | None, backend: str) -> Tensor:  # fmt: skip
+    return _run("tree_attention", backend, q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, first,
+                softcap, sinks)  # fmt: skip
 
 
 @_tree_attention.register_fake
-def _(q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, backend):
-    return q.new_empty(q.shape, dtype=v_pool.dtype)
+def _(q, k_pool, v_pool, *args):
+    return q.new_empty((*q.shape[:2], v_pool.shape[2]), dtype=v_pool.dtype)
 
 
 @register_flop_formula(torch.ops.mlexp.tree_attention, get_raw=True)
-def _(q, k_pool, v_pool, prompt_len, ancestors, lengths=None, *args, **kwargs) -> int:
-    """Two products of every query head with the tip's prompt and its own ancestors; of fake lengths, all columns."""
+def _(
+    q, k_pool, v_pool, prompt_len, ancestors, lengths=None, group=None, scale=None, first=None, *args, **kwargs
+) -> int:
+    """Two products of every query head with each slot that its tip sees; of fake lengths or firsts, with all slots.
+
+    The reference multiplies all slots and masks, so it counts more where `lengths` or `first` leave some out.
+    """
     n, H, D = q.shape
-    own = n * ancestors.shape[1]
+    seen = n * (prompt_len + ancestors.shape[1])
     if lengths is not None and not isinstance(lengths, FakeTensor):
-        own = int(lengths.sum())
-    return 4 * H * D * (n * prompt_len + own)
+        seen = n * prompt_len + int(lengths.sum())
+    if first is not None and not isinstance(first, FakeTensor):
+        seen -= int(first.clamp(min=0).sum())
+    return 2 * (D + v_pool.shape[2]) * H * seen

@@ -175,34 +175,64 @@ def _first(pairs: Tensor) -> Tensor:
 
 def tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor,
                    lengths: Tensor | None = None, group: int | None = None, scale: float | None = None,
+                   first: Tensor | None = None, softcap: float | None = None, sinks: Tensor | None = None,
                    ) -> Tensor:  # fmt: skip
     """softmax(q k^T) v of n tips, each over its prompt and its first `lengths` ancestors, accumulated in float32 at
     least.
 
-    q (n, H, D), k_pool and v_pool (S, K, D) slot-major, H / K query heads share a cached one, ancestors (n, L) integer
-    slots, lengths (n,) how many of them count (None = all L; what stands behind is never read). Tip i is behind prompt
-    b = i // group (None = all behind one), which fills slots b * prompt_len and on. -> (n, H, D) of the pool's type.
+    q (n, H, D), k_pool (S, K, D) and v_pool (S, K, E) slot-major, H / K query heads share a cached one, ancestors
+    (n, L) integer slots, lengths (n,) how many of them count (None = all L). Tip i is behind prompt b = i // group
+    (None = all behind one), which fills slots b * prompt_len and on. -> (n, H, E) of the pool's type.
+
+    first (n,) int64: the first position that the tip sees (None = 0). Positions count the prompt's slots 0 .. P - 1,
+    then the tip's own ancestors P, P + 1, ...; every tip sees at least one. softcap: a scaled score s becomes
+    softcap * tanh(s / softcap), before masking. sinks (H,): a logit of each query head that is added to the softmax's
+    denominator and has no value.
+
+    Ancestors that a tip does not see are never read. A prompt's slots must be finite, seen or not.
     """
     n, H, D = q.shape
-    P, L, K = prompt_len, ancestors.shape[1], k_pool.shape[1]
+    P, L, K, E = prompt_len, ancestors.shape[1], k_pool.shape[1], v_pool.shape[2]
     m = group or n  # tips of a prompt
     B, g, kind = n // m, H // K, torch.promote_types(q.dtype, torch.float32)
     q = q.to(kind) * (D**-0.5 if scale is None else scale)
-    if lengths is not None:
-        unseen = torch.arange(L, device=q.device) >= lengths[:, None]  # (n, L)
+    before, unseen = _unseen(P, L, lengths, first, q.device)
+    if unseen is not None:
         ancestors = ancestors.masked_fill(unseen, 0)
     head = torch.arange(K, device=q.device)
     rows = (ancestors.long()[:, None, :] * K + head[:, None]).reshape(-1)  # (n * K * L) rows of the pool
-    k_own, v_own = (x.reshape(-1, D).index_select(0, rows).view(n * K, L, D).to(kind) for x in (k_pool, v_pool))
-    k_prompt, v_prompt = (x[: B * P].view(B, P, K, D).to(kind) for x in (k_pool, v_pool))
+    k_own, v_own = (
+        x.reshape(-1, width).index_select(0, rows).view(n * K, L, width).to(kind)
+        for x, width in ((k_pool, D), (v_pool, E))
+    )
+    k_prompt, v_prompt = (x[: B * P].view(B, P, K, x.shape[2]).to(kind) for x in (k_pool, v_pool))
     q_heads = q.view(B, m, K, g, D).transpose(1, 2).reshape(B, K, m * g, D)
     prompt = q_heads @ k_prompt.permute(0, 2, 3, 1)  # (B, K, m * g, P)
-    own = (q.view(n * K, g, D) @ k_own.transpose(1, 2)).view(n, K, g, L)
-    if lengths is not None:
+    own = (q.reshape(n * K, g, D) @ k_own.transpose(1, 2)).view(n, K, g, L)
+    if softcap is not None:
+        prompt, own = (softcap * (score / softcap).tanh() for score in (prompt, own))
+    if before is not None:
+        prompt = prompt.view(B, K, m, g, P).masked_fill(before.view(B, 1, m, 1, P), -math.inf).view(B, K, m * g, P)
+    if unseen is not None:
         own = own.masked_fill(unseen[:, None, None], -math.inf)
-    own = own.view(B, m, K, g, L).transpose(1, 2).reshape(B, K, m * g, L)
-    weight = torch.cat([prompt, own], -1).softmax(-1)  # (B, K, m * g, P + L)
-    out = weight[..., :P] @ v_prompt.transpose(1, 2)  # (B, K, m * g, D)
-    own = weight[..., P:].view(B, K, m, g, L).transpose(1, 2).reshape(n * K, g, L) @ v_own
-    out = out.view(B, K, m, g, D).transpose(1, 2).reshape(n, K, g, D) + own.view(n, K, g, D)
-    return out.reshape(n, H, D).to(v_pool.dtype)
+    scores = [prompt, own.view(B, m, K, g, L).transpose(1, 2).reshape(B, K, m * g, L)]
+    if sinks is not None:
+        scores.append(sinks.to(kind).reshape(K, 1, g).expand(B, K, m, g).reshape(B, K, m * g, 1))
+    weight = torch.cat(scores, -1).softmax(-1)  # (B, K, m * g, P + L), and one column more for sinks
+    out = weight[..., :P] @ v_prompt.transpose(1, 2)  # (B, K, m * g, E)
+    own = weight[..., P : P + L].view(B, K, m, g, L).transpose(1, 2).reshape(n * K, g, L) @ v_own
+    out = out.view(B, K, m, g, E).transpose(1, 2).reshape(n, K, g, E) + own.view(n, K, g, E)
+    return out.reshape(n, H, E).to(v_pool.dtype)
+
+
+def _unseen(
+    P: int, L: int, lengths: Tensor | None, first: Tensor | None, device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which slots of the prompt, (n, P), and which ancestors, (n, L), each tip does not see; None = it sees all."""
+    before = unseen = None
+    if lengths is not None:
+        unseen = torch.arange(L, device=device) >= lengths[:, None]
+    if first is not None:
+        before, out = (torch.arange(*ends, device=device) < first[:, None] for ends in ((0, P), (P, P + L)))
+        unseen = out if unseen is None else unseen | out
+    return before, unseen

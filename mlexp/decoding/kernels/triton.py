@@ -13,6 +13,7 @@ PROGRAMS = 132  # multiprocessors of an H100 or H200: the grid of few, long rows
 VOCABULARY_BLOCK = 4096
 SUFFIX_TILE = 4096  # numbers of one suffix tile: query heads of a group x ancestors x width
 MAX_K = 8
+MAX_REGISTERS = 255  # of a thread, on every device since sm_35
 
 
 @triton.jit
@@ -242,72 +243,110 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
 
 
 @triton.jit
+def _capped(score, softcap):
+    """softcap * tanh(score / softcap): exp of a number below 0, which cannot overflow, or a series where 1 - exp would
+    cancel."""
+    x = score / softcap
+    size = tl.abs(x)
+    small, square = tl.exp(-2 * size), x * x
+    series = size * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315))))
+    tanh = tl.where(size < 0.125, series, (1 - small) / (1 + small))
+    return softcap * tl.where(x < 0, -tanh, tanh)
+
+
+@triton.jit
 def _prompt_part(
-    q, q_tip, q_head, k_pool, v_pool, slot_stride, head_stride, out, top_to, sum_to, scale, P, m, g, H, n, per_split,
-    D: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr,
+    q, q_tip, q_head, k_pool, k_slot, k_head, v_pool, v_slot, v_head, out, top_to, sum_to, scale, P, m, g, H, n,
+    per_split, first, softcap,
+    D: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Up to BM queries, (tip, head of the group), over one stretch of their prompt, read once for all of them."""
     heads = H // g
     tiles = tl.cdiv(m * g, BM)
     prompt, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     tile, split = tl.program_id(1) % tiles, tl.program_id(1) // tiles
-    r, d = tile * BM + tl.arange(0, BM), tl.arange(0, BD)
+    r, d, e = tile * BM + tl.arange(0, BM), tl.arange(0, BD), tl.arange(0, BE)
     tip, inside = (prompt * m + r // g).to(tl.int64), r < m * g
     query = head * g + r % g
-    wide = inside[:, None] & (d < D)[None, :]
-    x = tl.load(q + (tip * q_tip + query * q_head)[:, None] + d[None, :], mask=wide, other=0.0)
+    x = tl.load(
+        q + (tip * q_tip + query * q_head)[:, None] + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
+    )
     if UPCAST:
         x = x.to(tl.float32)
     top, total = tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
-    acc = tl.zeros((BM, BD), tl.float32)
-    base = prompt.to(tl.int64) * P * slot_stride + head * head_stride
-    end = tl.minimum(P, (split + 1) * per_split)
-    for start in range(split * per_split, end, BP):
+    acc = tl.zeros((BM, BE), tl.float32)
+    k_pool += prompt.to(tl.int64) * P * k_slot + head * k_head
+    v_pool += prompt.to(tl.int64) * P * v_slot + head * v_head
+    begin, end = split * per_split, tl.minimum(P, (split + 1) * per_split)
+    if first is not None:  # what no query of the tile sees is skipped, whole tiles of it
+        lowest = tl.minimum(tl.load(first + tip, mask=inside, other=2147483647), 2147483647).to(tl.int32)
+        begin = tl.maximum(begin, tl.min(lowest) // BP * BP)
+    for start in range(begin, end, BP):
         p = start + tl.arange(0, BP)
-        at = p[:, None] * slot_stride + d[None, :]  # 32 bits: one prompt is far below 2^31 elements
-        there = (p < end)[:, None] & (d < D)[None, :]
-        k = tl.load(k_pool + base + at, mask=there, other=0.0)
-        v = tl.load(v_pool + base + at, mask=there, other=0.0)
+        # 32 bits: one prompt is far below 2^31 elements
+        k_at, v_at = p[:, None] * k_slot + d[None, :], p[:, None] * v_slot + e[None, :]
+        k = tl.load(k_pool + k_at, mask=(p < end)[:, None] & (d < D)[None, :], other=0.0)
+        v = tl.load(v_pool + v_at, mask=(p < end)[:, None] & (e < E)[None, :], other=0.0)
         if UPCAST:
             k, v = k.to(tl.float32), v.to(tl.float32)
-        score = tl.dot(x, tl.trans(k), input_precision="tf32x3") * scale
-        score = tl.where((p < end)[None, :], score, float("-inf"))
+        score = tl.dot(x, tl.trans(k), input_precision=PRECISION) * scale
+        if softcap is not None:
+            score = _capped(score, softcap)
+        seen = (p < end)[None, :]
+        if first is not None:
+            seen = seen & (p[None, :] >= lowest[:, None])
+        score = tl.where(seen, score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
-        weight, keep = tl.exp(score - higher[:, None]), tl.exp(top - higher)
+        shift = higher
+        if first is not None:  # nothing seen yet: -inf - (-inf) is not a number
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+        weight, keep = tl.exp(score - shift[:, None]), tl.exp(top - shift)
         total = total * keep + tl.sum(weight, 1)
-        acc = acc * keep[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="tf32x3")
+        acc = acc * keep[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
         top = higher
     at = split.to(tl.int64) * n * H + tip * H + query
-    tl.store(out + at[:, None] * D + d[None, :], acc, mask=wide)
+    tl.store(out + at[:, None] * E + e[None, :], acc, mask=inside[:, None] & (e < E)[None, :])
     tl.store(top_to + at, top, mask=inside)
     tl.store(sum_to + at, total, mask=inside)
 
 
 @triton.jit
 def _suffix_part(
-    q, q_tip, q_head, k_pool, v_pool, slot_stride, head_stride, ancestors, lengths, L, part, top_at, sum_at, splits,
-    out, scale, g, H, n,
-    D: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
+    q, q_tip, q_head, k_pool, k_slot, k_head, v_pool, v_slot, v_head, ancestors, lengths, L, part, top_at, sum_at,
+    splits, out, scale, P, g, H, n, first, softcap, sinks,
+    D: tl.constexpr, E: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """One tip and one cached head: its own ancestors, gathered, then merged with the prompt's parts by log-sum-exp."""
-    tip, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    j, d = tl.arange(0, BG), tl.arange(0, BD)
-    query, wide = head * g + j, (j < g)[:, None] & (d < D)[None, :]
-    x = tl.load(q + tip * q_tip + query[:, None] * q_head + d[None, :], mask=wide, other=0.0).to(tl.float32)
-    length = tl.load(lengths + tip).to(tl.int32)
+    """One tip and up to BG query heads of one cached head: the tip's own ancestors, gathered, then merged with the
+    prompt's parts by log-sum-exp, and with the sinks."""
+    tip, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(g, BG)
+    head = tl.program_id(1) // tiles
+    j, d, e = tl.program_id(1) % tiles * BG + tl.arange(0, BG), tl.arange(0, BD), tl.arange(0, BE)
+    query, inside = head * g + j, j < g
+    wide = inside[:, None] & (e < E)[None, :]
+    x = tl.load(
+        q + tip * q_tip + query[:, None] * q_head + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
+    ).to(tl.float32)
+    begin, length = 0, tl.load(lengths + tip).to(tl.int32)
+    if first is not None:
+        lowest = tl.maximum(tl.load(first + tip) - P, 0).to(tl.int32)
+        begin = lowest // BL * BL
     top, total = tl.full((BG,), float("-inf"), tl.float32), tl.zeros((BG,), tl.float32)
-    acc = tl.zeros((BG, BD), tl.float32)
-    for start in range(0, length, BL):
+    acc = tl.zeros((BG, BE), tl.float32)
+    for start in range(begin, length, BL):
         column = start + tl.arange(0, BL)
-        slot = (
-            tl.load(ancestors + tip * L + column, mask=column < length, other=0).to(tl.int64) * slot_stride
-            + head * head_stride
-        )
-        there = (column < length)[:, None] & (d < D)[None, :]
-        k = tl.load(k_pool + slot[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
-        v = tl.load(v_pool + slot[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
+        seen = column < length
+        if first is not None:
+            seen = seen & (column >= lowest)
+        slot = tl.load(ancestors + tip * L + column, mask=seen, other=0).to(tl.int64)
+        k_at, v_at = slot * k_slot + head * k_head, slot * v_slot + head * v_head
+        k_mask, v_mask = seen[:, None] & (d < D)[None, :], seen[:, None] & (e < E)[None, :]
+        k = tl.load(k_pool + k_at[:, None] + d[None, :], mask=k_mask, other=0.0).to(tl.float32)
+        v = tl.load(v_pool + v_at[:, None] + e[None, :], mask=v_mask, other=0.0).to(tl.float32)
         score = tl.sum(x[:, None, :] * k[None, :, :], 2) * scale
-        score = tl.where((column < length)[None, :], score, float("-inf"))
+        if softcap is not None:
+            score = _capped(score, softcap)
+        score = tl.where(seen[None, :], score, float("-inf"))
         higher = tl.maximum(top, tl.max(score, 1))
         weight, keep = tl.exp(score - higher[:, None]), tl.exp(top - higher)
         total = total * keep + tl.sum(weight, 1)
@@ -315,56 +354,79 @@ def _suffix_part(
         top = higher
     for split in range(splits):
         at = split * n * H + tip * H + query
-        other = tl.load(top_at + at, mask=j < g, other=0.0)
+        other = tl.load(top_at + at, mask=inside, other=0.0)
         higher = tl.maximum(top, other)
         safe = tl.where(higher == float("-inf"), 0.0, higher)  # both sets empty: -inf - (-inf) is not a number
         keep, add = tl.exp(top - safe), tl.exp(other - safe)
-        total = total * keep + tl.load(sum_at + at, mask=j < g, other=0.0) * add
-        theirs = tl.load(part + at[:, None] * D + d[None, :], mask=wide, other=0.0)
+        total = total * keep + tl.load(sum_at + at, mask=inside, other=0.0) * add
+        theirs = tl.load(part + at[:, None] * E + e[None, :], mask=wide, other=0.0)
         acc = acc * keep[:, None] + theirs * add[:, None]
         top = higher
+    if sinks is not None:
+        sink = tl.load(sinks + query, mask=inside, other=0.0).to(tl.float32)
+        higher = tl.maximum(top, sink)
+        keep = tl.exp(top - higher)
+        total = total * keep + tl.exp(sink - higher)
+        acc = acc * keep[:, None]
     result = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out + (tip * H + query)[:, None] * D + d[None, :], result.to(out.dtype.element_ty), mask=wide)
+    tl.store(out + (tip * H + query)[:, None] * E + e[None, :], result.to(out.dtype.element_ty), mask=wide)
 
 
-def prompt_tile(dtype: torch.dtype, width: int, rows: int) -> tuple[int, int, int]:
-    """Queries and prompt slots of one tile, and its warps: the largest that sm_90 compiles without spills.
+def prompt_tile(dtype: torch.dtype, width: int, rows: int) -> tuple[int, int, int, str]:
+    """Queries and prompt slots of one tile, its warps, and how it multiplies: the largest that sm_90 compiles without
+    spills.
 
     A float32 product is three of TensorFloat-32, which round like one of full precision and need the registers of
-    three: heads wider than 128 spill a few words there.
+    three. Heads wider than 128 would spill, so they multiply in float32 itself, without tensor cores.
     """
     if dtype == torch.float32:
         BM, BP, warps = (32, 32, 4) if width <= 64 else (16, 32, 4) if width <= 128 else (16, 16, 8)
     else:
-        BM, BP, warps = (64, 64, 4) if width <= 128 else (32, 32, 4)
-    return min(BM, max(16, next_power_of_2(rows))), BP, warps
+        BM, BP, warps = (64, 64, 4) if width <= 128 else (32, 32, 4 if width <= 256 else 8)
+    precision = "ieee" if width > 128 else "tf32x3"
+    return min(BM, max(16, next_power_of_2(rows))), BP, warps, precision
+
+
+def suffix_tile(width: int, g: int, columns: int) -> tuple[int, int]:
+    """Query heads of a group and ancestors of one tile: SUFFIX_TILE numbers at most."""
+    BG = min(next_power_of_2(g), SUFFIX_TILE // width)
+    return BG, min(next_power_of_2(max(columns, 1)), SUFFIX_TILE // (BG * width))
+
+
+def launch_options(warps: int, softcap: float | None) -> dict[str, int]:
+    """Warps, and for four of them with a softcap leave to use all registers: ptxas would spill a few words instead."""
+    return {"num_warps": warps} | ({"maxnreg": MAX_REGISTERS} if warps == 4 and softcap is not None else {})
 
 
 def tree_attention(
-    q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor, lengths: Tensor | None,
-    group: int | None, scale: float | None, splits: int | None = None,
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor, lengths: Tensor | None = None,
+    group: int | None = None, scale: float | None = None, first: Tensor | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, splits: int | None = None,
 ) -> Tensor:  # fmt: skip
     """See reference.tree_attention; `splits` of the prompt change the order of additions and nothing else."""
-    (n, H, D), K, L = q.shape, k_pool.shape[1], ancestors.shape[1]
-    m, g, BD = group or n, H // K, max(16, next_power_of_2(D))
+    (n, H, D), (K, E), P, L = q.shape, v_pool.shape[1:], prompt_len, ancestors.shape[1]
+    m, g, BD, BE = group or n, H // K, *(max(16, next_power_of_2(width)) for width in (D, E))
     q = q if q.stride(2) == 1 else q.contiguous()
     lengths = torch.full((n,), L, device=q.device) if lengths is None else lengths.contiguous()
-    BM, BP, warps = prompt_tile(q.dtype, BD, m * g)
+    first, sinks = (None if x is None else x.contiguous() for x in (first, sinks))
+    softcap = None if softcap is None else float(softcap)
+    BM, BP, warps, precision = prompt_tile(q.dtype, max(BD, BE), m * g)
     tiles = cdiv(m * g, BM)
     if splits is None:
-        splits = max(1, min(cdiv(PROGRAMS, n // m * K * tiles), cdiv(prompt_len, BP)))
-    per_split = cdiv(cdiv(prompt_len, splits), BP) * BP
-    splits = cdiv(prompt_len, per_split)
-    part = torch.empty(splits, n, H, D, dtype=torch.float32, device=q.device)
+        splits = max(1, min(cdiv(PROGRAMS, n // m * K * tiles), cdiv(P, BP)))
+    per_split = cdiv(cdiv(P, splits), BP) * BP
+    splits = cdiv(P, per_split)
+    part = torch.empty(splits, n, H, E, dtype=torch.float32, device=q.device)
     top, total = (torch.empty(splits, n, H, dtype=torch.float32, device=q.device) for _ in range(2))
-    out = torch.empty(n, H, D, dtype=v_pool.dtype, device=q.device)
+    out = torch.empty(n, H, E, dtype=v_pool.dtype, device=q.device)
     scale = D**-0.5 if scale is None else scale
-    tips = (q, q.stride(0), q.stride(1), k_pool, v_pool, k_pool.stride(0), k_pool.stride(1))
+    tips = (q, *q.stride()[:2], k_pool, *k_pool.stride()[:2], v_pool, *v_pool.stride()[:2])
     # the interpreter has no bfloat16 arithmetic
-    _prompt_part[n // m * K, tiles * splits](*tips, part, top, total, scale, prompt_len, m, g, H, n, per_split,
-                                             D, BM, BP, BD, knobs.runtime.interpret, num_warps=warps)  # fmt: skip
-    BG = next_power_of_2(g)
-    BL = max(1, min(next_power_of_2(max(L, 1)), SUFFIX_TILE // (BG * BD)))
-    _suffix_part[n, K](*tips, ancestors.contiguous(), lengths, L, part, top, total, splits, out, scale, g, H, n,
-                       D, BG, BL, BD, num_warps=4)  # fmt: skip
+    _prompt_part[n // m * K, tiles * splits](*tips, part, top, total, scale, P, m, g, H, n, per_split, first, softcap,
+                                             D, E, BM, BP, BD, BE, precision, knobs.runtime.interpret,
+                                             **launch_options(warps, softcap))  # fmt: skip
+    BG, BL = suffix_tile(max(BD, BE), g, L)
+    _suffix_part[n, K * cdiv(g, BG)](*tips, ancestors.contiguous(), lengths, L, part, top, total, splits, out, scale,
+                                     P, g, H, n, first, softcap, sinks, D, E, BG, BL, BD, BE,
+                                     **launch_options(4, softcap))  # fmt: skip
     return out

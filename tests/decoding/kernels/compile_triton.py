@@ -20,16 +20,32 @@ from triton.compiler import ASTSource
 from mlexp.decoding.kernels import triton as kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-ALIGNED = {"q_tip", "q_head", "slot_stride", "head_stride"}  # multiples of 16 at run time, and specialised as such
+ALIGNED = {
+    "q_tip",
+    "q_head",
+    "k_slot",
+    "k_head",
+    "v_slot",
+    "v_head",
+}  # multiples of 16 at run time, and specialised as such
+
+KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+FEATURES = {"first": "*i64", "softcap": "fp32", "sinks": "*fp32"}
+WIDTHS = (  # of keys, query heads of a cached head, of values
+    (24, 1, 24), (64, 8, 64), (96, 1, 96), (128, 4, 128), (192, 1, 128), (128, 1, 192), (256, 8, 256), (512, 8, 512),
+    (64, 71, 64), (128, 48, 128), (256, 16, 256),
+)  # fmt: skip
 
 
 def sampling(dtype, k, block=kernels.VOCABULARY_BLOCK):
     names = "logits stride inverse seeds position rows V state values tokens xs"
     types = f"*{dtype} i64 fp32 *i64 *i64 *i64 i32 *fp32 *fp32 *i32 *fp32"
-    yield kernels._sample_block, names, types, {"k": k, "BLOCK": block}, 8
+    yield kernels._sample_block, names, types, {"k": k, "BLOCK": block}, {"num_warps": 8}
     names = "state values tokens xs entropy log_z best_tokens logprobs blocks"
     types = "*fp32 *fp32 *i32 *fp32 *fp32 *fp32 *i64 *fp32 i32"
-    yield kernels._merge_blocks, names, types, {"k": k, "BLOCKS": 16, "CANDIDATES": 16 * triton.next_power_of_2(k)}, 1
+    blocks = {"k": k, "BLOCKS": 16, "CANDIDATES": 16 * triton.next_power_of_2(k)}
+    yield kernels._merge_blocks, names, types, blocks, {"num_warps": 1}
 
 
 def forking(N, L, lossless):
@@ -38,21 +54,34 @@ def forking(N, L, lossless):
     types = "*fp32 *i64 *i64 *i64 *i32 *i64 *i64 *i64 *i64 *i64 *i32 *i64 i32 fp32 i32 i32 i32 i32 i32"
     B = triton.next_power_of_2(N)
     blocks = {"LOSSLESS": lossless, "BN": B, "BW": B, "BL": min(triton.next_power_of_2(L), max(1, 1024 // B))}
-    yield kernels._fork, names, types, blocks, 4 if B > 32 else 1
+    yield kernels._fork, names, types, blocks, {"num_warps": 4 if B > 32 else 1}
 
 
-def attention(dtype, D, g, rows):
-    tips = f"*{dtype} i32 i32 *{dtype} *{dtype} i32 i32"
-    BD = max(16, triton.next_power_of_2(D))
-    names = "q q_tip q_head k_pool v_pool slot_stride head_stride out top_to sum_to scale P m g H n per_split"
-    BM, BP, warps = kernels.prompt_tile({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], BD, rows)
-    blocks = {"D": D, "BM": BM, "BP": BP, "BD": BD, "UPCAST": False}
-    yield kernels._prompt_part, names, f"{tips} *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32 i32 i32", blocks, warps
-    names = "q q_tip q_head k_pool v_pool slot_stride head_stride ancestors lengths L part top_at sum_at splits"
-    types = f"{tips} *i32 *i64 i32 *fp32 *fp32 *fp32 i32 *{dtype} fp32 i32 i32 i32"
-    BG = triton.next_power_of_2(g)
-    blocks = {"D": D, "BG": BG, "BL": min(64, kernels.SUFFIX_TILE // (BG * BD)), "BD": BD}
-    yield kernels._suffix_part, f"{names} out scale g H n", types, blocks, 4
+def attention(dtype, D, g, rows, E=None, features=()):
+    """The two kernels with some of FEATURES on."""
+    E = E or D
+    BD, BE = (max(16, triton.next_power_of_2(width)) for width in (D, E))
+    tips = "q q_tip q_head k_pool k_slot k_head v_pool v_slot v_head"
+    types = f"*{dtype} i32 i32 *{dtype} i32 i32 *{dtype} i32 i32"
+    kinds = [FEATURES[name] if name in features else "constexpr" for name in FEATURES]
+    absent = {name: None for name in FEATURES if name not in features}
+    softcap = 1.0 if "softcap" in features else None
+    BM, BP, warps, precision = kernels.prompt_tile(KINDS[dtype], max(BD, BE), rows)
+    yield (
+        kernels._prompt_part, f"{tips} out top_to sum_to scale P m g H n per_split first softcap",
+        f"{types} *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32 i32 i32 {' '.join(kinds[:2])}",
+        {"D": D, "E": E, "BM": BM, "BP": BP, "BD": BD, "BE": BE, "PRECISION": precision, "UPCAST": False}
+        | {name: None for name in absent if name != "sinks"},
+        kernels.launch_options(warps, softcap),
+    )  # fmt: skip
+    BG, BL = kernels.suffix_tile(max(BD, BE), g, 50)
+    yield (
+        kernels._suffix_part,
+        f"{tips} ancestors lengths L part top_at sum_at splits out scale P g H n first softcap sinks",
+        f"{types} *i32 *i64 i32 *fp32 *fp32 *fp32 i32 *{dtype} fp32 i32 i32 i32 i32 {' '.join(kinds)}",
+        {"D": D, "E": E, "BG": BG, "BL": BL, "BD": BD, "BE": BE} | absent,
+        kernels.launch_options(4, softcap),
+    )  # fmt: skip
 
 
 def everything():
@@ -61,6 +90,9 @@ def everything():
     yield from sampling("fp32", 3, block=128)
     for N, lossless in product((20, 128, 1024), (False, True)):
         yield from forking(N, 50, lossless)
+    some = ((), ("first",), ("softcap",), ("first", "sinks"), tuple(FEATURES))
+    for dtype, (D, g, E), features in product(("fp32", "bf16"), WIDTHS, some):
+        yield from attention(dtype, D, g, 64, E, features)
     for D, g, dtype in ((64, 1, "fp32"), (80, 1, "fp32"), (128, 4, "fp32"), (64, 1, "bf16"), (80, 1, "bf16"),
                         (128, 4, "bf16"), (256, 8, "bf16")):  # fmt: skip
         for rows in (16, 64):
@@ -77,13 +109,13 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def main():
-    for kernel, names, types, constants, warps in everything():
+    for kernel, names, types, constants, options in everything():
         signature = dict(zip(names.split(), types.split(), strict=True)) | dict.fromkeys(constants, "constexpr")
         aligned = [i for i, (name, kind) in enumerate(signature.items()) if kind[0] == "*" or name in ALIGNED]
         attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-        built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-        row = {"kernel": kernel.__name__, "types": types.split()[0], **constants, "warps": warps}
+        built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        row = {"kernel": kernel.__name__, "types": types.split()[0], **constants, **options}
         print(json.dumps(row | usage(built.asm["cubin"]) | {"shared_bytes": built.metadata.shared}), flush=True)
 
 

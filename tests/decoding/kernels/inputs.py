@@ -53,20 +53,33 @@ def forest(rng: np.random.Generator, trees: int, particles: int, rows: int, dept
     return {name: torch.from_numpy(value) for name, value in state.items()}
 
 
+EXTRAS = ("first", "softcap", "sinks")
+
+
 def pools(rng: np.random.Generator, tips: int, heads: tuple[int, int], width: int, prompt: int, prompts: int,
-          columns: int, dtype=torch.float32) -> dict:  # fmt: skip
-    """Arguments of `tree_attention`; slots that no tip sees hold NaN, ancestors beyond a tip's length no slot at
-    all."""
+          columns: int, dtype=torch.float32, value_width: int | None = None, extras=()) -> dict:  # fmt: skip
+    """Arguments of `tree_attention`, with those of EXTRAS that are asked for; slots that no tip sees hold NaN, except
+    in a prompt, and ancestors that a tip does not see are no slot at all."""
     (H, K), slots = heads, prompts * prompt + 40
-    q, k, v = (torch.from_numpy(rng.normal(size=(n, h, width))) for n, h in ((tips, H), (slots, K), (slots, K)))
+    shapes = (tips, H, width), (slots, K, width), (slots, K, value_width or width)
+    q, k, v = (torch.from_numpy(rng.normal(size=shape)) for shape in shapes)
     own = torch.from_numpy(rng.integers(prompts * prompt, slots, (tips, columns))).int()
     lengths = torch.from_numpy(rng.integers(0, columns + 1, tips))
-    beyond = torch.arange(columns) >= lengths[:, None]
+    column, more = torch.arange(columns), {}
+    beyond = column >= lengths[:, None]
+    if "first" in extras:  # windows of one width, or each tip its own
+        windows = rng.integers(1, prompt + columns + 1, rng.choice([1, tips]))
+        more["first"] = (prompt + lengths - torch.from_numpy(windows)).clamp(min=0)
+        beyond |= prompt + column < more["first"][:, None]
+    if "softcap" in extras:
+        more["softcap"] = float(rng.choice([0.7, 3.0, 50.0]))
+    if "sinks" in extras:
+        more["sinks"] = torch.from_numpy(rng.normal(size=H) * 3).to(dtype)
     unseen = torch.ones(slots, dtype=torch.bool)
     unseen[: prompts * prompt] = False
     unseen[own[~beyond].long()] = False
     k[unseen] = v[unseen] = math.nan
     return {
         "q": q.to(dtype), "k_pool": k.to(dtype), "v_pool": v.to(dtype), "prompt_len": prompt,
-        "ancestors": own.masked_fill(beyond, 2**31 - 1), "lengths": lengths, "group": tips // prompts,
+        "ancestors": own.masked_fill(beyond, 2**31 - 1), "lengths": lengths, "group": tips // prompts, **more,
     }  # fmt: skip

@@ -1,8 +1,10 @@
 """The specification itself against definitions: entropy, draws and their law, attention over listed slots, the front
 door."""
 
+import importlib
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlexp.decoding import kernels
 from mlexp.decoding.kernels import reference
 from mlexp.decoding.rng import path_seeds
 
-from .inputs import KINDS, SEEDS, VOCABULARIES, forest, logits, pools
+from .inputs import EXTRAS, KINDS, SEEDS, VOCABULARIES, forest, logits, pools
 
 
 @given(rows=st.integers(1, 4), vocab=VOCABULARIES, kind=st.sampled_from(KINDS), seed=SEEDS,
@@ -148,17 +151,68 @@ def test_fork_is_the_story(trees, particles, spare, k, threshold, lossless, seed
 
 
 @given(prompts=st.integers(1, 3), per=st.integers(1, 3), heads=st.sampled_from([(1, 1), (4, 4), (6, 2), (3, 1)]),
-       width=st.sampled_from([1, 5, 16]), prompt=st.integers(1, 19), columns=st.integers(0, 5), seed=SEEDS)  # fmt: skip
-def test_attention_is_over_the_listed_slots(prompts, per, heads, width, prompt, columns, seed):
-    args = pools(np.random.default_rng(seed), prompts * per, heads, width, prompt, prompts, columns, torch.float64)
-    got = reference.tree_attention(**args)
-    (H, K), want = heads, torch.empty_like(got)
-    for i, h in itertools.product(range(prompts * per), range(H)):
-        first = i // per * prompt
-        slots = [*range(first, first + prompt), *args["ancestors"][i, : args["lengths"][i]].tolist()]
-        k, v = args["k_pool"][slots, h // (H // K)], args["v_pool"][slots, h // (H // K)]
-        want[i, h] = (k @ args["q"][i, h] / width**0.5).softmax(0) @ v
+       width=st.sampled_from([1, 5, 16]), value_width=st.sampled_from([1, 5, 24]), prompt=st.integers(1, 19),
+       columns=st.integers(0, 5), extras=st.sets(st.sampled_from(EXTRAS)), seed=SEEDS)  # fmt: skip
+def test_attention_is_over_the_listed_slots(prompts, per, heads, width, value_width, prompt, columns, extras, seed):
+    tips, (H, K) = prompts * per, heads
+    args = pools(np.random.default_rng(seed), tips, heads, width, prompt, prompts, columns, torch.float64, value_width,
+                 extras)  # fmt: skip
+    got, want = reference.tree_attention(**args), torch.empty(tips, H, value_width, dtype=torch.float64)
+    for i, h in itertools.product(range(tips), range(H)):
+        start = i // per * prompt
+        slots = [*range(start, start + prompt), *args["ancestors"][i, : args["lengths"][i]].tolist()]
+        if "first" in extras:
+            slots = slots[args["first"][i] :]
+        scores = args["k_pool"][slots, h // (H // K)] @ args["q"][i, h] / width**0.5
+        if "softcap" in extras:
+            scores = args["softcap"] * torch.tanh(scores / args["softcap"])
+        weight = scores.exp()
+        sink = args["sinks"][h].exp() if "sinks" in extras else 0
+        want[i, h] = weight / (weight.sum() + sink) @ args["v_pool"][slots, h // (H // K)]
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma2"])
+def test_attention_is_that_of_transformers(family):
+    """GPT-OSS has sinks, Gemma 2 has a softcap, both have windows: their own eager functions are the referees."""
+    modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    tips, (H, K), P, L = 5, (6, 2), 9, 4
+    own = {"gpt_oss": ("first", "sinks"), "gemma2": ("first", "softcap")}[family]
+    args = pools(np.random.default_rng(0), tips, (H, K), 16, P, 1, L, torch.float64, extras=own)
+    position, given = torch.arange(P + L), {name: args.get(name) for name in ("softcap", "sinks")}
+    seen = (position >= args["first"][:, None]) & (position < P + args["lengths"][:, None])
+    slots = torch.cat([torch.arange(P).expand(tips, P), args["ancestors"]], 1).masked_fill(~seen, 0)
+    keys, values = (args[name][slots].transpose(1, 2) for name in ("k_pool", "v_pool"))  # (tips, K, P + L, width)
+    mask = torch.zeros(tips, 1, 1, P + L, dtype=torch.float64).masked_fill(~seen[:, None, None], -math.inf)
+    module = SimpleNamespace(num_key_value_groups=H // K, sinks=given["sinks"], training=False)
+    theirs = {} if family == "gpt_oss" else {"softcap": given["softcap"]}
+    want, _ = modeling.eager_attention_forward(module, args["q"][:, :, None], keys, values, mask, scaling=0.3, **theirs)
+    got = reference.tree_attention(**args, scale=0.3)
+    torch.testing.assert_close(got, want[:, 0], atol=1e-6, rtol=1e-5)  # Gemma's softmax is in float32
+    without = {name: value for name, value in args.items() if name != own[1]}
+    with pytest.raises(AssertionError):  # the comparison can fail
+        torch.testing.assert_close(reference.tree_attention(**without, scale=0.3), want[:, 0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("extras", [(), EXTRAS])
+def test_attention_takes_queries_that_are_not_next_to_each_other(extras):
+    args = pools(np.random.default_rng(3), 6, (6, 2), 16, 9, 2, 3, value_width=5, extras=extras)
+    want = reference.tree_attention(**args)
+    wide = torch.cat([args["q"], args["q"] * 2], 2)[..., :16]
+    for q in (wide, args["q"].transpose(0, 1).contiguous().transpose(0, 1)):
+        assert not q.is_contiguous()
+        torch.testing.assert_close(reference.tree_attention(**args | {"q": q}), want)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_no_value_of_attention_decides_a_shape(backend, monkeypatch):
+    """Fake tensors have no values to wait for."""
+    monkeypatch.setattr(kernels, "missing", lambda *_: None)
+    args = pools(np.random.default_rng(0), 4, (6, 2), 8, 5, 2, 3, torch.bfloat16, 12, EXTRAS)
+    with FakeTensorMode() as mode:
+        fake = {name: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for name, x in args.items()}
+        out = kernels.tree_attention(**fake, backend=backend)
+    assert (out.shape, out.dtype) == ((4, 6, 12), torch.bfloat16)
 
 
 def test_the_front_door_says_what_it_took_and_what_is_missing(monkeypatch):
@@ -181,6 +235,9 @@ def test_the_front_door_says_what_it_took_and_what_is_missing(monkeypatch):
     if kernels.util.find_spec("triton"):
         assert kernels.choose("tree_attention", "cuda", dtype=torch.bfloat16) == "triton"
     assert kernels.choose("tree_attention", "cuda", dtype=torch.float64) == "reference"
+    assert kernels.choose("tree_attention", "cuda", dtype=torch.bfloat16, width=513) == "reference"
+    with pytest.raises(RuntimeError, match="the heads are 513 wide; it takes 512 at most"):
+        kernels.choose("tree_attention", "cuda", "triton", torch.bfloat16, 513)
     with pytest.raises(RuntimeError, match="the tensors are float64; it computes in float32"):
         kernels.choose("tree_attention", "cuda", "triton", torch.float64)
     monkeypatch.setattr(kernels, "missing", lambda backend, *what: None if backend == "reference" else "gone")

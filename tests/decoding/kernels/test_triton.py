@@ -17,7 +17,7 @@ from mlexp.flops import count_flops
 
 from ..models import prompt_of, tiny
 from .compare import assert_draws_agree
-from .inputs import KINDS, SEEDS, VOCABULARIES, forest, logits, poisoned, pools
+from .inputs import EXTRAS, KINDS, SEEDS, VOCABULARIES, forest, logits, poisoned, pools
 
 triton = pytest.importorskip("triton", reason="needs the triton package: pip install 'mlexp[triton]'")
 import triton.language as tl  # noqa: E402
@@ -148,16 +148,18 @@ def test_trees_do_not_see_each_other_in_a_fork():
 
 
 @given(prompts=st.integers(1, 3), per=st.sampled_from([1, 2, 5, 20]), heads=st.sampled_from([(1, 1), (4, 4), (6, 2)]),
-       width=st.sampled_from([1, 5, 16, 64]), prompt=st.sampled_from([1, 15, 33, 70]), columns=st.integers(0, 5),
+       width=st.sampled_from([1, 5, 16, 64]), value_width=st.sampled_from([None, 1, 24, 64]),
+       prompt=st.sampled_from([1, 15, 33, 70]), columns=st.integers(0, 5), extras=st.sets(st.sampled_from(EXTRAS)),
        dtype=st.sampled_from([torch.float32, torch.bfloat16]), splits=st.sampled_from([None, 1, 2, 5]),
        seed=SEEDS)  # fmt: skip
-@FEW
-def test_attention_is_the_references(prompts, per, heads, width, prompt, columns, dtype, splits, seed):
+@settings(max_examples=40)
+def test_attention_is_the_references(prompts, per, heads, width, value_width, prompt, columns, extras, dtype, splits,
+                                     seed):  # fmt: skip
     rng = np.random.default_rng(seed)
-    args = pools(rng, prompts * per, heads, width, prompt, prompts, columns, dtype)
-    exact = args | {name: args[name].double() for name in ("q", "k_pool", "v_pool")}
+    args = pools(rng, prompts * per, heads, width, prompt, prompts, columns, dtype, value_width, extras)
+    exact = args | {name: args[name].double() for name in ("q", "k_pool", "v_pool", "sinks") if name in args}
     with poisoned():
-        got = ours.tree_attention(**put(args), scale=None, splits=splits).cpu()
+        got = ours.tree_attention(**put(args), splits=splits).cpu()
     want = reference.tree_attention(**exact)
     assert got.dtype == dtype
     near = {"atol": 2e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
@@ -166,8 +168,9 @@ def test_attention_is_the_references(prompts, per, heads, width, prompt, columns
         torch.testing.assert_close(got.double() + 0.2, want, **near)
 
 
-def test_attention_of_strided_queries_and_all_columns():
-    args = put(pools(np.random.default_rng(3), 4, (6, 2), 16, 9, 1, 0))
+@pytest.mark.parametrize("extras", [(), EXTRAS])
+def test_attention_of_strided_queries_and_all_columns(extras):
+    args = put(pools(np.random.default_rng(3), 4, (6, 2), 16, 9, 1, 0, value_width=5, extras=extras))
     args |= {"ancestors": torch.tensor([[9, 10], [9, 11], [12, 13], [9, 10]], device=DEVICE).int(), "lengths": None}
     args["k_pool"], args["v_pool"] = (x.nan_to_num(0.5) for x in (args["k_pool"], args["v_pool"]))
     wide = torch.cat([args["q"], args["q"] * 2], 2)[..., :16]
@@ -177,22 +180,81 @@ def test_attention_of_strided_queries_and_all_columns():
         torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tip, first", [(0, 3), (1, 32), (2, 40), (3, 41), (4, 43)])
+def test_a_window_that_is_off_by_one_is_caught(tip, first):
+    """Windows that begin within a tile of the prompt, at one, at the prompt's end, and at ancestors."""
+    rng = np.random.default_rng(5)
+    args = pools(rng, 5, (2, 1), 16, 40, 1, 5)
+    args |= {name: torch.from_numpy(rng.normal(size=(80, 1, 16))).float() for name in ("k_pool", "v_pool")}
+    args |= {"lengths": torch.full((5,), 5), "ancestors": 40 + torch.arange(25).view(5, 5).int()}
+    near, window = {"atol": 2e-5, "rtol": 1e-4}, torch.tensor([3, 32, 40, 41, 43])
+    assert window[tip] == first
+    got = kernels.tree_attention(**put(args | {"first": window}), backend="triton").cpu()
+    torch.testing.assert_close(got, reference.tree_attention(**args, first=window), **near)
+    for off in (-1, 1):
+        wrong = window.clone()
+        wrong[tip] += off
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(got, reference.tree_attention(**args, first=wrong), **near)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_tiles_of_the_prompt_that_no_tip_sees_are_not_read(splits):
+    args = pools(np.random.default_rng(6), 3, (4, 4), 16, 200, 1, 3)
+    args["first"] = torch.tensor([130, 150, 201])
+    args["lengths"] = args["lengths"].clamp(min=2)
+    args["ancestors"] = 200 + torch.arange(9).view(3, 3).int()
+    args["k_pool"], args["v_pool"] = (args[name].nan_to_num(0.5) for name in ("k_pool", "v_pool"))
+    want = reference.tree_attention(**args)
+    args["k_pool"][:128] = args["v_pool"][:128] = math.nan
+    got = ours.tree_attention(**put(args), splits=splits).cpu()
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    args["first"][1] = 127  # 127 is read, so the test can fail
+    assert ours.tree_attention(**put(args), splits=splits).isnan().any()
+
+
+@pytest.mark.parametrize("extras", [(), EXTRAS])
+def test_attention_of_more_query_heads_than_a_tile_holds(extras):
+    args = pools(np.random.default_rng(7), 2, (142, 2), 64, 9, 1, 3, extras=extras)
+    assert ours.suffix_tile(64, 71, 3)[0] < 71
+    got = kernels.tree_attention(**put(args), backend="triton").cpu()
+    torch.testing.assert_close(got, reference.tree_attention(**args), atol=2e-5, rtol=1e-4)
+
+
+@triton.jit
+def _show_capped(scores, softcap, to, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(to + i, ours._capped(tl.load(scores + i), softcap))
+
+
+@pytest.mark.parametrize("softcap", [0.5, 50.0, 1e4])
+def test_the_softcap_is_exact_at_every_size_of_a_score(softcap):
+    sizes = softcap * torch.cat([torch.tensor([0.0, math.inf]), torch.logspace(-30, 5, 510, dtype=torch.float64)])
+    scores = torch.cat([-sizes, sizes]).float()
+    got = torch.full((1024,), math.nan, device=DEVICE)
+    _show_capped[1,](scores.to(DEVICE), softcap, got, 1024)
+    want = softcap * torch.tanh(scores.double() / softcap)
+    torch.testing.assert_close(got.cpu().double(), want, atol=1e-37, rtol=2e-6)
+
+
 def operators():
-    """A call of each custom operator."""
+    """Calls of each custom operator."""
     rng, seeds = np.random.default_rng(0), path_seeds(0, 1, 2)[0]
     zero = torch.tensor(0)
     args = pools(rng, 4, (2, 1), 8, 5, 2, 3)
+    full = pools(rng, 4, (2, 1), 8, 5, 2, 3, value_width=12, extras=EXTRAS) | {"scale": 0.3}
+    order = (*list(args), "scale", *EXTRAS)
     fork = (*forest(rng, 2, 4, 4, 3).values(), zero, 10, 0.5, 3, 4, False, "triton")
     return {
-        "entropy_sample": (logits(rng, 2, 40, "plain"), 0.8, seeds, zero, 2, None, "triton"),
-        "fork": fork,
-        "tree_attention": (*args.values(), None, "triton"),
+        "entropy_sample": [(logits(rng, 2, 40, "plain"), 0.8, seeds, zero, 2, None, "triton")],
+        "fork": [fork],
+        "tree_attention": [(*(given.get(name) for name in order), "triton") for given in (args, full)],
     }
 
 
-@pytest.mark.parametrize("name", kernels.BACKENDS)
-def test_the_operators_are_well_formed(name):
-    args = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in operators()[name]]
+@pytest.mark.parametrize("name, call", [(name, i) for name in kernels.BACKENDS for i in range(len(operators()[name]))])
+def test_the_operators_are_well_formed(name, call):
+    args = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in operators()[name][call]]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(getattr(torch.ops.mlexp, name).default, args, test_utils=tests)
     whole = torch.compile(lambda *a: getattr(torch.ops.mlexp, name)(*a), fullgraph=True, backend="aot_eager")
@@ -209,6 +271,11 @@ def test_the_flop_formula_counts_what_the_reference_executes():
     args |= {name: args[name].nan_to_num(0.5) for name in ("k_pool", "v_pool")}
     counts = [count_flops(lambda b=b: kernels.tree_attention(**args, backend=b))[1] for b in ("triton", "reference")]
     assert counts[0] == counts[1] == 4 * 4 * 6 * 8 * (5 + 3)
+    args["first"] = torch.tensor([0, 3, 5, 7], device=DEVICE)
+    args["v_pool"] = args["v_pool"][..., :6].contiguous()
+    seen = 4 * (5 + 3) - (3 + 5 + 7)  # the reference multiplies the other slots too
+    counts = [count_flops(lambda b=b: kernels.tree_attention(**args, backend=b))[1] for b in ("triton", "reference")]
+    assert counts == [2 * (8 + 6) * 6 * seen, 2 * (8 + 6) * 6 * 4 * (5 + 3)]
     x, seeds = torch.zeros(2, 9, device=DEVICE), path_seeds(0, 1, 2)[0].to(DEVICE)
     assert count_flops(lambda: kernels.entropy_sample(x, 1.0, seeds, 0, backend="triton"))[1] == 0
 
