@@ -26,7 +26,7 @@ METRICS = {
     "wall_iqr_s": Metric("s", "none", "interquartile range of the timed rounds"),
     "rounds": Metric("count", "none", "timed rounds"),
     "timer": Metric("name", "none", "what timed cells that ask for device time: cuda_events, or host_clock on a CPU"),
-    "flops": Metric("FLOP", "lower", "counted by FlopCounterMode in an untimed pass"),
+    "flops": Metric("FLOP", "lower", "counted by FlopCounterMode, untimed; null where unknown or where no torch ran"),
     "flops_closed_form": Metric("FLOP", "none", "the question's own formula, usually 2 * params * tokens"),
     "peak_bytes": Metric("bytes", "lower", "peak memory above what was resident before the call"),
     "peak_method": Metric("name", "none", "how peak_bytes was read: cuda_allocator, vm_hwm or rss_sampling"),

