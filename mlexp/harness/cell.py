@@ -35,13 +35,16 @@ class Cell:
         self._table = record.metrics_of(plan.declared)
         self._benchmark, self._clock, self._say, self._timed = benchmark, state.clock, progress, False
 
-    def time(self, run: Callable, rounds: int = 1, warmup: bool = True, device_time: bool = False) -> object:
+    def time(
+        self, run: Callable, rounds: int = 1, warmup: bool = True, device_time: bool = False, count: bool = True
+    ) -> object:
         """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
 
         With `warmup` it first runs untimed: once to count FLOPs, which also takes up what is imported and allocated at
         first use, and, before several rounds, once for peak memory (counting holds on to tensors, so not in the same
         pass), so that the rounds are clean. Around a single round peak memory is read in passing. Without `warmup`
-        (training, where a second run is too dear) FLOPs are for the cell to record, from `count`.
+        (training, where a second run is too dear) FLOPs are for the cell to record, from `count`. Without `count`
+        (where `run()` cannot be counted, or its FLOPs are known) the first run is a plain one and records no FLOPs.
 
         With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its cache
         flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
@@ -53,14 +56,22 @@ class Cell:
         stopwatch = measure.CudaStopwatch() if device_time and self.device == "cuda" else None
         if device_time:
             self.record(timer="cuda_events" if stopwatch else "host_clock")
-        if warmup and "torch" in sys.modules:
-            self._say(0, rounds, "counting FLOPs")
-            self.record(flops=self.count(run)[1])
+        if warmup:
+            self._first(run, rounds, count)
         apart = warmup and rounds > 1
         with measure.peak_memory(self.device) as peak:
             result = run() if apart else self._rounds(run, rounds, stopwatch)
         self.record(peak_bytes=peak.bytes, peak_method=peak.method)
         return self._rounds(run, rounds, stopwatch) if apart else result
+
+    def _first(self, run: Callable, rounds: int, count: bool) -> None:
+        """The untimed run before all others, and FLOPs if asked for: null where even now there is no torch."""
+        if not count or "torch" not in sys.modules:
+            self._say(0, rounds, "warming up")
+            run()
+        if count:
+            self._say(0, rounds, "counting FLOPs")
+            self.record(flops=self.count(run)[1] if "torch" in sys.modules else None)
 
     def _rounds(self, run: Callable, rounds: int, stopwatch: measure.CudaStopwatch | None) -> object:
         done = 0
@@ -80,8 +91,9 @@ class Cell:
         """Bytes that a large copy on the cell's device reads and writes in a second; measured once a process."""
         return measure.copy_bytes_per_s(self.device)
 
-    def count(self, run: Callable) -> tuple[object, int]:
-        """(result of `run()`, FLOPs that torch executed in it). Slow: never within a timed round."""
+    def count(self, run: Callable) -> tuple[object, int | None]:
+        """(result of `run()`, FLOPs that torch executed in it, None where unknown or torch ran nothing). Slow: never
+        within a timed round."""
         from mlexp.flops import count_flops
 
         return count_flops(run)

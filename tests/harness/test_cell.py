@@ -1,0 +1,41 @@
+"""What a cell runs before its timed rounds, and which FLOPs its record has, in processes with and without torch."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+CALL = "cell.time(run, rounds=3, warmup=False)"
+BODY = "time.sleep(0.001)"
+PRODUCT = "import torch; torch.ones(2, 3) @ torch.ones(3, 4)"
+
+
+@pytest.mark.parametrize(
+    ("asked", "body", "runs", "flops"),
+    [
+        ("rounds=3, warmup=False", PRODUCT, 3, "not recorded"),
+        ("rounds=1, count=False", PRODUCT, 1 + 1, "not recorded"),
+        ("rounds=3, count=False", PRODUCT, 1 + 1 + 3, "not recorded"),  # the second reads peak memory
+        ("rounds=1, count=False, warmup=False", PRODUCT, 1, "not recorded"),
+        ("rounds=1", "pass", 1 + 1, None),  # nobody has imported torch
+        ("rounds=1", "import torch", 1 + 1 + 1, None),  # torch is there and does nothing
+        ("rounds=1", PRODUCT, 1 + 1 + 1, 2 * 2 * 3 * 4),  # the first run imports it, the second counts
+    ],
+)
+def test_runs_before_the_rounds_and_flops_of_the_record(toy, asked, body, runs, flops):
+    source = toy.bench.read_text()
+    assert CALL in source and BODY in source
+    toy.bench.write_text(source.replace(CALL, f"cell.time(run, {asked})").replace(BODY, body))
+    done = toy.run("-k", "m_one-seed1-base", "--benchmark-json", "out.json", subprocess=True)
+    done.assert_outcomes(passed=1)
+    info = toy.json()["benchmarks"][0]["extra_info"]
+    assert len((toy.folder / "ran.log").read_text().split()) == runs
+    assert info.get("flops", "not recorded") == flops
+    assert info["peak_bytes"] is not None
+
+
+def test_a_cell_after_one_that_used_torch_has_no_flops_of_it(toy):
+    source = toy.bench.read_text().replace(CALL, "cell.time(run)")
+    toy.bench.write_text(source.replace(BODY, f"if arm == 'base':\n            {PRODUCT}"))
+    toy.run("-k", "m_one-seed1", "--benchmark-json", "out.json", subprocess=True).assert_outcomes(passed=2)
+    found = {bench["params"]["arm"]: bench["extra_info"]["flops"] for bench in toy.json()["benchmarks"]}
+    assert found == {"base": 48, "ours": None}
