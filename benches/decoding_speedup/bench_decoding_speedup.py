@@ -178,8 +178,10 @@ def measure(cell, model, decoder, numbers):
 
 
 def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
-    """What the arm spent, beside the formula for it and the seed's own (2 * params * tokens)."""
+    """What the arm spent, beside the formula for it and the seed's own (2 * params * tokens); null where a formula does
+    not describe the model (a mixture of experts multiplies by a part of its parameters)."""
     s, width = cell.settings, {"float32": 4, "bfloat16": 2}[cell.dtype]
+    shape = Shape.of(lm.model.config)
     formula = cost(lm.model.config, decoder, s.prompt_tokens, s, out.rows, width, len(ids))
     return {
         "n_params": lm.n_params,
@@ -189,10 +191,10 @@ def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
         "token_forwards": out.token_forwards,
         "model_forwards": out.model_forwards,
         "logit_rows": out.logit_rows,
-        "flops_closed_form": 2 * lm.n_params * out.token_forwards,
-        "flops_arm_closed_form": formula.flops,
+        "flops_closed_form": 2 * lm.n_params * out.token_forwards if shape else None,
+        "flops_arm_closed_form": formula.flops if formula else None,
         "bytes_per_sample": cell.values["peak_bytes"] / len(out.tokens),
-        "kv_bytes": out.kv_slots * kv_bytes_per_token(Shape.of(lm.model.config), width),
+        "kv_bytes": out.kv_slots * kv_bytes_per_token(shape, width) if formula else None,
         "logit_gain": lm.gain,
     }
 

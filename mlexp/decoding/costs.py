@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from .models import Model
 from .settings import DECODER_NAMES, TREE_DECODERS, Sampling
 
+# The families that the closed forms describe, each held by a test to what is counted: matrices of an MLP
+MLP_MATRICES = {
+    "gpt2": 2, "starcoder2": 2, "gemma": 3, "granite": 3, "llama": 3, "mistral": 3, "olmo2": 3, "qwen2": 3, "qwen3": 3,
+    "smollm3": 3, "stablelm": 3,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -20,21 +26,26 @@ class Shape:
     layer_weights: int  # W
     head_weights: int  # V * width
     n_params: int | None = None
+    window: int | None = None  # tokens that attention sees, where it does not see all
 
     @classmethod
-    def of(cls, model) -> "Shape":
-        """The shape of a row of MODELS, or of a transformers config of the GPT-2 or the Llama kind."""
+    def of(cls, model) -> "Shape | None":
+        """The shape of a row of MODELS, or of a transformers config; None for a family not in MLP_MATRICES."""
         if isinstance(model, Model):
             d = model.width
             return cls(model.layers, d, d, 12 * d * d, model.vocab * d, model.n_params)
-        d, heads = model.hidden_size, model.num_attention_heads
-        width = getattr(model, "head_dim", None) or d // heads
-        kv = (getattr(model, "num_key_value_heads", None) or heads) * width
-        inner = getattr(model, "intermediate_size", None)
-        mlp = 3 * d * inner if inner else 2 * d * (getattr(model, "n_inner", None) or 4 * d)
-        return cls(
-            model.num_hidden_layers, heads * width, kv, 2 * d * heads * width + 2 * d * kv + mlp, model.vocab_size * d
-        )
+        config = model.get_text_config()
+        if config.model_type not in MLP_MATRICES:
+            return None
+        d, heads = config.hidden_size, config.num_attention_heads
+        if config.model_type == "gpt2":  # a config keeps fields of other families, which its model does not read
+            width, kv, inner = d // heads, d, config.n_inner or 4 * d
+        else:
+            width, inner = getattr(config, "head_dim", None) or d // heads, config.intermediate_size
+            kv = (getattr(config, "num_key_value_heads", None) or heads) * width
+        weights = 2 * d * heads * width + 2 * d * kv + MLP_MATRICES[config.model_type] * d * inner
+        window = getattr(config, "sliding_window", None)
+        return cls(config.num_hidden_layers, heads * width, kv, weights, config.vocab_size * d, window=window)
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,16 @@ def step_rows(decoder: str, sampling: Sampling, measured=None, prompts: int = 1)
 
 def cost(
     model, decoder: str, prompt_len: int, sampling: Sampling, rows=None, bytes_per_value: int = 4, prompts: int = 1
-) -> Cost:
+) -> Cost | None:
     """The closed form of a decoder on a model (see Shape.of) for B prompts of one length decoded together.
 
-    `rows` are those of a tree decoder's steps: its live paths, and the idle ones where there are such.
+    `rows` are those of a tree decoder's steps: its live paths, and the idle ones where there are such. None for a model
+    that it does not describe: of another family, or with a window that the tokens outgrow.
     """
     shape, N, P, G = Shape.of(model), sampling.samples, prompt_len, sampling.max_new_tokens
     rows, B = step_rows(decoder, sampling, rows, prompts), prompts
+    if shape is None or (shape.window and shape.window < P + G - 1):
+        return None
     encoded = B * N if decoder in ("sequential", "hf_batched") else B
     apart = B * N * (P + G - 1)
     slots = {"sequential": P + G - 1, "hf_batched": apart, "shared_prefill": apart}

@@ -89,7 +89,7 @@ class Pool:
 
 def check_room(model, prompt: Tensor, new: int):
     """Raise ValueError unless prompts (P,) or (B, P) and `new` tokens fit the model's positions."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if prompt.ndim not in (1, 2) or not prompt.numel():
         raise ValueError(f"prompt of shape {tuple(prompt.shape)}: expected (P,) or (B, P) with P >= 1")
     if limit and prompt.shape[-1] + new > limit:

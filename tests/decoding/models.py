@@ -1,4 +1,5 @@
-"""Tiny causal LMs for the tests: GPT-2 and Llama kinds, seeded, with logits sharp enough to branch unevenly."""
+"""Tiny causal LMs for the tests: GPT-2 and Llama kinds, seeded, with logits sharp enough to branch unevenly; and
+others."""
 
 from types import SimpleNamespace
 
@@ -25,6 +26,26 @@ def tiny(kind="gpt2", vocab=37, layers=2, positions=96, seed=0, sharpness=12.0, 
                     p.normal_(0, 0.3)
             model.get_output_embeddings().weight.mul_(sharpness / 12)
     return SimpleNamespace(model=model.to(dtype).eval().requires_grad_(False), name=kind)
+
+
+def tiny_config(kind, **more):
+    """A transformers config of a family other than GPT-2's, at the sizes of `tiny`."""
+    from transformers import AutoConfig
+
+    sizes = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 96, "bos_token_id": None,
+             "eos_token_id": None, "pad_token_id": None}  # fmt: skip
+    return AutoConfig.for_model(kind, **sizes | more)
+
+
+def tiny_of(config):
+    """A randomly initialised LM (anything with .model) of a config, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return SimpleNamespace(model=model.eval().requires_grad_(False), name=config.model_type)
 
 
 def prompt_of(length, vocab=37, seed=0):

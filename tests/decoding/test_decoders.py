@@ -1,5 +1,10 @@
 """The six decoders: the same draws, the right counts, closed forms equal to what hooks and counters see."""
 
+import runpy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlexp.decoding import MODELS
-from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token, prompt_flops, step_rows
+from mlexp.decoding.costs import MLP_MATRICES, Shape, cost, kv_bytes_per_token, prompt_flops, step_rows
 from mlexp.decoding.decoders import DECODERS
 from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS, Sampling
 from mlexp.flops import count_flops, dense_flops
 
-from .models import prompt_of, tiny
+from .models import prompt_of, tiny, tiny_config, tiny_of
 
 SMALL = Sampling(samples=5, max_new_tokens=6, max_paths=5)
 
@@ -46,6 +51,81 @@ def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, n
     assert len(got.live_paths) == new - 1
     if decoder not in TREE_DECODERS:
         assert got.live_paths == tuple(step_rows(decoder, sampling))
+
+
+FAMILIES = {kind: ({}, {"head_dim": 16} if kind in ("llama", "qwen3") else {}) for kind in MLP_MATRICES} | {
+    "gpt2": ({}, {"n_inner": 48}),
+    "gemma": ({"head_dim": 8}, {"head_dim": 16}),
+    "stablelm": ({}, {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
+    "mistral": ({}, {"sliding_window": 10}),  # what the 7 + 4 - 1 tokens just fit in
+}
+TREELESS = {"stablelm"}  # its layers do not hand the tree on to their attention
+FEW = Sampling(samples=3, max_new_tokens=4, max_paths=3)
+
+
+@pytest.mark.parametrize("decoder", ["hf_batched", "dedup"])
+@pytest.mark.parametrize(("kind", "more"), [(kind, more) for kind, all in FAMILIES.items() for more in all])
+def test_the_closed_form_is_what_is_counted_in_every_family_that_has_one(kind, more, decoder):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4} if kind == "gpt2" else {}
+    lm = tiny_of(tiny_config(kind, **sizes | more))
+    decoder = "shared_prefill" if kind in TREELESS and decoder in TREE_DECODERS else decoder
+    got, flops = count_flops(lambda: DECODERS[decoder](lm, prompt_of(7), FEW, 3))
+    shape, want = Shape.of(lm.model.config), cost(lm.model.config, decoder, 7, FEW, got.rows)
+    rotary = sum(2 * b.numel() for name, b in lm.model.named_buffers() if name.endswith("rotary_emb.inv_freq"))
+    assert want.flops <= flops <= want.flops + rotary * got.token_forwards
+    assert want.kv_bytes == got.kv_slots * kv_bytes_per_token(shape)
+    assert rotary < 2 * 32 * 48  # one matrix of an MLP more or less would be seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mixtral", {"num_local_experts": 4}),
+        ("qwen2_moe", {"num_experts": 4}),
+        ("gpt_oss", {"num_local_experts": 4, "head_dim": 8}),
+        ("falcon", {}),
+        ("gpt_neox", {}),
+        ("mamba", {}),
+    ],
+)
+def test_no_closed_form_is_made_up_for_another_family(kind, more):
+    config = tiny_config(kind, **more)
+    assert Shape.of(config) is None and cost(config, "sequential", 7, SMALL) is None
+
+
+def test_a_window_that_the_tokens_outgrow_has_no_closed_form():
+    config = tiny_config("mistral", sliding_window=12)
+    assert cost(config, "sequential", 7, SMALL).flops > 0
+    assert cost(config, "sequential", 8, SMALL) is None
+    lm = tiny_of(config)
+    counted = count_flops(lambda: DECODERS["hf_batched"](lm, prompt_of(20), SMALL, 3))[1]
+    assert counted < cost(tiny_config("mistral"), "hf_batched", 20, SMALL).flops
+
+
+def test_the_text_part_of_a_larger_config_is_what_counts():
+    from transformers import LlavaConfig
+
+    llama = tiny_config("llama")
+    assert Shape.of(LlavaConfig(text_config=llama)) == Shape.of(llama)
+    assert Shape.of(LlavaConfig(text_config=tiny_config("mixtral"))) is None
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
+def test_a_record_has_null_for_what_no_formula_describes(kind):
+    root = Path(__file__).parents[2]
+    bench = runpy.run_path(str(root / "benches" / "decoding_speedup" / "bench_decoding_speedup.py"))
+    config = tiny_config(kind, **({"n_embd": 32, "n_layer": 2, "n_head": 4} if kind == "gpt2" else {}))
+    lm = SimpleNamespace(model=SimpleNamespace(config=config), n_params=1000, gain=None)
+    settings = replace(bench["SETTINGS"]["smoke"], prompt_tokens=7, samples=5, max_new_tokens=6)
+    cell = SimpleNamespace(settings=settings, dtype="float32", values={"peak_bytes": 10})
+    tokens = torch.zeros(5, 6)
+    out = SimpleNamespace(rows=(5,) * 5, tokens=tokens, token_forwards=30, model_forwards=6, logit_rows=30, kv_slots=60)
+    found = bench["costs"](cell, lm, "shared_prefill", prompt_of(7)[None], out)
+    formulas = {name: found[name] for name in ("flops_closed_form", "flops_arm_closed_form", "kv_bytes")}
+    known = {"flops_closed_form": 60_000, "kv_bytes": 60 * kv_bytes_per_token(Shape(2, 32, 32, 0, 0))}
+    known["flops_arm_closed_form"] = cost(config, "shared_prefill", 7, SMALL).flops if kind == "gpt2" else None
+    assert formulas == (known if kind == "gpt2" else dict.fromkeys(formulas))
+    assert found["n_samples"] == 5 and found["bytes_per_sample"] == 2
 
 
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
