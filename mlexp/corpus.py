@@ -80,6 +80,8 @@ def _read(path: Path) -> str:
         raise ValueError(
             f"corpus {path}: not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"
         ) from None
+    if text.startswith("version https://git-lfs.github.com/spec/"):
+        raise ValueError(f"corpus {path}: a Git LFS pointer, not the text; fetch that with `git lfs pull`")
     if "\0" in text:
         raise ValueError(f"corpus {path}: not text (it holds NUL bytes)")
     return text

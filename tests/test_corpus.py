@@ -49,6 +49,9 @@ def test_a_folder_is_documents_and_a_file_paragraphs(tmp_path):
     assert folder.documents == (("All of a.", "In both of\nthem.", "End of a."), ("All of b.", "End of b."))
     assert len(read_corpus(tmp_path / "a.txt").documents) == 3
     assert folder.hash != read_corpus(tmp_path / "a.txt").hash
+    (tmp_path / "c.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5481\n")
+    with pytest.raises(ValueError, match=r"c\.txt: a Git LFS pointer"):
+        read_corpus(tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(FileNotFoundError, match=r"none: no \*.txt"):
         read_corpus(tmp_path / "none")

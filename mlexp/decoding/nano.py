@@ -32,12 +32,19 @@ def trained(row: Model, recipe: Nano, corpus: Corpus, dtype, device, progress: P
         except Exception as error:  # safetensors raises its own bare class
             raise ValueError(str(error)) from None
         model = build(row, recipe.seed, INIT_STD)
-        missing, extra = model.load_state_dict(state, strict=False)
-        if extra or [name for name in missing if name != "lm_head.weight"]:
-            raise ValueError(f"missing {missing}, unexpected {extra}")
+        own = dict(model.named_parameters())  # the head, tied to the embedding, is none of its own
+        if _layout(state) != _layout(own):
+            raise ValueError(f"expected the {len(own)} parameters of the model, got {len(state)} others")
+        with torch.no_grad():
+            for name, p in own.items():
+                p.copy_(state[name])
         return model
 
     return kept(path, lambda: _train(row, recipe, corpus, progress), read, progress).to(device, dtype)
+
+
+def _layout(state: dict[str, torch.Tensor]):
+    return {name: (x.shape, x.dtype) for name, x in state.items()}
 
 
 def _train(row: Model, recipe: Nano, corpus: Corpus, progress: Progress) -> bytes:
