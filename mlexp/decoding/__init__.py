@@ -11,18 +11,19 @@ from .models import MODELS, Model
 from .prompts import MadePrompt, Prompt, make_prompts, prompt_ids, read_prompts
 from .recipes import Nano, StandIn
 from .settings import DECODER_NAMES, TREE_DECODERS, Sampling
-from .weights import identity
+from .weights import checkpoint_identity, identity
 
 _HEAVY = {
     "DECODERS": "decoders", "Samples": "decoders", "LanguageModel": "loading", "load": "loading",
-    "surprisal": "quality", "distinct_n": "quality", "self_bleu": "quality",
+    "load_checkpoint": "loading", "surprisal": "quality", "distinct_n": "quality", "self_bleu": "quality",
     "unique_sequences": "quality", "contains_answer": "quality",
     "effective_samples": "quality", "Effective": "quality", "grow": "engine", "score": "engine",
 }  # fmt: skip
 
 __all__ = [
     "DECODER_NAMES", "MODELS", "TREE_DECODERS", "Cost", "MadePrompt", "Model", "Nano", "Prompt", "Sampling", "Shape",
-    "StandIn", "cost", "identity", "kv_bytes_per_token", "make_prompts", "prompt_ids", "read_prompts", *_HEAVY,
+    "StandIn", "checkpoint_identity", "cost", "identity", "kv_bytes_per_token", "make_prompts", "prompt_ids",
+    "read_prompts", *_HEAVY,
 ]  # fmt: skip
 
 

@@ -1,20 +1,27 @@
 """Models ready to decode: weights, tokenizer, and what both are, so that a stand-in never passes for the real thing."""
 
+import contextlib
+import re
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mlexp.store import Progress, say
+from mlexp.training import out_of_memory
 
+from .checkpoint import weight_files
 from .models import model_row
 from .nano import trained
 from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
 from .text import bpe_tokenizer, load_corpus
-from .weights import find_weights, identity, own_tokenizer
+from .weights import checkpoint_identity, find_weights, identity, own_tokenizer
 
 BPE_VOCAB = 2048  # of the tokenizer trained here, for every model: gpt2_nano's own vocabulary
+OLD_BUFFERS = re.compile(r"(^|\.)masked_bias$")  # the constant -10000, in files of old versions of transformers
 
 
 @dataclass
@@ -47,36 +54,120 @@ def load(
     Raises ValueError for an unknown name, FileNotFoundError or ValueError for a folder without the model's weights.
     """
     row, source = model_row(name), find_weights(name, weights)
-    who = identity(name, weights, corpus, nano, recipe)
-    gain = None
     if source.kind == "pretrained":
-        model, tokenizer = _pretrained(source.folder, dtype, device)
+        return load_checkpoint(source.folder, name, device, dtype, progress)
+    who, text, gain = identity(name, weights, corpus, nano, recipe), load_corpus(corpus), None
+    if source.kind == "trained":
+        model = trained(row, nano, text, dtype, device, progress)
     else:
-        text = load_corpus(corpus)
-        if source.kind == "trained":
-            model = trained(row, nano, text, dtype, device, progress)
-        else:
-            say(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
-            model, gain = standin(name, row, recipe, dtype, device, progress)
-        tokenizer = _tokenizer(row, text, progress)
+        say(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
+        model, gain = standin(name, row, recipe, dtype, device, progress)
+    folder = own_tokenizer(row)
+    tokenizer = _tokenizer(folder, row.vocab) if folder else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
+    return _ready(model, tokenizer, name, who, gain)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    name: str | None = None,
+    device="cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = None,
+) -> LanguageModel:
+    """Load a folder of any causal LM that transformers knows; `name` is the folder's if None.
+
+    Raises FileNotFoundError, or ValueError for a folder whose weights, config or tokenizer are not whole, do not fit
+    one another, or need code of their own.
+    """
+    folder = Path(folder)
+    who = checkpoint_identity(folder)
+    model = _pretrained(folder, dtype, progress)
+    tokenizer = _tokenizer(folder, model.get_input_embeddings().weight.shape[0])
+    return _ready(model.to(device), tokenizer, name or folder.resolve().name, who)
+
+
+def _ready(model, tokenizer, name, who, gain=None) -> LanguageModel:
     n_params = sum(p.numel() for p in model.parameters())
     return LanguageModel(model.eval().requires_grad_(False), tokenizer, name, n_params, gain=gain, **who)
 
 
-def _pretrained(folder, dtype, device):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _pretrained(folder: Path, dtype, progress: Progress):
+    """The model of a folder, every weight of it read from there."""
+    files = weight_files(folder)
+    for file in files:
+        if file.suffix == ".bin":
+            with _one_line(f"{file}: not a file of weights, or cut off"):
+                dict(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
+    safe = files[0].suffix == ".safetensors"
+    with _one_line(f"{folder}: transformers cannot load this model"), _quiet():
+        try:
+            model, info = _from_pretrained(folder, dtype, safe, "sdpa")
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+            say(progress, f"{folder}: this architecture has no sdpa attention; eager attention is used")
+            model, info = _from_pretrained(folder, dtype, safe, "eager")
+    _check_all_read(folder, model, info)
+    return model
 
-    safe = any(folder.glob("*.safetensors"))
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype=dtype, use_safetensors=safe, attn_implementation="sdpa", weights_only=True
-    )
-    return model.to(device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+def _from_pretrained(folder, dtype, safe: bool, attention: str):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, dtype=dtype, use_safetensors=safe, weights_only=True,
+        attn_implementation=attention, ignore_mismatched_sizes=True, output_loading_info=True,
+    )  # fmt: skip
 
 
-def _tokenizer(row, corpus, progress):
+def _check_all_read(folder: Path, model, info: dict):
+    """Raise ValueError where weights were left random, or left over: transformers only logs it."""
+    wrong = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(key for key in info["unexpected_keys"] if not OLD_BUFFERS.search(key)),
+        "of another size": [f"{key} {(*has,)} for {(*of,)}" for key, has, of in sorted(info["mismatched_keys"])],
+    }
+    found = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})" for what, keys in wrong.items() if keys
+    ]
+    if found:
+        raise ValueError(
+            f"{folder}: weights are {', '.join(found)}; expected those of {type(model).__name__} with this config.json"
+        )
+
+
+def _tokenizer(folder: Path, rows: int):
+    """The tokenizer of a folder; each of its ids has one of the `rows` of the embedding (which may have more)."""
     from transformers import AutoTokenizer
 
-    folder = own_tokenizer(row)
-    if folder:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return bpe_tokenizer(corpus, min(row.vocab, BPE_VOCAB), progress)
+    with _one_line(f"{folder}: transformers cannot load this tokenizer"), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ValueError(f"{folder}: the tokenizer has ids up to {largest}, but the embedding has {rows} rows")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _one_line(what: str):
+    """Errors of torch and transformers, of whatever class, as a ValueError of one line; those of memory as they are."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        cause = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ValueError(f"{what} ({type(error).__name__}: {cause})") from None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the table that transformers logs of what did not fit: the error says it."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,7 +1,7 @@
 """Where a model's weights come from, and what identifies them; cheap, and free of torch.
 
 `auto` = the Hugging Face cache if the model is there, else made here; `random` = seeded random weights; or a folder
-that is one model (config.json and safetensors) or holds one subfolder per model id or hub name.
+that is one model (config.json, safetensors and tokenizer) or holds one subfolder per model id or hub name.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 
 from mlexp.store import cache_dir, write
 
+from .checkpoint import TOKENIZERS, WEIGHTS, checked_config, has_tokenizer, weight_files, weights_file
 from .models import Model, model_row
 from .recipes import NANO, STANDIN, Nano, StandIn, nano_hash, standin_hash
 from .text import load_corpus
 
-PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+GPT2_DEFAULTS = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 1024, "n_inner": None}
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ def identity(
     """What load() will use: weights (kind), weights_hash, corpus, corpus_hash (None where no corpus plays a part)."""
     row, source = model_row(name), find_weights(name, weights)
     if source.kind == "pretrained":
-        return {
-            "weights": "pretrained",
-            "weights_hash": _content_hash(source.folder),
-            "corpus": None,
-            "corpus_hash": None,
-        }
+        return checkpoint_identity(source.folder)
     text = load_corpus(corpus)
     made = standin_hash(row, standin) if source.kind == "random" else nano_hash(row, nano, text.hash)
     if own_tokenizer(row):
@@ -59,11 +54,28 @@ def identity(
     return {"weights": source.kind, "weights_hash": made, "corpus": text.name, "corpus_hash": text.hash}
 
 
+def checkpoint_identity(folder: str | Path) -> dict:
+    """What a folder of any causal LM is to a record: weights (pretrained), weights_hash over all weight files; no
+    corpus.
+
+    Raises FileNotFoundError, or ValueError for a folder without config.json, weights and a tokenizer, each of them
+    whole as far as can be seen without loading it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected config.json, weights and a tokenizer in it")
+    checked_config(folder)
+    hashes = hashlib.blake2b(digest_size=8)
+    for file in weight_files(folder):
+        hashes.update(f"{file.name}:{_file_hash(file)}\n".encode())
+    return {"weights": "pretrained", "weights_hash": hashes.hexdigest(), "corpus": None, "corpus_hash": None}
+
+
 def own_tokenizer(row: Model) -> Path | None:
     """The folder of the model's own tokenizer in the Hugging Face cache, weights or not."""
     for repo in row.hub:
-        for file in TOKENIZER_FILES:
-            if found := _cached(repo, file):
+        for first, *_ in TOKENIZERS:
+            if (found := _cached(repo, first)) and has_tokenizer(found.parent):
                 return found.parent
     return None
 
@@ -77,15 +89,7 @@ def _cached(repo: str, file: str) -> Path | None:
 
 def _in_hub_cache(repo: str) -> Path | None:
     config = _cached(repo, "config.json")
-    return config.parent if config and weight_files(config.parent) else None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder, safetensors before torch's own."""
-    for pattern in PATTERNS:
-        if found := sorted(folder.glob(pattern)):
-            return found
-    return []
+    return config.parent if config and weights_file(config.parent) else None
 
 
 def _in_folder(name: str, row: Model, path: Path) -> Path:
@@ -93,37 +97,28 @@ def _in_folder(name: str, row: Model, path: Path) -> Path:
         raise FileNotFoundError(f"weights={str(path)!r} for {name}: no such folder; allowed: auto, random, or a folder")
     tried = [path, path / name, *(path / hub for hub in row.hub), *(path / hub.split("/")[-1] for hub in row.hub)]
     for folder in tried:
-        if (folder / "config.json").is_file() and weight_files(folder):
+        if (folder / "config.json").is_file() and weights_file(folder):
             return _checked(name, row, folder)
     raise FileNotFoundError(
-        f"weights={str(path)!r} has no weights for {name}: looked for config.json with {' or '.join(PATTERNS)} in "
+        f"weights={str(path)!r} has no weights for {name}: looked for config.json with {' or '.join(WEIGHTS)} in "
         f"{', '.join(dict.fromkeys(map(str, tried)))}; allowed: auto, random, a model's folder, or a folder of such"
     )
 
 
 def _checked(name: str, row: Model, folder: Path) -> Path:
     """A folder of another architecture must not pass for the model asked for."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder}: config.json is not JSON ({type(error).__name__})") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder}: config.json is no object with n_layer, n_embd and n_head")
-    has = tuple(config.get(key) for key in ("n_layer", "n_embd", "n_head"))
-    if has != (row.layers, row.width, row.heads):
-        wanted = (row.layers, row.width, row.heads)
-        raise ValueError(f"{folder}: (n_layer, n_embd, n_head) = {has}, but {name} is {wanted}")
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        raise ValueError(f"{folder}: pretrained weights of {name} without a tokenizer ({' or '.join(TOKENIZER_FILES)})")
+    wanted = {
+        "model_type": "gpt2", "n_layer": row.layers, "n_embd": row.width, "n_head": row.heads, "vocab_size": row.vocab,
+        "n_positions": row.positions, "n_ctx": row.positions, "n_inner": 4 * row.width,
+    }  # fmt: skip
+    has = GPT2_DEFAULTS | {"n_ctx": row.positions} | checked_config(folder)
+    has["n_inner"] = has["n_inner"] or 4 * row.width
+    if wrong := [key for key in wanted if has.get(key) != wanted[key]]:
+        raise ValueError(
+            f"{folder}: config.json has {', '.join(f'{key}={has.get(key)!r}' for key in wrong)}, "
+            f"but {name} has {', '.join(f'{key}={wanted[key]!r}' for key in wrong)}"
+        )
     return folder
-
-
-def _content_hash(folder: Path) -> str:
-    """blake2b over the weight files, remembered by (path, size, time of change)."""
-    h = hashlib.blake2b(digest_size=8)
-    for file in weight_files(folder):
-        h.update(f"{file.name}:{_file_hash(file)}\n".encode())
-    return h.hexdigest()
 
 
 def _file_hash(file: Path) -> str:

@@ -38,13 +38,13 @@ def tiny_config(kind, **more):
     return AutoConfig.for_model(kind, **sizes | more)
 
 
-def tiny_of(config):
+def tiny_of(config, attention="sdpa"):
     """A randomly initialised LM (anything with .model) of a config, in float32."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return SimpleNamespace(model=model.eval().requires_grad_(False), name=config.model_type)
 
 
