@@ -21,9 +21,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-_COUNTS = contextvars.ContextVar(
-    "counts", default=()
-)  # (counter, operators) of every count_flops around, outermost first
+# (counter, operators) of every count_flops that this runs inside, outermost first
+_COUNTS = contextvars.ContextVar("counts", default=())
 
 
 def count_flops(run: Callable[[], Any]) -> tuple[Any, int | None]:
