@@ -22,7 +22,7 @@ class Cell:
     device:   `cpu` or `cuda`
     dtype:    `float32` or `bfloat16`
     seed:     32 bits from the block's axes; every arm of a block has the same
-    options:  `weights`, `prompts`, `corpus` as given on the command line (None where not)
+    options:  `weights`, `prompts`, `corpus` as given on the command line (None where not); `model`: name -> folder
     key:      what `--resume` finds it by
     """
 

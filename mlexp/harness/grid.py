@@ -11,6 +11,7 @@ A bench file says it all in data:
     SETTINGS = {"smoke": Settings(samples=2), "quick": Settings(samples=4), "full": Settings()}
     AXES = {"model": "models", "decoder": "decoders"}     # argument of the cell -> field that lists its values
 
+Where the command line can add values to an axis, `more(options)` returns them: {"model": ("mine",)}.
 Where not every combination makes sense, or a device lacks some, `collects(params, settings, device)` says which stay.
 The last axis that a cell names is its arm; the others form the block in which arms are compared.
 """
@@ -23,6 +24,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 SCALES = ("smoke", "quick", "full")
 _VALUE = re.compile(r"[a-z0-9_]+\Z")
@@ -94,6 +96,21 @@ def expand(raw: str) -> list[str]:
     if not parts:
         raise ValueError(f"expected a comma-separated list, not {raw!r}")
     return parts
+
+
+def checkpoints(texts: Sequence[str], here: Path) -> dict[str, str]:
+    """Every `--model NAME=FOLDER`: name -> folder, relative ones from `here`. Raises ValueError for what is none."""
+    found = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not equals or not _VALUE.match(name):
+            raise ValueError(f"--model {text}: expected NAME=FOLDER, NAME of [a-z0-9_]+")
+        if name in found:
+            raise ValueError(f"--model {name}: given twice, as {found[name]} and {folder}")
+        found[name] = str(here / folder)
+        if not Path(found[name]).is_dir():
+            raise ValueError(f"--model {text}: no such folder")
+    return found
 
 
 def cells(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlexp import journal
+from mlexp.harness import grid
 from mlexp.harness.cell import CellDied
 from mlexp.harness.session import OPTIONS
 
@@ -54,6 +55,8 @@ def words(config: pytest.Config, cells: list[str], path: str | Path) -> list[str
             said += [f"--{name}", str(value)]
     for text in option.set:
         said += ["--set", text]
+    for name, folder in grid.checkpoints(option.model, config.invocation_params.dir).items():
+        said += ["--model", f"{name}={folder}"]
     return said
 
 

@@ -28,6 +28,7 @@ def pytest_addoption(parser):
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: float32 on CPU, bfloat16 on GPU"
     )
     add("--weights", metavar="auto|random|PATH", help="pretrained weights: the local cache, none, or a folder")
+    add("--model", action="append", default=[], metavar="NAME=FOLDER", help="a checkpoint as a further model")
     add("--prompts", metavar="PATH", help="a JSONL file of prompts instead of the question's own")
     add("--corpus", metavar="PATH", help="a text file instead of the built-in text")
     add("--journal", metavar="PATH", default=".mlexp/journal.jsonl", help="finished cells (default: %(default)s)")
@@ -55,7 +56,8 @@ NO_CELL = object()  # the value of every axis of a function whose grid is empty:
 
 
 def pytest_generate_tests(metafunc):
-    """Make the grid of a question from its SETTINGS and AXES, as far as its `collects` wants it."""
+    """Make the grid of a question from its SETTINGS and AXES, with what its `more` adds, as far as its `collects` wants
+    it."""
     module, state = metafunc.module, metafunc.config.stash[STATE]
     if "cell" not in metafunc.fixturenames or not hasattr(module, "SETTINGS"):
         return
@@ -64,7 +66,9 @@ def pytest_generate_tests(metafunc):
     axes = [name for name in inspect.signature(metafunc.function).parameters if name in module.AXES]
     wanted = getattr(module, "collects", None)
     keep = wanted and (lambda params: wanted(params, settings, state.device))
-    cells = grid.cells({axis: getattr(settings, module.AXES[axis]) for axis in axes}, keep)
+    further = state.further(module, question)
+    values = {axis: (*getattr(settings, module.AXES[axis]), *further.get(axis, ())) for axis in axes}
+    cells = grid.cells(values, keep)
     params = [pytest.param(*values, id=label) for values, label in cells]
     metafunc.parametrize(axes, params or [pytest.param(*[NO_CELL] * len(axes), id="no_cell")])
 
@@ -91,6 +95,7 @@ def pytest_collection_finish(session):
     if not plans:
         return
     state.check_overrides(sorted({plan.question for plan in plans}))
+    state.check_models(plans)
     if config.option.collectonly:
         return
     state.planned = [plan.name for plan in plans]

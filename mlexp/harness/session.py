@@ -57,6 +57,7 @@ class State:
         self.device = option.device if option.device != "auto" else "cuda" if measure.gpu_present() else "cpu"
         self.dtype = option.dtype if option.dtype != "auto" else "bfloat16" if self.device == "cuda" else "float32"
         self.options = SimpleNamespace(**{name: getattr(option, name) for name in OPTIONS})
+        self.options.model = grid.checkpoints(option.model, self.here)
         self.overrides = [grid.parse_override(text) for text in option.set]
         self.misfits: dict[str, str] = {}  # question -> what is wrong with its --set
         self.source = functools.cache(lambda path: identity.source_hash(path, self.root))
@@ -79,6 +80,20 @@ class State:
         except ValueError as error:
             self.misfits[question] = str(error)
             return module.SETTINGS[self.scale]
+
+    def further(self, module, question: str) -> dict[str, tuple]:
+        """The values that the command line adds to a question's axes."""
+        try:
+            return module.more(self.options) if hasattr(module, "more") else {}
+        except ValueError as error:
+            self.misfits[question] = str(error)
+            return {}
+
+    def check_models(self, plans: list[Plan]) -> None:
+        """Raises UsageError for a `--model` that none of the selected questions takes."""
+        if self.options.model and not any(hasattr(plan.module, "more") for plan in plans):
+            names = ", ".join(sorted({plan.question for plan in plans}))
+            raise pytest.UsageError(f"--model {', '.join(self.options.model)}: not taken by what is selected: {names}")
 
     def check_overrides(self, questions: list[str]) -> None:
         """Raises UsageError for a `--set` that fits none, or more than one, of the selected questions."""

@@ -109,3 +109,20 @@ def test_axes_are_not_part_of_the_fixed_settings():
 def test_values_that_would_break_k_are_refused(value):
     with pytest.raises(ValueError, match="cannot stand in a test id"):
         grid.cells({"arm": [value]})
+
+
+def test_checkpoints_are_names_and_folders(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert grid.checkpoints([f"mine={tmp_path}", "other=a"], tmp_path) == {
+        "mine": str(tmp_path),
+        "other": str(tmp_path / "a"),
+    }
+    for text, message in {
+        "a": "expected NAME=FOLDER",
+        "A b=a": "expected NAME=FOLDER",
+        "x=none": "no such folder",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            grid.checkpoints([text], tmp_path)
+    with pytest.raises(ValueError, match="given twice"):
+        grid.checkpoints(["x=a", "x=a"], tmp_path)

@@ -249,3 +249,40 @@ def test_isolate_gives_the_same_records_and_survives_what_kills_a_process(toy):
 def test_quiet_prints_no_progress_and_names_the_journal(toy):
     result = toy.run("-q")
     result.stdout.fnmatch_lines(["mlexp: 8 measured; journal: .mlexp/journal.jsonl"])
+
+
+MORE = """
+def more(options):
+    if "base" in options.model:
+        raise ValueError("--model base: an arm of this name is there")
+    return {"arm": tuple(options.model)}
+"""
+
+
+@pytest.mark.parametrize("isolated", [(), ("--isolate",)], ids=["here", "isolated"])
+def test_a_model_of_the_command_line_is_a_further_value_of_an_axis(toy, isolated):
+    toy.bench.write_text(toy.bench.read_text() + MORE)
+    toy.pytester.mkdir("folder")
+    result = toy.run("--model", "mine=folder", "-k", "m_one and seed1", "--benchmark-json", "out.json", *isolated)
+    result.assert_outcomes(passed=3)
+    arms = [bench["params"]["arm"] for bench in toy.json()["benchmarks"]]
+    assert sorted(arms) == ["base", "mine", "ours"]
+    assert len({bench["extra_info"]["seed"] for bench in toy.json()["benchmarks"]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("base=.", "an arm of this name is there"), ("mine=none", "no such folder"), ("mine", "expected NAME=FOLDER")],
+)
+def test_a_model_that_cannot_be_taken_is_one_line(toy, model, message):
+    toy.bench.write_text(toy.bench.read_text() + MORE)
+    result = toy.run("--model", model)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: --model*{message}*"])
+    assert not toy.ran()
+
+
+def test_a_model_that_nobody_takes_is_refused(toy):
+    result = toy.run("--model", "mine=.")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --model mine: not taken by what is selected: toy"])
