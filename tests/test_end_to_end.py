@@ -1,11 +1,14 @@
 """The decoding question as a user runs it, at smoke scale on the model that is trained here: cells, records, report."""
 
+import importlib.util
 import json
 import re
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
-from .command import run
+from .command import ROOT, run
 
 ARMS = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
 
@@ -52,6 +55,18 @@ def test_every_arm_leaves_a_complete_record(records):
         assert info["accuracy"] is None  # only pretrained weights can know an answer
 
 
+def test_effective_samples_are_n_where_samples_are_independent(records):
+    for arm, bench in records[0].items():
+        info = bench["extra_info"]
+        assert "effective_samples" not in info  # of older records: surprisal alone
+        if arm.startswith("eab"):
+            assert 0 < info["worst_effective_samples"] < 2 * info["n_samples"]
+            assert info["worst_functional"].startswith("token_")
+            assert info["worst_effective_samples_error"] > 0
+        else:
+            assert info["worst_effective_samples"] == info["first_token_effective_samples"] == info["n_samples"] == 2
+
+
 def test_the_same_key_gives_the_same_quality_bit_for_bit(records):
     volatile = {"peak_bytes", "bytes_per_sample", "when", "energy_j"}
     for arm in ARMS:
@@ -76,6 +91,43 @@ def test_the_report_says_what_was_measured_and_what_stands_in(place, records):
     page = (place / "results" / "index.html").read_text()
     assert "undecided" in page and "stand-in" in page and "trained" in page
     assert re.search(r"H1 undecided", text)
+    table = (folder / "quality.csv").read_text()
+    assert "worst_effective_samples,worst_functional" in table and "(1 of 1)" in table
+    assert "by_surprisal" not in (folder / "speedup.csv").read_text() and "surprisal alone" not in page
+
+
+def test_older_records_are_shown_and_not_judged_by_surprisal_alone(place, records):
+    old = json.loads((place / "one.json").read_text())
+    for info in (b["extra_info"] for b in old["benchmarks"]):
+        for name in [name for name in info if name.endswith(("effective_samples", "effective_samples_error"))]:
+            del info[name]
+        info.pop("worst_functional", None)
+        info["effective_samples"] = 1.9
+    (place / "old.json").write_text(json.dumps(old))
+    status, text = run(place, "mlexp", "report", str(place / "old.json"), "--out", str(place / "old"))
+    assert status == 0, text
+    assert "H3 gpt2_nano dedup undecided" in text and "H3 gpt2_nano shared_prefill undecided" in text
+    assert "surprisal alone" in (place / "old" / "index.html").read_text()
+    header = (place / "old" / "decoding_speedup" / "speedup.csv").read_text().splitlines()[0]
+    assert "per_effective_sample_by_surprisal" in header
+    assert ",effective_samples," in (place / "old" / "decoding_speedup" / "quality.csv").read_text()
+
+
+@pytest.mark.parametrize(("worth", "verdict"), [(12.0, "supported"), (6.0, "refuted"), (None, "undecided")])
+def test_the_worst_functional_decides(worth, verdict):
+    """Twice as fast as the baselines, with 20 samples: what they are worth decides, whatever surprisal says."""
+    spec = importlib.util.spec_from_file_location("decoding_report", ROOT / "benches/decoding_speedup/report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arms = {"dedup": 2.0, "shared_prefill": 2.1, "eab_particles": 1.0}
+    rows = [{"model": "gpt2_nano", "n_params": 1, "prompt": f"p{i:02d}", "decoder": arm, "wall_s": wall + 0.01 * i,
+             "worst_effective_samples": worth, "surprisal_effective_samples": 19.0, "settings": '{"samples": 20}',
+             "question": "decoding_speedup", "weights_hash": "w", "corpus_hash": "c", "prompts_hash": "p"}
+            for i in range(5) for arm, wall in arms.items()]  # fmt: skip
+    said = {}
+    module.per_sample(pd.DataFrame(rows), SimpleNamespace(
+        verdict=lambda id, claim, verdict, *rest, **more: said.setdefault(id, str(verdict))))  # fmt: skip
+    assert set(said.values()) == {verdict} and len(said) == (2 if worth else 1)
 
 
 def test_prompts_decoded_together_have_records_and_a_section_of_their_own(place, records):

@@ -12,7 +12,7 @@ from mlexp.decoding.models import MODELS
 from mlexp.decoding.prompts import make_prompts, read_prompts
 from mlexp.decoding.recipes import Nano
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
-from mlexp.decoding.weights import identity
+from mlexp.decoding.weights import checkpoint_identity, identity
 
 CORRELATED = ("eab_paper", "eab_particles")
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
@@ -30,7 +30,8 @@ def b(count: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings(Sampling):
-    """The seed's numbers: Sampling's, and these. `replicates`: trees a prompt behind effective_samples, untimed.
+    """The seed's numbers: Sampling's, and these. `replicates`: trees a prompt behind worst_effective_samples, untimed;
+    it is null for fewer than 16.
 
     Batch j of `batches` is `batch_prompts` prompts decoded together: those behind batch j - 1's.
     """
@@ -43,7 +44,7 @@ class Settings(Sampling):
     batch_prompts: int = 10
     batch_models: tuple[str, ...] = tuple(MODELS)
     rounds: int = 3
-    replicates: int = 32
+    replicates: int = 128
     replicate_models: tuple[str, ...] = tuple(MODELS)
     nano_steps: int = Nano.steps
 
@@ -76,7 +77,7 @@ NANO = ("gpt2_nano",)
 FEW = ("gpt2_nano", "gpt2_small")
 SMALL = Settings(prompts=p(3), prompt_tokens=24, samples=4, max_new_tokens=4, max_paths=4, rounds=1,
                  replicate_models=NANO, batch_prompts=3, batch_models=FEW)  # fmt: skip
-TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 4, "nano_steps": 20,
+TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 16, "nano_steps": 20,
         "batches": b(1), "batch_prompts": 2}  # fmt: skip
 SETTINGS = {"smoke": replace(SMALL, **TINY), "quick": replace(SMALL, replicates=64), "full": Settings()}
 AXES = {"model": "models", "prompt": "prompts", "batch": "batches", "decoder": "decoders"}
@@ -97,7 +98,13 @@ METRICS = {
     "branch_position_mean": ("tokens", "none", "new tokens before a branching, mean"),
     "branch_position_last": ("tokens", "none", "new tokens before the last branching"),
     "final_paths": ("paths", "none", "live paths at the end"),
+    "worst_effective_samples": ("samples", "higher", "independent samples that those of a tree are worth, at worst"),
+    "worst_effective_samples_error": ("samples", "none", "jackknife standard error, by worst_functional"),
+    "worst_functional": ("name", "none", "what the samples of a tree estimate worst: token_0, surprisal, ..."),
+    "surprisal_effective_samples": ("samples", "higher", "the same by the path's surprisal"),
+    "first_token_effective_samples": ("samples", "higher", "the same by the first new token"),
     "unique_samples": ("samples", "higher", "distinct sequences among the samples"),
+    "mean_length": ("tokens", "none", "mean length of the texts, their stop token included"),
     "mean_surprisal_nats": ("nats", "none", "mean of -log p(sample) under the tempered model, over whole samples"),
     "distinct_1": ("fraction", "higher", "distinct unigrams over all unigrams of the samples"),
     "distinct_2": ("fraction", "higher", "distinct bigrams over all bigrams of the samples"),
@@ -106,9 +113,20 @@ METRICS = {
 }
 
 
+def more(options) -> dict[str, tuple[str, ...]]:
+    """Every `--model NAME=FOLDER` is a further model."""
+    for name in options.model:
+        if name in MODELS:
+            raise ValueError(f"--model {name}: a model of the study has this name; choose another")
+    return {"model": tuple(options.model)}
+
+
 def inputs(params, settings, options) -> dict[str, object]:
     """What the cell will read, known before it runs: part of its key and of its record. Loads nothing."""
-    who = identity(params["model"], options.weights or "auto", options.corpus, Nano(steps=settings.nano_steps))
+    if folder := options.model.get(params["model"]):
+        who = checkpoint_identity(folder)
+    else:
+        who = identity(params["model"], options.weights or "auto", options.corpus, Nano(steps=settings.nano_steps))
     return who | {"prompts_hash": prompts_hash(options.prompts or PROMPTS)}
 
 
@@ -130,14 +148,19 @@ def language_model(cell, name: str):
     """The model of a cell, loaded (nano: trained at first use) unless it is the one in memory."""
     import torch
 
-    from mlexp.decoding.loading import load
+    from mlexp.decoding.loading import load, load_checkpoint
 
-    nano = Nano(steps=cell.settings.nano_steps)
-    key = (name, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano)
+    nano, folder = Nano(steps=cell.settings.nano_steps), cell.options.model.get(name)
+    key = (name, folder, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano)
     if key not in LOADED:
         LOADED.clear()
+        where = cell.device, getattr(torch, cell.dtype)
         weights, corpus = cell.options.weights or "auto", cell.options.corpus
-        LOADED[key] = load(name, weights, cell.device, getattr(torch, cell.dtype), corpus, cell.progress, nano)
+        LOADED[key] = (
+            load_checkpoint(folder, name, *where, progress=cell.progress)
+            if folder
+            else load(name, weights, *where, corpus, cell.progress, nano)
+        )
     return LOADED[key]
 
 
@@ -165,9 +188,14 @@ def measure(cell, model, decoder, numbers):
     rounds = max(s.rounds, CUDA_ROUNDS) if cell.device == "cuda" else s.rounds
     out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed, held), rounds=rounds)
     cell.record(**costs(cell, lm, decoder, ids, out))
-    cell.record(**quality(cell, lm, decoder, ids, out, [prompt.answer for prompt in asked]))
-    chosen = [kernels.choose(name, cell.device, dtype=lm.model.dtype) for name in ("entropy_sample", "tree_attention")]
-    cell.record(kernel_backend="+".join(dict.fromkeys(chosen)))
+    answers = [prompt.answer for prompt in asked]
+    cell.record(**quality(cell, lm, decoder, ids, out, answers))
+    cell.record(**effective(cell, lm, decoder, ids, answers))
+    config = lm.model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sampler = kernels.choose("entropy_sample", cell.device, dtype=lm.model.dtype)
+    attention = kernels.choose("tree_attention", cell.device, dtype=lm.model.dtype, width=width)
+    cell.record(kernel_backend="+".join(dict.fromkeys((sampler, attention))))
     cell.series(live_paths=out.live_paths)
     if out.tree:
         cell.record(**out.tree.branch_statistics())
@@ -187,7 +215,7 @@ def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
         "n_params": lm.n_params,
         "n_prompts": len(ids),
         "n_samples": len(out.tokens),
-        "n_tokens": out.tokens.numel(),
+        "n_tokens": int(out.lengths.sum()),
         "token_forwards": out.token_forwards,
         "model_forwards": out.model_forwards,
         "logit_rows": out.logit_rows,
@@ -204,23 +232,43 @@ def quality(cell, lm, decoder, ids, out, answers) -> dict[str, object]:
     from mlexp.decoding import quality as q
 
     s = cell.settings
-    worth = s.samples if decoder not in CORRELATED else None  # independent by construction
-    if decoder in CORRELATED and lm.name in s.replicate_models and len(ids) == 1:
-        cell.progress(0, s.replicates, "replicates for effective_samples")
-        worth = q.effective_samples(lm, ids[0], s, decoder, s.replicates, cell.seed, s.replicates).samples
-    sets = [(ids[i], out.tokens[out.prompt == i], answers[i]) for i in range(len(ids))]
-    real = lm.weights == "pretrained"
+    real, sets = lm.weights == "pretrained", []
+    for i in range(len(ids)):
+        tokens, lengths = out.tokens[out.prompt == i], out.lengths[out.prompt == i]
+        sets.append((ids[i], tokens, lengths, q.texts(tokens, lengths), answers[i]))
     return {
+        "mean_length": mean(lengths.double().mean().item() for _, _, lengths, _, _ in sets),
         "mean_surprisal_nats": mean(
-            q.surprisal(lm, prompt, own, s.temperature).sum(1).mean() for prompt, own, _ in sets
+            q.surprisal(lm, prompt, tokens, s, lengths).sum(1).mean() for prompt, tokens, lengths, _, _ in sets
         ),
-        "effective_samples": worth,
-        "unique_samples": mean(q.unique_sequences(own) for _, own, _ in sets),
-        "distinct_1": mean(q.distinct_n(own, 1) for _, own, _ in sets),
-        "distinct_2": mean(q.distinct_n(own, 2) for _, own, _ in sets),
-        "self_bleu": mean(q.self_bleu(own) for _, own, _ in sets),
-        "accuracy": mean(q.contains_answer(lm, own, answer) for _, own, answer in sets) if real else None,
+        "unique_samples": mean(q.unique_sequences(tokens) for _, tokens, _, _, _ in sets),
+        "distinct_1": mean(q.distinct_n(texts, 1) for _, _, _, texts, _ in sets),
+        "distinct_2": mean(q.distinct_n(texts, 2) for _, _, _, texts, _ in sets),
+        "self_bleu": mean(q.self_bleu(texts) for _, _, _, texts, _ in sets),
+        "accuracy": mean(q.contains_answer(lm, texts, answer) for *_, texts, answer in sets) if real else None,
     }
+
+
+WORTH = ("worst_effective_samples", "surprisal_effective_samples", "first_token_effective_samples")
+
+
+def effective(cell, lm, decoder, ids, answers) -> dict[str, object]:
+    """What the samples of one tree are worth, from replicates of it; N where samples are independent."""
+    from mlexp.decoding import quality as q
+
+    s = cell.settings
+    if decoder not in CORRELATED:
+        return dict.fromkeys(WORTH, s.samples)
+    if lm.name not in (*s.replicate_models, *cell.options.model) or len(ids) > 1:
+        return dict.fromkeys(WORTH)
+    hits = functools.partial(q.answer_hits, lm, answer=answers[0]) if lm.weights == "pretrained" else None
+    progress = functools.partial(cell.progress, total=2 * s.replicates, what="replicates for worst_effective_samples")
+    got = q.effective_samples(lm, ids[0], s, decoder, s.replicates, cell.seed, hits=hits, progress=progress)
+    cell.series(**{f"effective_samples_{name}": [each.samples, each.error] for name, each in got.by.items()})
+    by = {name: each.samples for name, each in got.by.items()}
+    values = dict(zip(WORTH, (got.samples, by.get("surprisal"), by.get("token_0")), strict=True))
+    error = got.by[got.worst].error if got.worst else None
+    return values | {"worst_functional": got.worst, "worst_effective_samples_error": error}
 
 
 def mean(values) -> float | None:

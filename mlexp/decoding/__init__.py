@@ -16,8 +16,9 @@ from .weights import checkpoint_identity, identity
 _HEAVY = {
     "DECODERS": "decoders", "Samples": "decoders", "LanguageModel": "loading", "load": "loading",
     "load_checkpoint": "loading", "surprisal": "quality", "distinct_n": "quality", "self_bleu": "quality",
-    "unique_sequences": "quality", "contains_answer": "quality",
-    "effective_samples": "quality", "Effective": "quality", "grow": "engine", "score": "engine",
+    "unique_sequences": "quality", "contains_answer": "quality", "answer_hits": "quality",
+    "effective_samples": "quality", "Effective": "quality", "grow": "engine", "score": "scoring", "sample": "generate",
+    "branching": "generate",
 }  # fmt: skip
 
 __all__ = [

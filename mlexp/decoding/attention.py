@@ -1,6 +1,14 @@
-"""Where the branch kernels meet transformers: attention of the tips of trees over one flat pool of keys and values."""
+"""Where the branch kernels meet transformers: attention of the tips of trees over one flat pool of keys and values.
+
+A model is run on the attention below through transformers' AttentionInterface. What the attention of one forward has
+to know of the trees stands in a context variable, since not all models pass keyword arguments down to it. The masks
+are the model's own: transformers hands over the function (query position, key position) -> visible that the model
+has composed (causal, sliding window, chunks), and it is evaluated at the positions of the tips.
+"""
 
 import contextlib
+import math
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +18,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from . import kernels
 
 NAME = "mlexp_tree"
+# What modules pass along and attention need not know: what a forward returns, or what the mask already says.
+REDUNDANT = {
+    "position_ids", "cache_position", "use_cache", "is_causal", "sliding_window", "layer_idx", "output_attentions",
+    "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "position_embeddings",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TreeView:
-    """What the attention of one forward has to know; passed down through the model's keyword arguments.
+    """What the attention of one forward has to know.
 
     Tips stand prompt by prompt: `group` of them to each, or, where the host knows how many are live, `sizes`.
     """
@@ -26,51 +39,148 @@ class TreeView:
     sizes: list[int] | None = None
     backend: str = "auto"
 
+    def first_seen(self, visible) -> Tensor:
+        """The first position that each tip sees, (1, 1, n, 1) like a mask; it sees all from there to itself.
 
-def _forward(module, query, key, value, attention_mask, scaling=None, dropout=0.0, tree: TreeView | None = None, **_):
-    """transformers' attention interface: (B, heads, tokens, D) in, (B, tokens, heads, D) out, no mask is ever built."""
-    if tree is not None:
-        return _tree_forward(*(x[0].transpose(0, 1) for x in (query, key, value)), tree, scaling)[None], None
-    tokens, grouped = query.shape[2], query.shape[1] != key.shape[1]
-    assert tokens in (1, key.shape[2]), f"{tokens} queries over {key.shape[2]} keys: neither a prompt nor one step"
-    out = scaled_dot_product_attention(query, key, value, scale=scaling, is_causal=tokens > 1, enable_gqa=grouped)
-    return out.transpose(1, 2), None
+        visible(batch, head, query position, key position) broadcasts. Positions count the prompt, then the ancestors.
+        """
+        n, columns = self.ancestors.shape
+        device = self.ancestors.device
+        lengths = torch.full((n,), columns, device=device) if self.lengths is None else self.lengths
+        query = (self.prompt_len + lengths - 1).view(1, 1, n, 1)
+        key = torch.arange(self.prompt_len + columns, device=device).view(1, 1, 1, -1)
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=device)
+        return visible(zero, zero, query, key).expand(1, 1, n, -1).to(torch.uint8).argmax(-1, keepdim=True)
 
 
-def _tree_forward(q, k_pool, v_pool, tree, scaling):
+_VIEW: ContextVar[TreeView | None] = ContextVar("tree_view", default=None)
+
+
+@contextlib.contextmanager
+def seeing(tree: TreeView):
+    """Forwards in here are of the tips of `tree`; elsewhere they are of ordinary rows."""
+    token = _VIEW.set(tree)
+    try:
+        yield
+    finally:
+        _VIEW.reset(token)
+
+
+def _mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=None, attention_mask=None, **kwargs):
+    """transformers' mask interface: None = causal; (B, 1, Q, K) bool for rows; for tips, the first position seen.
+
+    A padding mask is left out: there is no padding here, and models that make one themselves make it of ones.
+    """
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    tree = _VIEW.get()
+    if tree is None:
+        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, None, **kwargs)
+    return None if mask_function is causal_mask_function else tree.first_seen(mask_function)
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, s_aux=None, **rest):
+    """transformers' attention interface: (B, heads, tokens, D) in, (B, tokens, heads, E) out.
+
+    softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); s_aux (heads,): logits of a sink, which takes part
+    in the softmax and has no value (GPT-OSS). Raises ValueError for any other argument that would change the result.
+    """
+    for name, argument in rest.items():
+        if name not in REDUNDANT and argument is not None and argument is not False:
+            raise ValueError(
+                f"{type(module).__name__} passes {name}= to its attention, which is not implemented here; "
+                f"known: scaling, softcap, s_aux and sliding_window"
+            )
+    tree = _VIEW.get()
+    if tree is None:
+        out = _rows(query, key, value, attention_mask, scaling, softcap, s_aux)
+        return out.transpose(1, 2).contiguous(), None  # some models view it, as they may with transformers' own
+    if attention_mask is not None and attention_mask.shape != (1, 1, query.shape[2], 1):
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"{type(module).__name__} makes an attention mask of its own, {shape}; not implemented here")
+    first = None if attention_mask is None else attention_mask.view(-1)
+    q, k_pool, v_pool = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = _tips(q, k_pool, v_pool, tree, first, scaling, softcap, s_aux)
+    return out[None].contiguous(), None
+
+
+def _rows(query, key, value, mask, scaling, softcap, sinks) -> Tensor:
+    """Attention of ordinary rows: a prompt, or one step behind it. mask None = causal -> (B, H, tokens, E)."""
+    (B, H, tokens, D), (K, seen) = query.shape, key.shape[1:3]
+    assert mask is not None or tokens in (1, seen), f"{tokens} queries over {seen} keys: neither a prompt nor one step"
+    if softcap is None and sinks is None:
+        causal = mask is None and tokens > 1
+        return scaled_dot_product_attention(query, key, value, mask, scale=scaling, is_causal=causal, enable_gqa=H != K)
+    if mask is None:
+        mask = torch.ones(tokens, seen, dtype=torch.bool, device=query.device).tril(seen - tokens)
+    key, value = (x.repeat_interleave(H // K, 1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3)).to(torch.promote_types(query.dtype, torch.float32))
+    scores = scores * (D**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(1, H, 1, 1).expand(B, H, tokens, 1)], -1)
+    return scores.softmax(-1)[..., :seen].to(value.dtype) @ value
+
+
+def _tips(q, k_pool, v_pool, tree, first, scaling, softcap, sinks) -> Tensor:
+    """Attention of tips, q (n, H, D), over the pool, (S, K, D) and (S, K, E) -> (n, H, E)."""
     if tree.sizes is None:
         return kernels.tree_attention(
-            q, k_pool, v_pool, tree.prompt_len, tree.ancestors, tree.lengths, tree.group, scaling, tree.backend
-        )
-    parts, first = [], 0
+            q, k_pool, v_pool, tree.prompt_len, tree.ancestors, tree.lengths, tree.group, scaling, first, softcap,
+            sinks, tree.backend,
+        )  # fmt: skip
+    parts, start = [], 0
     for b, n in enumerate(tree.sizes):  # the pool from prompt b on is a pool with one prompt
-        mine, skip = slice(first, first + n), b * tree.prompt_len
-        lengths = None if tree.lengths is None else tree.lengths[mine]
-        args = q[mine], k_pool[skip:], v_pool[skip:], tree.prompt_len, tree.ancestors[mine] - skip, lengths
-        parts.append(kernels.tree_attention(*args, None, scaling, tree.backend))
-        first += n
+        own, skip = slice(start, start + n), b * tree.prompt_len
+        if not n:  # all texts behind this prompt have ended
+            continue
+        lengths, seen = (None if x is None else x[own] for x in (tree.lengths, first))
+        args = q[own], k_pool[skip:], v_pool[skip:], tree.prompt_len, tree.ancestors[own] - skip, lengths
+        parts.append(kernels.tree_attention(*args, None, scaling, seen, softcap, sinks, tree.backend))
+        start += n
     return torch.cat(parts)
 
 
 @contextlib.contextmanager
 def tree_attention_on(model):
-    """Run any transformers causal LM on the attention above, and leave it as it was.
+    """Run a transformers causal LM on the attention above, and leave it as it was.
 
-    Raises ValueError for a model whose attention cannot be exchanged or that has other than full attention layers.
+    Raises ValueError for a model whose attention cannot be exchanged.
     """
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, _forward)
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise ValueError(
-            f"{type(model).__name__} has layers of type {sorted(kinds)}; the tree engine needs full_attention"
-        )
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ValueError(f"{type(model).__name__} does not go through transformers' AttentionInterface")
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    with attention_as(model, NAME):
+        if model.config._attn_implementation != NAME:
+            raise ValueError(f"{type(model).__name__} does not go through transformers' AttentionInterface")
+        yield
+
+
+@contextlib.contextmanager
+def attention_as(model, implementation: str):
+    """Run a model on one of transformers' attention implementations, and leave it and all models in it as they were."""
+    configs = _configs(model)
+    before = [config._attn_implementation for config in configs]
     try:
+        model.set_attn_implementation(implementation)
         yield
     finally:
-        model.set_attn_implementation(before)
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+def _configs(model) -> list:
+    """The configuration of the model and of every model within it, once each."""
+    found = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            found[id(config)] = config
+    for config in list(found.values()):
+        for name in getattr(config, "sub_configs", ()):
+            if (inner := getattr(config, name, None)) is not None:
+                found[id(inner)] = inner
+    return list(found.values())

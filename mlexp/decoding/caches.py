@@ -74,6 +74,14 @@ class RowsLayer(_Layer):
             rows[:, :, start : self.used] = x
         return tuple(rows[:, :, : self.used] for rows, _ in pairs)
 
+    def keep(self, rows):
+        """Go on with some of the rows alone, (B,) bool; their memory is moved to the front, the rest is not freed."""
+        for name in ("keys", "values"):
+            cached = getattr(self, name)
+            kept = cached[rows, :, : self.used]
+            cached[: len(kept), :, : self.used] = kept
+            setattr(self, name, cached[: len(kept)])
+
     def spread(self, times: int):
         """Copy what every row holds to `times` rows side by side."""
         for name in ("keys", "values"):

@@ -61,10 +61,11 @@ class Cost:
 
 
 def step_rows(decoder: str, sampling: Sampling, measured=None, prompts: int = 1) -> list[int]:
-    """Rows of every step after the prompts: N a prompt without a tree; a tree's are measured, not known beforehand."""
+    """Rows of every step after the prompts: N a prompt without a tree; a tree's are measured, not known beforehand,
+    and so are all where texts may end early."""
     if decoder not in DECODER_NAMES:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODER_NAMES)}")
-    if decoder not in TREE_DECODERS:
+    if decoder not in TREE_DECODERS and not (sampling.stop_tokens and measured is not None):
         return [prompts * sampling.samples] * (sampling.max_new_tokens - 1)
     if measured is None or len(measured) != sampling.max_new_tokens - 1:
         raise ValueError(f"{decoder}: rows of the {sampling.max_new_tokens - 1} steps needed, got {measured!r}")
@@ -84,16 +85,15 @@ def cost(
     if shape is None or (shape.window and shape.window < P + G - 1):
         return None
     encoded = B * N if decoder in ("sequential", "hf_batched") else B
-    apart = B * N * (P + G - 1)
-    slots = {"sequential": P + G - 1, "hf_batched": apart, "shared_prefill": apart}
-    used = slots.get(decoder, B * P + sum(rows))
+    steps = sum(n > 0 for n in rows)
+    held = P + steps if decoder == "sequential" else (B if decoder in TREE_DECODERS else B * N) * P + sum(rows)
     return Cost(
-        model_forwards=B * N * G if decoder == "sequential" else G,
+        model_forwards=encoded + sum(rows) if decoder == "sequential" else 1 + steps,
         token_forwards=encoded * P + sum(rows),
         logit_rows=encoded + sum(rows),
         flops=encoded * prompt_flops(shape, P) + sum(n * step_flops(shape, P + t) for t, n in enumerate(rows, 1)),
-        kv_slots=used,
-        kv_bytes=used * kv_bytes_per_token(shape, bytes_per_value),
+        kv_slots=held,
+        kv_bytes=held * kv_bytes_per_token(shape, bytes_per_value),
     )
 
 

@@ -1,6 +1,7 @@
-"""The six decoders: (lm, prompt, sampling, seed) -> Samples of fixed length over the full vocabulary, no early stop.
+"""The six decoders: (lm, prompt, sampling, seed) -> Samples, of G tokens or up to a stop token where there are such.
 
-N samples, P prompt tokens, G new tokens. `prompt` is (P,), or (B, P): several prompts decoded together. The arms
+N samples, P prompt tokens, G new tokens. `prompt` is (P,), or (B, P): several prompts decoded together. On a CPU no
+arm but `hf_batched`, which is transformers' own, forwards a text that has ended. The arms
 without a tree have the same sampler and caches allocated once, so that what separates the arms is what they share,
 not how well they are written; on a CUDA device all but `hf_batched` are the tree engine's captured graphs. Those a
 caller can keep from call to call in a dict, `held`.
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from .attention import tree_attention_on
 from .caches import RowsLayer, new_cache, rewind
-from .engine import Counts, alone, check_room, counting, decode, grow
+from .engine import alone, decode, grow
+from .filters import restrict
 from .kernels import reference
 from .policies import POLICIES
+from .pool import Counts, counting, last_logits
 from .rng import path_seeds
 from .settings import DECODER_NAMES, Sampling
+from .support import check, check_request
 from .tree import Tree
 
 
@@ -27,20 +31,21 @@ from .tree import Tree
 class Samples:
     """Samples and what they cost, counted by a hook on the model."""
 
-    tokens: Tensor  # (n, G) int64, CPU, prompt by prompt
+    tokens: Tensor  # (n, G) int64, CPU, prompt by prompt; the first stop token behind a text's end
+    lengths: Tensor  # (n,) tokens of each text, its stop token included
     prompt: Tensor  # (n,) index of each sample's prompt
     model_forwards: int
     token_forwards: int
     logit_rows: int
-    live_paths: tuple[int, ...]  # distinct paths of each of the G - 1 steps after the prompt, over all prompts
-    rows: tuple[int, ...]  # rows forwarded in each: on a CUDA device trees have idle ones too
+    live_paths: tuple[int, ...]  # paths that go on in each of the G - 1 steps after the prompt, over all prompts
+    rows: tuple[int, ...]  # rows forwarded in each: idle and ended ones too where shapes are fixed
     kv_slots: int  # cache slots in use at the end, over all rows
     tree: Tree | None = None
 
 
 @torch.no_grad()
 def sequential(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
-    """N generations at batch 1, one after the other, the prompt encoded anew for each: the seed's baseline."""
+    """N generations at batch 1, one after the other, the prompt encoded anew for each: the original's baseline."""
     prompts, seeds = _asked(lm, prompt, sampling, seed)
     rows, P, G = [], prompts.shape[1], sampling.max_new_tokens
     if lm.model.device.type == "cuda":
@@ -54,8 +59,8 @@ def sequential(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | N
         with _own(lm, P + G - 1) as (cache, counts):
             for ids, own in _each(prompts, seeds):
                 rewind(cache)
-                rows.append(_rows(lm.model, cache, _prefill(lm.model, cache, ids), own, sampling, P))
-    return _samples(torch.cat(rows), counts, seeds, P + G - 1)
+                rows.append(_rows(lm.model, cache, last_logits(lm.model, ids, cache), own, sampling, P))
+    return _samples(lm, torch.cat(rows), counts, seeds, sampling, P, apart=True)
 
 
 def _each(prompts, seeds):
@@ -73,24 +78,29 @@ def shared_prefill(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict
         tokens = torch.from_numpy(tree.tokens())
     else:
         with _own(lm, P + G - 1) as (cache, counts):
-            logits = _prefill(lm.model, cache, prompts).repeat_interleave(N, 0)
+            logits = last_logits(lm.model, prompts, cache).repeat_interleave(N, 0)
             for layer in cache.layers:
                 layer.spread(N)
             tokens = _rows(lm.model, cache, logits, seeds.view(-1), sampling, P)
-    return _samples(tokens, counts, seeds, seeds.numel() * (P + G - 1))
+    return _samples(lm, tokens, counts, seeds, sampling, P)
 
 
 def hf_batched(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
-    """`model.generate(num_return_sequences=N)`, as a transformers user has it, over the full vocabulary."""
+    """`model.generate(num_return_sequences=N)`, as a transformers user has it."""
     from transformers import GenerationConfig
 
-    prompts, seeds = _asked(lm, prompt, sampling, seed)
-    (B, P), N, G, model = prompts.shape, sampling.samples, sampling.max_new_tokens, lm.model
-    ask = GenerationConfig(do_sample=True, num_return_sequences=N, max_new_tokens=G, min_new_tokens=G, top_k=0,
-                           top_p=1.0, temperature=sampling.temperature, eos_token_id=None, pad_token_id=0)  # fmt: skip
+    prompts, seeds = _asked(lm, prompt, sampling, seed, own=False)
+    P, N, G, model = prompts.shape[1], sampling.samples, sampling.max_new_tokens, lm.model
+    stop = list(sampling.stop_tokens) or None
+    ask = GenerationConfig(do_sample=True, num_return_sequences=N, max_new_tokens=G,
+                           min_new_tokens=None if stop else G, top_k=sampling.top_k, top_p=sampling.top_p,
+                           temperature=sampling.temperature, eos_token_id=stop,
+                           pad_token_id=stop[0] if stop else 0)  # fmt: skip
     with _seeded(model, seed), _defaults(model, ask), counting(model) as counts:
-        out = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=ask)
-    return _samples(out[:, P:].cpu(), counts, seeds, B * N * (P + G - 1))
+        out = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=ask)[:, P:]
+    tokens = torch.full((len(out), G), _end(sampling))
+    tokens[:, : out.shape[1]] = out
+    return _samples(lm, tokens, counts, seeds, sampling, P, rows=(len(out),) * (out.shape[1] - 1))
 
 
 def _tree(decoder: str):
@@ -99,8 +109,9 @@ def _tree(decoder: str):
         live, B = tuple(tree.live_paths()[:-1]), prompt[..., 0].numel()
         idle = lm.model.device.type == "cuda"
         rows = (B * POLICIES[decoder].width(sampling),) * len(live) if idle else live
-        return Samples(torch.from_numpy(tree.tokens()), torch.from_numpy(tree.leaf_tree), **vars(counts),
-                       live_paths=live, rows=rows, kv_slots=prompt.numel() + sum(rows), tree=tree)  # fmt: skip
+        tokens, lengths, owner = (torch.from_numpy(x) for x in (tree.tokens(), tree.lengths(), tree.leaf_tree))
+        return Samples(tokens, lengths, owner, **vars(counts), live_paths=live, rows=rows,
+                       kv_slots=prompt.numel() + sum(rows), tree=tree)  # fmt: skip
 
     decode_tree.__name__ = decode_tree.__qualname__ = decoder
     decode_tree.__doc__ = f"The {decoder} policy on the tree engine."
@@ -118,9 +129,12 @@ DECODERS = {
 assert tuple(DECODERS) == DECODER_NAMES
 
 
-def _asked(lm, prompt, sampling, seed):
-    """Prompts (B, P) on the model's device, and a seed for every sample (B, N)."""
-    check_room(lm.model, prompt, sampling.max_new_tokens)
+def _asked(lm, prompt, sampling, seed, own=True):
+    """Prompts (B, P) on the model's device, and a seed for every sample (B, N). own: the engine decodes them."""
+    if own:
+        check(lm.model, prompt, sampling, "tree" if lm.model.device.type == "cuda" else "rows")
+    else:
+        check_request(lm.model, prompt, sampling)
     prompts = torch.atleast_2d(prompt).to(lm.model.device)
     return prompts, path_seeds(seed, len(prompts), sampling.samples)
 
@@ -132,25 +146,44 @@ def _own(lm, slots):
         yield new_cache(RowsLayer, lm.model.config, slots), counts
 
 
-def _prefill(model, cache, prompts):  # (B, P) -> (B, V)
-    return model(prompts, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, 0]
-
-
 def _rows(model, cache, logits, seeds, sampling, start) -> Tensor:
-    """Decode the rows behind logits (n, V) with path seeds (n,): tokens (n, G)."""
-    tokens, line = [], torch.arange(len(seeds))
-    for t in range(sampling.max_new_tokens):
-        tokens.append(reference.draw(reference.tempered(logits, sampling.temperature), seeds, t, 1, line))
-        if t < sampling.max_new_tokens - 1:
-            position = torch.full((1, 1), start + t, device=model.device)
-            logits = model(tokens[-1], past_key_values=cache, use_cache=True, position_ids=position).logits[:, 0]
-    return torch.cat(tokens, 1)
+    """Decode the rows behind logits (n, V) with path seeds (n,): tokens (n, G). Ended rows leave the batch."""
+    n, G, stop = len(seeds), sampling.max_new_tokens, torch.tensor(sampling.stop_tokens, dtype=torch.int64)
+    tokens, sample = torch.full((n, G), _end(sampling)), torch.arange(n)
+    for t in range(G):
+        x = restrict(reference.tempered(logits, sampling.temperature), sampling.top_k, sampling.top_p)
+        drawn = reference.draw(x, seeds[sample], t, 1, torch.arange(len(sample)))
+        tokens[sample, t] = drawn[:, 0]
+        goes_on = ~torch.isin(drawn[:, 0], stop)
+        if t == G - 1 or not goes_on.any():
+            break
+        if not goes_on.all():
+            sample, drawn = sample[goes_on], drawn[goes_on]
+            for layer in cache.layers:
+                layer.keep(goes_on)
+        position = torch.full((1, 1), start + t, device=model.device)
+        logits = model(drawn, past_key_values=cache, use_cache=True, position_ids=position).logits[:, -1]
+    return tokens
 
 
-def _samples(tokens, counts, seeds, slots) -> Samples:
-    (B, N), n = seeds.shape, len(tokens)
-    steps, prompt = (n,) * (tokens.shape[1] - 1), torch.arange(B).repeat_interleave(N)
-    return Samples(tokens, prompt, **vars(counts), live_paths=steps, rows=steps, kv_slots=slots)
+def _end(sampling: Sampling) -> int:
+    """The token that stands behind the end of a text."""
+    return sampling.stop_tokens[0] if sampling.stop_tokens else -1
+
+
+def _samples(lm, tokens, counts, seeds, sampling, P, rows=None, apart=False) -> Samples:
+    """The samples of an arm without a tree. rows: forwarded in each step, None = those that go on (CPU) or all (CUDA);
+    apart: each sample had the cache to itself."""
+    (B, N), (n, G) = seeds.shape, tokens.shape
+    ends = torch.isin(tokens, torch.tensor(sampling.stop_tokens, dtype=torch.int64))
+    lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, G)
+    live = tuple(int((lengths > t).sum()) for t in range(1, G))
+    if rows is None:
+        rows = (n,) * (G - 1) if lm.model.device.type == "cuda" else live
+    steps = sum(r > 0 for r in rows)
+    slots = P + steps if apart else n * P + sum(rows)
+    return Samples(tokens, lengths, torch.arange(B).repeat_interleave(N), **vars(counts), live_paths=live,
+                   rows=rows + (0,) * (G - 1 - len(rows)), kv_slots=slots)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -3,16 +3,15 @@
 B prompts of P tokens, T trees (T / B behind each prompt), W rows a tree, R = T * W, G new tokens. All trees of a
 prompt share its keys and values; the tips of all trees are the tokens of one forward of batch 1; an ancestor table
 says which slots each tip sees. A fork copies a row of integers. One prompt forward and G - 1 steps: the last tips are
-not forwarded.
+not forwarded. A text that has drawn a stop token has ended: its row stays in the tree, and nothing is computed for it.
 
 On a CPU only the live rows are forwarded, so token forwards = B P + sum of live paths. On a CUDA device every step
 forwards all R rows, of which some may be idle: shapes are fixed, all decisions stay on the device, and a step is
 captured once as a CUDA graph and replayed. Slots are numbered alike: row r of depth d has slot B P + d R + r.
 """
 
-import contextlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,78 +21,16 @@ from mlexp import flops
 
 from . import kernels
 from .attention import TreeView, tree_attention_on
-from .caches import PoolLayer, new_cache
+from .filters import restrict
 from .kernels import reference
-from .policies import POLICIES, Grown
+from .policies import POLICIES
+from .pool import Counts, Pool, counting
 from .rng import path_seeds
 from .settings import Sampling
+from .support import check
 from .tree import Tree, read_tree
 
 WARM_UP = 3  # steps before a capture: libraries choose algorithms and allocate workspaces in their first calls
-
-
-@dataclass
-class Counts:
-    """What a forward hook saw the model do."""
-
-    model_forwards: int = 0
-    token_forwards: int = 0
-    logit_rows: int = 0
-
-    def add(self, other: "Counts", times: int = 1):
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + times * value)
-
-
-@contextlib.contextmanager
-def counting(model):
-    """Count forwards, tokens forwarded and rows of logits by a hook on the model, never from the samples."""
-    counts = Counts()
-
-    def hook(_, args, kwargs, output):
-        ids = args[0] if args else kwargs["input_ids"]
-        counts.add(Counts(1, ids.numel(), output.logits.shape[:-1].numel()))
-
-    handle = model.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield counts
-    finally:
-        handle.remove()
-
-
-class Pool:
-    """Prompts and the growing trees behind them in one flat cache of `capacity` slots."""
-
-    def __init__(self, model, capacity: int, copies: int = 1):
-        self.model, self.cache = model, new_cache(PoolLayer, model.config, capacity)
-        for layer in self.cache.layers:
-            layer.copies = copies
-
-    def prefill(self, prompts: Tensor) -> Tensor:  # (B, P) -> (B, V)
-        self._write_to(None)
-        out = self.model(prompts, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, 0]
-
-    def forward(self, tokens: Tensor, positions: Tensor, slots: Tensor, tree: TreeView) -> Tensor:  # (n,) x 3 -> (n, V)
-        """Logits behind n tokens, whose keys and values go to `slots`."""
-        self._write_to(slots)
-        out = self.model(
-            tokens[None], past_key_values=self.cache, use_cache=True, position_ids=positions[None], tree=tree
-        )
-        return out.logits[0]
-
-    def _write_to(self, slots):
-        for layer in self.cache.layers:
-            layer.slots = slots
-
-
-def check_room(model, prompt: Tensor, new: int):
-    """Raise ValueError unless prompts (P,) or (B, P) and `new` tokens fit the model's positions."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if prompt.ndim not in (1, 2) or not prompt.numel():
-        raise ValueError(f"prompt of shape {tuple(prompt.shape)}: expected (P,) or (B, P) with P >= 1")
-    if limit and prompt.shape[-1] + new > limit:
-        raise ValueError(f"{prompt.shape[-1]} prompt + {new} new tokens: {type(model).__name__} has {limit} positions")
 
 
 class Forest:
@@ -121,14 +58,25 @@ class Forest:
         self.tree = self.row.view(self.T, W)[:, :1]  # first row of every tree
         self.prompt_row = self.tree // (self.R // self.B)  # the prompt that it stands behind: its logits, at first
         self.token = seeds.new_zeros(self.R)
+        self.ended = torch.zeros(self.T, W, dtype=torch.bool, device=seeds.device)  # rows whose text has ended
+        self.stop = seeds.new_tensor(sampling.stop_tokens)
         self.ancestors = torch.zeros(self.R, G - 1, dtype=torch.int32, device=seeds.device)
         self.steps: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def begin(self):
         self.depth.zero_()
+        self.ended.zero_()
         self.policy.reset()
         self.decide(self.pool.prefill(self.prompts), self.prompt_row.expand_as(self.policy.rows()))
+
+    def live(self) -> Tensor:
+        """Rows that the next step has to forward: (T, W) bool."""
+        return (self.policy.multiplicity > 0) & ~self.ended
+
+    def finished(self) -> bool:
+        """Whether no row is left to forward, where the host may know it."""
+        return len(self.stop) > 0 and not self.idle_rows and not self.live().any()
 
     @torch.no_grad()
     def step(self):
@@ -136,7 +84,7 @@ class Forest:
         if self.idle_rows:
             ancestors, lengths = self.ancestors, (self.depth + 1).expand(self.R)
         else:
-            live = self.policy.multiplicity > 0
+            live = self.live()
             row = live.view(-1).nonzero()[:, 0]
             place = torch.zeros_like(self.row).index_copy_(0, row, self.row[: len(row)])  # row of the logits
             ancestors = self.ancestors[row, : int(self.depth) + 1]
@@ -149,44 +97,58 @@ class Forest:
 
     def decide(self, logits: Tensor, rows: Tensor):
         """Draw from the logits, rows (T, N) saying which of them each draw is from, and take the policy's step."""
-        draw = self.draw_all if self.idle_rows else self.draw_needed
-        grown = self.policy.advance(*draw(logits, rows), self.ancestors, self.depth, self.first_slot)
+        over = self.ended.gather(1, self.policy.rows())
+        entropy, tokens, logprobs = (self.draw_all if self.idle_rows else self.draw_needed)(logits, rows, over)
+        if len(self.stop):  # an ended text goes on as its end token, for sure, in one piece
+            first = torch.arange(self.policy.k, device=tokens.device) == 0
+            tokens = torch.where(over[..., None], torch.where(first, self.stop[0], -1), tokens)
+            logprobs = torch.where(over[..., None], torch.where(first, 0.0, -math.inf), logprobs)
+        grown = self.policy.advance(entropy, tokens, logprobs, self.ancestors, self.depth, self.first_slot)
         self.token.copy_(grown.token.view(-1))
-        self.keep(grown)
+        if len(self.stop):
+            ends = (grown.token[..., None] == self.stop).any(-1)
+            self.ended.copy_(self.ended.gather(1, grown.parent) | ends)
+        self.keep(vars(grown) | {"ended": self.ended})
 
-    def draw_all(self, logits, rows):
+    def draw_all(self, logits, rows, over):
         """Every draw, in one pass: which of them are needed is known only on the device."""
-        k, shape = self.policy.k, rows.shape
+        s, k, shape = self.sampling, self.policy.k, rows.shape
+        if s.top_k or s.top_p < 1:
+            kept = restrict(reference.tempered(logits, s.temperature), s.top_k, s.top_p)
+            logits = logits.masked_fill(kept == -math.inf, -math.inf)
         sampled = kernels.entropy_sample(
-            logits, self.sampling.temperature, self.policy.seeds.view(-1), self.depth, k, rows.reshape(-1), self.backend
+            logits, s.temperature, self.policy.seeds.view(-1), self.depth, k, rows.reshape(-1), self.backend
         )
         entropy, _, tokens, logprobs = sampled
-        return entropy.view(shape), tokens.view(*shape, k), logprobs.view(*shape, k)
+        return entropy.view(shape).masked_fill(over, -math.inf), tokens.view(*shape, k), logprobs.view(*shape, k)
 
-    def draw_needed(self, logits, rows):
+    def draw_needed(self, logits, rows, over):
         """The draws that decide something; the others are left at token -1."""
-        x = reference.tempered(logits, self.sampling.temperature)
+        s, k = self.sampling, self.policy.k
+        x = restrict(reference.tempered(logits, s.temperature), s.top_k, s.top_p)
         h, log_z = reference.entropy(x)
-        entropy, k = h[rows], self.policy.k
-        needed = self.policy.needed(entropy).view(-1).nonzero()[:, 0]
+        entropy = h[rows].masked_fill(over, -math.inf)
+        needed = (self.policy.needed(entropy) & ~over).view(-1).nonzero()[:, 0]
         seeds, at = self.policy.seeds.reshape(-1)[needed], rows.reshape(-1)[needed]
         drawn = reference.draw(x, seeds, int(self.depth), k, at)
         tokens = drawn.new_full((rows.numel(), k), -1).index_copy_(0, needed, drawn)
         logprobs = x.new_zeros(tokens.shape).index_copy_(0, needed, reference.log_probs(x, log_z, drawn, at))
         return entropy, tokens.view(*rows.shape, k), logprobs.view(*rows.shape, k)
 
-    def keep(self, grown: Grown):
-        """Write the step into the buffers of the run, at its depth."""
-        for name, value in vars(grown).items():
+    def keep(self, columns: dict[str, Tensor]):
+        """Write what a step decided into the buffers of the run, at its depth."""
+        for name, value in columns.items():
             if name not in self.steps:
                 self.steps[name] = value.new_zeros(self.sampling.max_new_tokens, *value.shape)
             self.steps[name].index_copy_(0, self.depth.view(1), value[None])
 
     def harvest(self) -> Tree:
         """The tree of the run that has ended: the first time that the host waits for the device."""
-        steps = {name: value.cpu().numpy() for name, value in self.steps.items()}
+        steps = {name: value[: int(self.depth) + 1].cpu().numpy() for name, value in self.steps.items()}
         steps |= {name: steps[name].astype(np.float64) for name in ("entropy", "logprob")}
-        return read_tree(steps, *(x.cpu().numpy() for x in self.policy.leaves()))
+        end = self.sampling.stop_tokens[0] if self.sampling.stop_tokens else -1
+        leaves = (x.cpu().numpy() for x in self.policy.leaves())
+        return read_tree(steps, *leaves, new=self.sampling.max_new_tokens, end=end)
 
 
 class Graphs:
@@ -239,6 +201,8 @@ def decode(model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: s
             forest = Forest(model, prompts, seeds, *arguments)
             forest.begin()
             for _ in range(sampling.max_new_tokens - 1):
+                if forest.finished():
+                    break
                 forest.step()
         return forest.harvest(), counts
     key = (id(model), prompts.shape, seeds.shape, arguments)
@@ -258,7 +222,7 @@ def grow(model, prompt: Tensor, sampling: Sampling, decoder: str, seed: int, tre
     """
     if decoder not in POLICIES:
         raise ValueError(f"unknown tree decoder {decoder!r}; choose from {', '.join(POLICIES)}")
-    check_room(model, prompt, sampling.max_new_tokens)
+    check(model, prompt, sampling)
     prompts = prompt[None] if prompt.ndim == 1 else prompt
     seeds = path_seeds(seed, len(prompts) * trees, sampling.samples)
     return decode(model, prompts, seeds, sampling, decoder, 1, held, backend, idle_rows)
@@ -267,60 +231,3 @@ def grow(model, prompt: Tensor, sampling: Sampling, decoder: str, seed: int, tre
 def alone(sampling: Sampling) -> Sampling:
     """The settings of a tree that is one sample: a row of its own."""
     return replace(sampling, samples=1, max_paths=1)
-
-
-@torch.no_grad()
-def score(model, prompt: Tensor, tokens: np.ndarray, temperature: float, chunk: int = 128) -> np.ndarray:
-    """-log p of every token of every sample under the tempered model, nats: (n, G).
-
-    Equal prefixes are one node of a trie; its nodes go through the engine `chunk` at a time, by depth, so that at most
-    `chunk` rows of logits exist at once.
-    """
-    check_room(model, prompt, tokens.shape[1])
-    n, G = tokens.shape
-    node, parent, depth, token = _trie(tokens)
-    asked = np.full((n, G), -1)  # node whose logits give each token
-    asked[:, 1:] = node[:, :-1]
-    inner = int((depth < G - 1).sum())  # nodes stand by depth: leaves come last
-    result, prompt = np.empty((n, G)), prompt.to(model.device)
-    P, slots = len(prompt), np.zeros((inner, max(G - 1, 1)), np.int64)
-    for i in range(inner):
-        if parent[i] >= 0:
-            slots[i] = slots[parent[i]]
-        slots[i, depth[i]] = P + i
-    with tree_attention_on(model):
-        pool = Pool(model, P + inner)
-        _read(result, asked, -1, pool.prefill(prompt[None]), tokens, temperature)
-        for start in range(0, inner, chunk):
-            part = slice(start, min(start + chunk, inner))
-            width = depth[part].max() + 1
-            ids, at, rows, own = (
-                torch.from_numpy(np.ascontiguousarray(x)).to(model.device)
-                for x in (token[part], depth[part], slots[part, :width], P + np.arange(inner)[part])
-            )
-            logits = pool.forward(ids, P + at, own, TreeView(P, rows.int(), at + 1))
-            _read(result, asked, start, logits, tokens, temperature)
-    return result
-
-
-def _read(result, asked, first, logits, tokens, temperature):
-    """Fill in the tokens whose distribution is row (asked - first) of these logits."""
-    where = np.nonzero((asked >= first) & (asked < first + len(logits)))
-    if len(where[0]):
-        rows, ids = (torch.from_numpy(x).to(logits.device) for x in (asked[where] - first, tokens[where]))
-        x = reference.tempered(logits, temperature)
-        result[where] = (reference.entropy(x)[1][rows] - x[rows, ids]).double().cpu().numpy()
-
-
-def _trie(tokens: np.ndarray):
-    """Distinct prefixes, numbered by depth: (node of every token (n, G), parent, depth, token of every node)."""
-    n, G = tokens.shape
-    node, above, parents, depths, ids, size = np.empty((n, G), np.int64), np.full(n, -1), [], [], [], 0
-    for d in range(G):
-        pairs, inverse = np.unique(np.stack([above, tokens[:, d]], 1), axis=0, return_inverse=True)
-        node[:, d] = above = inverse.ravel() + size
-        parents.append(pairs[:, 0])
-        ids.append(pairs[:, 1])
-        depths.append(np.full(len(pairs), d))
-        size += len(pairs)
-    return node, np.concatenate(parents), np.concatenate(depths), np.concatenate(ids)

@@ -5,19 +5,31 @@ n samples, G tokens. Every decoder's samples go through the same functions, in u
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import grow, score
+from .effective import MIN_REPLICATES, Estimate, compare, functionals, worst
+from .engine import grow
+from .scoring import score
 from .settings import DECODER_NAMES, TREE_DECODERS, Sampling
 
+ROWS = 640  # of forests grown to measure effective samples: their keys and values have to fit the memory
 
-def surprisal(lm, prompt: Tensor, tokens: Tensor, temperature: float) -> np.ndarray:
-    """-log p of every token under the tempered model, in nats, float64: prompt (P,), tokens (n, G) -> (n, G)."""
-    return score(lm.model, prompt, np.asarray(tokens), temperature)
+
+def surprisal(lm, prompt: Tensor, tokens: Tensor, sampling: Sampling, lengths=None) -> np.ndarray:
+    """-log p of every token under the distribution that `sampling` draws from, in nats, float64, 0 behind the end of a
+    text: prompt (P,), tokens (n, G), lengths (n,) -> (n, G)."""
+    rule = {"top_k": sampling.top_k, "top_p": sampling.top_p, "lengths": lengths}
+    return score(lm.model, prompt, np.asarray(tokens), sampling.temperature, **rule)
+
+
+def texts(tokens, lengths) -> list[list[int]]:
+    """Tokens (n, G) as lists that end where their texts end, their stop token included."""
+    return [row[:length] for row, length in zip(np.asarray(tokens).tolist(), np.asarray(lengths).tolist(), strict=True)]
 
 
 def unique_sequences(tokens) -> int:
@@ -27,7 +39,7 @@ def unique_sequences(tokens) -> int:
 
 def distinct_n(tokens, n: int) -> float:
     """Distinct n-grams over all n-grams of all samples (Li et al. 2016): (0, 1], NaN for samples shorter than n."""
-    grams = [gram for row in np.asarray(tokens).tolist() for gram in _grams(row, n)]
+    grams = [gram for row in _lists(tokens) for gram in _grams(row, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
@@ -35,22 +47,29 @@ def self_bleu(tokens, order: int = 4) -> float:
     """Mean BLEU of each sample against all the others (Zhu et al. 2018, Texygen): [0, 1], 1 = all alike.
 
     BLEU of Papineni et al. 2002 over token ids, uniform weights up to `order`, clipped counts; orders above 1 smoothed
-    by adding one to matches and total (Lin and Och 2004, method 2 of Chen and Cherry 2014). Lengths are equal, so there
-    is no brevity penalty. NaN for fewer than two samples.
+    by adding one to matches and total (Lin and Och 2004, method 2 of Chen and Cherry 2014). No brevity penalty; a
+    sample shorter than `order` has n-grams up to its own length. NaN for fewer than two samples.
     """
-    rows = np.asarray(tokens).tolist()
+    rows = _lists(tokens)
     if len(rows) < 2:
         return math.nan
-    logs = np.zeros(len(rows))
-    for n in range(1, min(order, len(rows[0])) + 1):
+    logs, orders = np.zeros(len(rows)), np.array([min(order, len(row)) for row in rows])
+    for n in range(1, orders.max() + 1):
         counts = [Counter(_grams(row, n)) for row in rows]
         first, second = _two_largest(counts)
         for i, own in enumerate(counts):
+            if n > orders[i]:
+                continue
             hit = sum(min(c, second[g] if c == first[g] else first[g]) for g, c in own.items())
             add = n > 1
             precision = (hit + add) / (sum(own.values()) + add)
             logs[i] += math.log(precision) if precision else -math.inf
-    return float(np.exp(logs / min(order, len(rows[0]))).mean())
+    return float(np.exp(logs / orders).mean())
+
+
+def _lists(tokens) -> list[list[int]]:
+    """Samples as lists: an array (n, G), or lists of any lengths."""
+    return tokens if isinstance(tokens, list) else np.asarray(tokens).tolist()
 
 
 def _two_largest(counts: list[Counter]) -> tuple[Counter, Counter]:
@@ -68,51 +87,68 @@ def _grams(row: list, n: int):
 
 def contains_answer(lm, tokens, answer: str) -> float:
     """Share of the samples whose text contains the answer, case and spacing ignored: [0, 1]."""
+    return float(np.mean(answer_hits(lm, tokens, answer)))
+
+
+def answer_hits(lm, tokens, answer: str) -> np.ndarray:
+    """Which of the samples' texts contain the answer, case and spacing ignored: (n,) bool."""
     if not answer.strip():
         raise ValueError(f"answer {answer!r}: expected some text")
     wanted = " ".join(answer.casefold().split())
-    texts = [lm.tokenizer.decode(row) for row in np.asarray(tokens).tolist()]
-    return float(np.mean([wanted in " ".join(text.casefold().split()) for text in texts]))
+    found = (lm.tokenizer.decode(row) for row in _lists(tokens))
+    return np.array([wanted in " ".join(text.casefold().split()) for text in found])
 
 
 @dataclass(frozen=True)
 class Effective:
-    """`samples`: how many independent ones a tree's are worth for their mean surprisal; None without variance."""
+    """How many independent samples those of one tree are worth: by functional, and for the worst of them."""
 
-    samples: float | None
-    iid_variance: float  # nats^2, of one path's surprisal
-    tree_variance: float  # nats^2, of a tree's mean path surprisal
-    mean_surprisal: float  # nats a path, over all trees
-    iid_mean_surprisal: float  # nats a path: the exact expectation's estimate
+    samples: float | None  # for the worst functional; None where none could be measured
+    worst: str | None  # its name; None where samples are independent, too
+    by: dict[str, Estimate]
     replicates: int
 
 
 def effective_samples(
-    lm, prompt: Tensor, sampling: Sampling, decoder: str, replicates: int = 16, seed: int = 0, iid_replicates: int = 4
-) -> Effective:
-    """N Var(iid) / Var(tree) of the tree's mean path surprisal, from `replicates` trees grown as one forest.
+    lm, prompt: Tensor, sampling: Sampling, decoder: str, replicates: int = 128, seed: int = 0,
+    iid_replicates: int | None = None, hits: Callable[[np.ndarray], np.ndarray] | None = None,
+    progress: Callable[[int], None] = lambda trees: None,
+) -> Effective:  # fmt: skip
+    """Effective samples of a tree, from `replicates` trees and the samples of `iid_replicates` trees of `dedup`, which
+    are independent (as many trees if None). See `effective` for what is estimated and when it is not.
 
-    Var(iid) is the variance of one path's surprisal over N, from iid_replicates * N exact samples (`dedup`). For
-    decoders whose samples are independent the answer is N by construction and nothing is run for it. Whatever is
-    measured is reported, above N too: with r replicates its relative error is about sqrt(2 / (r - 1)). None if no
-    variance was seen (the model is certain of every token, or every tree is the same).
+    For decoders whose samples are independent the answer is N by construction, and nothing is run for it. `hits` says
+    of tokens (n, G) which samples contain the answer: then that is one of the functionals. `progress` is called with
+    the number of trees grown so far.
     """
     if decoder not in DECODER_NAMES:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODER_NAMES)}")
+    iid_replicates = replicates if iid_replicates is None else iid_replicates
     if replicates < 2 or iid_replicates * sampling.samples < 2:
         raise ValueError(f"replicates={replicates}, iid_replicates={iid_replicates}: a variance needs at least 2")
-    iid = _paths(lm, prompt, sampling, "dedup", seed + 1, iid_replicates)[0]
-    spread = float(iid.var(ddof=1))
     if decoder not in TREE_DECODERS or decoder == "dedup":
-        return Effective(float(sampling.samples), spread, spread / sampling.samples, iid.mean(), iid.mean(), 0)
-    paths, tree = _paths(lm, prompt, sampling, decoder, seed, replicates)
-    means = np.bincount(tree, paths) / np.bincount(tree)
-    between = float(means.var(ddof=1))
-    worth = spread / between if between > 0 and spread > 0 else None
-    return Effective(worth, spread, between, float(means.mean()), float(iid.mean()), replicates)
+        return Effective(float(sampling.samples), None, {}, 0)
+    if replicates < MIN_REPLICATES:
+        return Effective(None, None, {}, replicates)
+    own, tree = _asked(lm, prompt, sampling, decoder, seed, range(replicates), hits, progress)
+    others = range(replicates, replicates + iid_replicates)
+    iid, _ = _asked(lm, prompt, sampling, "dedup", seed, others, hits, progress)
+    by = compare(own, tree, iid)
+    name, samples = worst(by) or (None, None)
+    return Effective(samples, name, by, replicates)
 
 
-def _paths(lm, prompt, sampling, decoder, seed, trees):
-    """Surprisal of every path of a forest, nats, and the tree it belongs to: (n,), (n,)."""
-    tree, _ = grow(lm.model, torch.as_tensor(prompt), sampling, decoder, seed, trees)
-    return tree.surprisals().sum(1), tree.leaf_tree
+def _asked(lm, prompt, sampling, decoder, seed, trees, hits, progress):
+    """The functionals of all samples of some trees, and the number of each sample's tree, from 0: {name: (n,)}, (n,).
+
+    The trees are grown a forest at a time, whose seed is the number of its first tree from `seed` on.
+    """
+    parts, numbers, at_once = [], [], max(1, ROWS // max(sampling.samples, sampling.max_paths))
+    for first in trees[::at_once]:
+        progress(first)
+        forest, _ = grow(lm.model, torch.as_tensor(prompt), sampling, decoder, seed + first,
+                         min(at_once, trees.stop - first))  # fmt: skip
+        tokens = forest.tokens()
+        parts.append(functionals(tokens, forest.surprisals(), forest.lengths(), hits and hits(tokens)))
+        numbers.append(first - trees.start + forest.leaf_tree)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, np.concatenate(numbers)

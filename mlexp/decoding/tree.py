@@ -1,7 +1,7 @@
 """The tree a run grew: one entry per sampled token, and one per decision taken.
 
-M nodes, T trees of the forest, n samples, G tokens a sample. depth 0 is the first new token; parent -1 is the prompt.
-Plain numpy, no torch: a tree can be read, saved and tested without a model.
+M nodes, T trees of the forest, n samples, G tokens a sample at most. depth 0 is the first new token; parent -1 is the
+prompt. Plain numpy, no torch: a tree can be read, saved and tested without a model.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ class Tree:
     parent: np.ndarray  # (M,) node, -1 = the prompt
     depth: np.ndarray  # (M,) index of the token in its sample
     token: np.ndarray  # (M,)
-    entropy: np.ndarray  # (M,) nats, of the tempered distribution the token was drawn from
+    entropy: np.ndarray  # (M,) nats, of the tempered and filtered distribution the token was drawn from
     logprob: np.ndarray  # (M,) of the token under that distribution
     multiplicity: np.ndarray  # (M,) samples that run through the node
+    ended: np.ndarray  # (M,) the token is a stop token: the text ends with it
     tree: np.ndarray  # (M,) index in the forest
     tip: np.ndarray  # (decisions,) node that was extended, -1 = the prompt
     tip_tree: np.ndarray  # (decisions,)
@@ -25,25 +26,41 @@ class Tree:
     split: np.ndarray  # (decisions,) the policy gave the tip more than one draw
     leaf: np.ndarray  # (n,) last node of every sample
     leaf_tree: np.ndarray  # (n,) tree of every sample
+    new: int  # G
+    end: int = -1  # the token that stands behind the end of a text
 
     def paths(self) -> np.ndarray:
-        """Node indices of every sample from the first token to the last: (n, G)."""
-        columns, node = [], self.leaf
-        while len(node) and node[0] >= 0:
-            columns.append(node)
+        """Node indices of every sample from its first token on, -1 behind its end: (n, G)."""
+        paths, node, row = np.full((len(self.leaf), self.new), -1), self.leaf, np.arange(len(self.leaf))
+        while len(node):
+            paths[row, self.depth[node]] = node
             node = self.parent[node]
-        return np.stack(columns[::-1], 1)
+            node, row = node[node >= 0], row[node >= 0]
+        return paths
 
     def tokens(self) -> np.ndarray:
-        return self.token[self.paths()]
+        """Token ids of every sample, `end` behind its end: (n, G)."""
+        return self._along(self.token, self.end)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sample, its stop token included: (n,)."""
+        return self.depth[self.leaf] + 1
+
+    def logprobs(self) -> np.ndarray:
+        """log p of every token of every sample under the distribution it was drawn from, 0 behind its end: (n, G)."""
+        return self._along(self.logprob, 0.0)
 
     def surprisals(self) -> np.ndarray:
-        """-log p of every token of every sample under the tempered model, in nats: (n, G)."""
-        return -self.logprob[self.paths()]
+        """-log p of every token of every sample, in nats, 0 behind its end: (n, G)."""
+        return 0.0 - self.logprobs()
+
+    def _along(self, column: np.ndarray, behind) -> np.ndarray:
+        paths = self.paths()
+        return np.where(paths >= 0, column[paths], behind)
 
     def live_paths(self) -> list[int]:
-        """Nodes per depth: the rows of the step that forwards them (the last depth is never forwarded)."""
-        return np.bincount(self.depth).tolist()
+        """Paths per depth that go on: the rows of the step that forwards them (the last depth is never forwarded)."""
+        return np.bincount(self.depth[~self.ended], minlength=self.new).tolist()
 
     def branch_statistics(self) -> dict:
         """Counts over the whole forest; positions are depths (0 = the first new token), None where nothing branched.
@@ -66,21 +83,27 @@ class Tree:
         }
 
 
-def read_tree(steps: dict[str, np.ndarray], leaf_row: np.ndarray, leaf_tree: np.ndarray) -> Tree:
-    """The tree behind the buffers of a run: T trees, W rows each, G depths.
+def read_tree(steps: dict[str, np.ndarray], leaf_row: np.ndarray, leaf_tree: np.ndarray, new: int, end: int) -> Tree:
+    """The tree behind the buffers of a run: T trees, W rows each, up to `new` depths.
 
-    steps, each (G, T, W): parent (row of its tree one depth before), token, entropy, logprob, multiplicity (0 = the
-    row is not in use) of the tokens of a depth; high and split of the tips they were decided at. leaf_row and
-    leaf_tree (n,): where every sample ends.
+    steps, each (depths, T, W): parent (row of its tree one depth before), token, entropy, logprob, multiplicity (0 =
+    the row is not in use) of the tokens of a depth; ended (the row's text ends there or has ended before); high and
+    split of the tips they were decided at. leaf_row and leaf_tree (n,): where every sample ends.
     """
-    live = steps["multiplicity"] > 0
+    used, parent_row = steps["multiplicity"] > 0, steps["parent"]
+    before = np.concatenate([np.zeros_like(used[:1]), steps["ended"][:-1]])
+    over = np.take_along_axis(before, parent_row, 2)  # the text had ended before: no token of it
+    live = used & ~over
     node = np.cumsum(live.ravel()).reshape(live.shape) - 1  # nodes stand by depth, tree, row
+    for d in range(1, len(node)):  # the row of an ended text stands for its last token
+        node[d] = np.where(over[d], np.take_along_axis(node[d - 1], parent_row[d], 1), node[d])
     above = np.concatenate([np.full_like(node[:1], -1), node[:-1]])
-    parent = np.take_along_axis(above, steps["parent"], 2)
+    parent = np.take_along_axis(above, parent_row, 2)
     depth, tree, _ = np.nonzero(live)
-    tips = np.concatenate([np.zeros_like(live[:1]), live[:-1]])
+    tips = np.concatenate([np.zeros_like(live[:1]), (used & ~steps["ended"])[:-1]])
     tips[0, :, 0] = True  # the prompt
     tip_depth, tip_tree, _ = np.nonzero(tips)
-    columns = (steps[name][live] for name in ("token", "entropy", "logprob", "multiplicity"))
+    columns = (steps[name][live] for name in ("token", "entropy", "logprob", "multiplicity", "ended"))
     return Tree(parent[live], depth, *columns, tree, above[tips], tip_tree, tip_depth, steps["high"][tips],
-                steps["split"][tips], leaf=node[-1, leaf_tree, leaf_row], leaf_tree=leaf_tree)  # fmt: skip
+                steps["split"][tips], leaf=node[-1, leaf_tree, leaf_row], leaf_tree=leaf_tree, new=new,
+                end=end)  # fmt: skip

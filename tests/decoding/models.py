@@ -1,8 +1,10 @@
 """Tiny causal LMs for the tests: GPT-2 and Llama kinds, seeded, with logits sharp enough to branch unevenly; and
 others."""
 
+import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 
@@ -57,3 +59,13 @@ def independent_logits(model, prompt, paths):
     full = torch.cat([prompt[None].expand(len(paths), -1), torch.as_tensor(paths)], 1)
     with torch.no_grad():
         return model(full, use_cache=False).logits[:, len(prompt) :]
+
+
+def exact_paths(model, prompt, vocab, new, temperature=0.8):
+    """Every text of `new` tokens behind the prompt and its probability: (V^G, G), (V^G,)."""
+    paths = np.array(list(itertools.product(range(vocab), repeat=new)))
+    full = independent_logits(model, prompt, paths)[:, :-1]
+    first = model(prompt[None]).logits[:, -1:].expand(len(paths), -1, -1)
+    logits = torch.cat([first, full], 1) / temperature
+    log_p = logits.log_softmax(-1).gather(-1, torch.from_numpy(paths)[..., None])
+    return paths, log_p[..., 0].sum(1).exp().numpy()

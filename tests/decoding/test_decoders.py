@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlexp.decoding import MODELS
 from mlexp.decoding.costs import MLP_MATRICES, Shape, cost, kv_bytes_per_token, prompt_flops, step_rows
 from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.scoring import score
 from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS, Sampling
 from mlexp.flops import count_flops, dense_flops
 
@@ -216,3 +217,20 @@ def test_a_tree_needs_its_live_paths():
         cost(MODELS["gpt2_nano"], "dedup", 8, SMALL)
     with pytest.raises(ValueError, match="unknown decoder 'beam'; choose from sequential"):
         cost(MODELS["gpt2_nano"], "beam", 8, SMALL)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_in_bfloat16_the_arms_agree_up_to_rounding(kind):
+    """Token for token is said of float32 and float64 alone: see the README of decoding_speedup."""
+    low, exact, prompt = tiny(kind, 300, dtype=torch.bfloat16), tiny(kind, 300, dtype=torch.float32), prompt_of(30, 300)
+    sampling, wrong = Sampling(samples=20, max_new_tokens=12), tiny(kind, 300, seed=1, dtype=torch.float32)
+    arms = {name: DECODERS[name](low, prompt, sampling, 3).tokens for name in ("sequential", "shared_prefill", "dedup")}
+    for name, tokens in arms.items():
+        assert torch.equal(tokens[:, 0], arms["sequential"][:, 0])  # one prompt, one forward
+        assert torch.equal(tokens, DECODERS[name](low, prompt, sampling, 3).tokens)
+        by_low, by_exact, by_wrong = (score(lm.model, prompt, tokens.numpy(), 0.8) for lm in (low, exact, wrong))
+        assert np.sqrt(np.mean((by_low - by_exact) ** 2)) < 0.25 < np.sqrt(np.mean((by_low - by_wrong) ** 2))
+    same = (arms["sequential"] == arms["dedup"]).all(1).sum()
+    assert same >= 5  # most texts are equal all the same; two seeds have none in common
+    other = DECODERS["dedup"](low, prompt, sampling, 4).tokens
+    assert (arms["sequential"] == other).all(1).sum() == 0

@@ -15,7 +15,7 @@ from mlexp.decoding.kernels.reference import fork_paths, particle_groups
 from mlexp.decoding.policies import POLICIES
 from mlexp.decoding.settings import Sampling
 
-from .models import independent_logits, prompt_of, tiny
+from .models import exact_paths, prompt_of, tiny
 
 V, PROMPT, SHARP = 6, 4, 8.0
 COUNTS = st.integers(1, 6)
@@ -94,13 +94,7 @@ def test_paper_prunes_to_the_most_likely_ties_to_the_lowest():
 
 def exact(new):
     """Every path of the small model and its probability: (V^G, G), (V^G,)."""
-    lm = tiny(vocab=V, sharpness=SHARP)
-    prompt = prompt_of(PROMPT, vocab=V)
-    paths = np.array(list(itertools.product(range(V), repeat=new)))
-    full = independent_logits(lm.model, prompt, paths)[:, :-1]
-    first = lm.model(prompt[None]).logits[:, -1:].expand(len(paths), -1, -1)
-    log_p = (torch.cat([first, full], 1) / 0.8).log_softmax(-1).gather(-1, torch.from_numpy(paths)[..., None])
-    return paths, log_p[..., 0].sum(1).exp().numpy()
+    return exact_paths(tiny(vocab=V, sharpness=SHARP).model, prompt_of(PROMPT, vocab=V), V, new)
 
 
 def g_test(samples, paths, p):

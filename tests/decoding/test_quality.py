@@ -16,6 +16,7 @@ from mlexp.decoding.quality import (
     effective_samples,
     self_bleu,
     surprisal,
+    texts,
     unique_sequences,
 )
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
@@ -76,7 +77,7 @@ def test_answers_are_found_in_any_case_and_spacing():
 def test_every_arm_is_scored_by_the_same_function(decoder):
     lm, prompt, sampling = tiny(), prompt_of(5), Sampling(samples=4, max_new_tokens=5)
     samples = DECODERS[decoder](lm, prompt, sampling, 1)
-    got = surprisal(lm, prompt, samples.tokens, sampling.temperature)
+    got = surprisal(lm, prompt, samples.tokens, sampling)
     assert got.shape == samples.tokens.shape and (got >= 0).all()
     if samples.tree is not None:
         np.testing.assert_allclose(got, samples.tree.surprisals(), atol=1e-9)
@@ -94,19 +95,41 @@ def test_correlated_samples_are_worth_less_and_the_iid_forest_confirms_the_scale
     lm, prompt = tiny(vocab=6, sharpness=1.5), prompt_of(3, vocab=6)
     got = effective_samples(lm, prompt, SAMPLING, "eab_particles", replicates=400, iid_replicates=60)
     assert 1 < got.samples < 7 and got.replicates == 400
+    assert list(got.by) == ["token_0", "token_1", "token_2", "token_3", "surprisal"]  # one length, no answer asked for
+    # the prompt branches into groups of 3, 3 and 2: no other question is answered as badly
+    assert got.worst == "token_0" and got.samples == pytest.approx(64 / 22, rel=0.1)
+    assert all(each.error < 0.15 * each.samples for each in got.by.values())
     # with threshold 0 and k = N the particles are independent, so the same estimate must give N
     free = Sampling(samples=8, max_new_tokens=4, max_paths=8, threshold=0.0, branch_factor=8)
-    assert effective_samples(lm, prompt, free, "eab_particles", 600, iid_replicates=100).samples == pytest.approx(
-        8, rel=0.25
-    )
-    assert got.mean_surprisal == pytest.approx(got.iid_mean_surprisal, rel=0.1)
+    got = effective_samples(lm, prompt, free, "eab_particles", 600, iid_replicates=100)
+    assert got.samples == pytest.approx(8, rel=0.25)
+    assert all(each.samples == pytest.approx(8, rel=0.2) for each in got.by.values())
+
+
+def test_forests_of_any_size_count_the_same_trees(monkeypatch):
+    lm, prompt, steps = tiny(vocab=6, sharpness=1.5), prompt_of(3, vocab=6), []
+    monkeypatch.setattr("mlexp.decoding.quality.ROWS", 10 * 8)
+    got = effective_samples(lm, prompt, SAMPLING, "eab_paper", 24, iid_replicates=16, hits=lambda t: (t == 2).any(1),
+                            progress=steps.append)  # fmt: skip
+    assert steps == [0, 10, 20, 24, 34]
+    assert all(len(each.parts) == 24 for each in got.by.values()) and "answer" in got.by
 
 
 def test_no_variance_is_none_and_bad_requests_are_named():
     sure = Sampling(samples=4, max_new_tokens=3, temperature=1e-4)
     lm, prompt = tiny(vocab=6), prompt_of(3, vocab=6)
-    assert effective_samples(lm, prompt, sure, "eab_particles", 4).samples is None
+    assert effective_samples(lm, prompt, sure, "eab_particles", 16).samples is None
+    few = effective_samples(lm, prompt, SAMPLING, "eab_particles", 15)
+    assert few.samples is None and few.worst is None and few.by == {}
     with pytest.raises(ValueError, match="unknown decoder 'beam'"):
         effective_samples(lm, prompt, SAMPLING, "beam")
-    with pytest.raises(ValueError, match="replicates=1"):
-        effective_samples(lm, prompt, SAMPLING, "eab_paper", 1)
+
+
+def test_texts_that_end_are_measured_up_to_their_end():
+    tokens, lengths = np.array([[1, 2, 9, 9, 9], [1, 9, 9, 9, 9], [3, 4, 5, 6, 9]]), np.array([3, 2, 5])
+    cut = texts(tokens, lengths)
+    assert cut == [[1, 2, 9], [1, 9], [3, 4, 5, 6, 9]]
+    assert distinct_n(cut, 1) == 7 / 10 and distinct_n(cut, 2) == 7 / 7
+    assert self_bleu(cut) == pytest.approx(plain_self_bleu(cut))
+    lm = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda row: " ".join(map(str, row))))
+    assert contains_answer(lm, cut, "9 9") == 0 and contains_answer(lm, tokens, "9 9") > 0

@@ -20,6 +20,7 @@ from mlexp.decoding.rng import path_seeds
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
 from mlexp.flops import count_flops
 
+from .architectures import build, prompt
 from .models import prompt_of, tiny
 
 SMALL = Sampling(samples=5, max_new_tokens=6, max_paths=4, threshold=0.5)
@@ -89,6 +90,21 @@ def test_no_step_waits_for_the_device(kind, decoder):
                 live.step()
 
 
+@pytest.mark.parametrize("decoder", POLICIES)
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "granite_swa", "cohere2", "gpt_neox"])
+def test_no_step_waits_for_windows_filters_or_ends(name, decoder):
+    model, prompts = build(name), torch.stack([prompt(), prompt().flip(0)])
+    sampling = Sampling(5, 6, max_paths=4, threshold=0.2, top_k=30, top_p=0.9, stop_tokens=(5, 9))
+    want, _ = grow(model, prompts, sampling, decoder, 3)
+    with tree_attention_on(model):
+        forest = Forest(model, prompts, path_seeds(3, 2, 5), sampling, decoder, idle_rows=True)
+        with NoWaiting():
+            forest.begin()
+            for _ in range(5):
+                forest.step()
+    assert (forest.harvest().tokens() == want.tokens()).all()
+
+
 def move_to_fake_cuda(model):
     """Put shapes on a CUDA device that need not exist in the place of the weights; within a FakeTensorMode."""
     for module in model.modules():
@@ -154,10 +170,10 @@ class TestOnTheGpu:
         gpu.model.cuda()
         held: dict = {}
         for seed in (3, 4):  # the second replays the first's graphs
-            for prompt in (prompt_of(7), prompt_of(7, seed=5)):
-                want = DECODERS[decoder](cpu, prompt, SMALL, seed)
-                got = DECODERS[decoder](gpu, prompt, SMALL, seed, held)
-                eager, _ = count_flops(lambda p=prompt, s=seed: DECODERS[decoder](gpu, p, SMALL, s, {}))
+            for asked in (prompt_of(7), prompt_of(7, seed=5)):
+                want = DECODERS[decoder](cpu, asked, SMALL, seed)
+                got = DECODERS[decoder](gpu, asked, SMALL, seed, held)
+                eager, _ = count_flops(lambda p=asked, s=seed: DECODERS[decoder](gpu, p, SMALL, s, {}))
                 assert torch.equal(got.tokens, eager.tokens) or decoder == "hf_batched"
                 assert torch.equal(got.tokens, want.tokens) or decoder == "hf_batched"
                 assert got.token_forwards == eager.token_forwards == cost(
