@@ -372,17 +372,20 @@ def _suffix_part(
     tl.store(out + (tip * H + query)[:, None] * E + e[None, :], result.to(out.dtype.element_ty), mask=wide)
 
 
-def prompt_tile(dtype: torch.dtype, width: int, rows: int) -> tuple[int, int, int, str]:
+def prompt_tile(dtype: torch.dtype, width: int, rows: int, aligned: bool = True) -> tuple[int, int, int, str]:
     """Queries and prompt slots of one tile, its warps, and how it multiplies: the largest that sm_90 compiles without
     spills.
 
     A float32 product is three of TensorFloat-32, which round like one of full precision and need the registers of
-    three. Heads wider than 128 would spill, so they multiply in float32 itself, without tensor cores.
+    three. Heads wider than 128 would spill, so they multiply in float32 itself, without tensor cores. Where not all
+    strides are multiples of 16, tiles cannot be copied in vectors and their addresses take registers too: the tile
+    is that of heads twice as wide.
     """
+    width = width if aligned else 2 * width
     if dtype == torch.float32:
         BM, BP, warps = (32, 32, 4) if width <= 64 else (16, 32, 4) if width <= 128 else (16, 16, 8)
     else:
-        BM, BP, warps = (64, 64, 4) if width <= 128 else (32, 32, 4 if width <= 256 else 8)
+        BM, BP, warps = (64, 64, 4) if width <= 128 else (32, 32, 4) if width <= 256 else (16, 16, 8)
     precision = "ieee" if width > 128 else "tf32x3"
     return min(BM, max(16, next_power_of_2(rows))), BP, warps, precision
 
@@ -393,9 +396,9 @@ def suffix_tile(width: int, g: int, columns: int) -> tuple[int, int]:
     return BG, min(next_power_of_2(max(columns, 1)), SUFFIX_TILE // (BG * width))
 
 
-def launch_options(warps: int, softcap: float | None) -> dict[str, int]:
-    """Warps, and for four of them with a softcap leave to use all registers: ptxas would spill a few words instead."""
-    return {"num_warps": warps} | ({"maxnreg": MAX_REGISTERS} if warps == 4 and softcap is not None else {})
+def launch_options(warps: int, plain: bool) -> dict[str, int]:
+    """Warps; four of them may use all registers, where ptxas would rather spill a few words (not the plain kernels)."""
+    return {"num_warps": warps} | ({"maxnreg": MAX_REGISTERS} if warps == 4 and not plain else {})
 
 
 def tree_attention(
@@ -410,7 +413,10 @@ def tree_attention(
     lengths = torch.full((n,), L, device=q.device) if lengths is None else lengths.contiguous()
     first, sinks = (None if x is None else x.contiguous() for x in (first, sinks))
     softcap = None if softcap is None else float(softcap)
-    BM, BP, warps, precision = prompt_tile(q.dtype, max(BD, BE), m * g)
+    tips = (q, *q.stride()[:2], k_pool, *k_pool.stride()[:2], v_pool, *v_pool.stride()[:2])
+    aligned = all(stride % 16 == 0 for stride in tips if isinstance(stride, int))
+    plain = aligned and first is softcap is sinks is None
+    BM, BP, warps, precision = prompt_tile(q.dtype, max(BD, BE), m * g, aligned)
     tiles = cdiv(m * g, BM)
     if splits is None:
         splits = max(1, min(cdiv(PROGRAMS, n // m * K * tiles), cdiv(P, BP)))
@@ -420,13 +426,12 @@ def tree_attention(
     top, total = (torch.empty(splits, n, H, dtype=torch.float32, device=q.device) for _ in range(2))
     out = torch.empty(n, H, E, dtype=v_pool.dtype, device=q.device)
     scale = D**-0.5 if scale is None else scale
-    tips = (q, *q.stride()[:2], k_pool, *k_pool.stride()[:2], v_pool, *v_pool.stride()[:2])
     # the interpreter has no bfloat16 arithmetic
     _prompt_part[n // m * K, tiles * splits](*tips, part, top, total, scale, P, m, g, H, n, per_split, first, softcap,
                                              D, E, BM, BP, BD, BE, precision, knobs.runtime.interpret,
-                                             **launch_options(warps, softcap))  # fmt: skip
+                                             **launch_options(warps, plain))  # fmt: skip
     BG, BL = suffix_tile(max(BD, BE), g, L)
     _suffix_part[n, K * cdiv(g, BG)](*tips, ancestors.contiguous(), lengths, L, part, top, total, splits, out, scale,
                                      P, g, H, n, first, softcap, sinks, D, E, BG, BL, BD, BE,
-                                     **launch_options(4, softcap))  # fmt: skip
+                                     **launch_options(4, plain))  # fmt: skip
     return out

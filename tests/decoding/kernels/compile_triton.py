@@ -20,21 +20,13 @@ from triton.compiler import ASTSource
 from mlexp.decoding.kernels import triton as kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-ALIGNED = {
-    "q_tip",
-    "q_head",
-    "k_slot",
-    "k_head",
-    "v_slot",
-    "v_head",
-}  # multiples of 16 at run time, and specialised as such
-
+# Strides are specialised where they are multiples of 16: of slots always, of heads if the head's width is one.
+SLOTS = {"q_tip", "k_slot", "v_slot"}
+HEADS = {"q_head": "D", "k_head": "D", "v_head": "E"}
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 FEATURES = {"first": "*i64", "softcap": "fp32", "sinks": "*fp32"}
-WIDTHS = (  # of keys, query heads of a cached head, of values
-    (24, 1, 24), (64, 8, 64), (96, 1, 96), (128, 4, 128), (192, 1, 128), (128, 1, 192), (256, 8, 256), (512, 8, 512),
-    (64, 71, 64), (128, 48, 128), (256, 16, 256),
+WIDTHS = (  # of keys, query heads of a cached head, width of values
+    (24, 1, 24), (64, 8, 64), (64, 71, 64), (100, 4, 100), (128, 4, 128), (192, 1, 128), (256, 8, 256), (512, 8, 512),
 )  # fmt: skip
 
 
@@ -65,14 +57,15 @@ def attention(dtype, D, g, rows, E=None, features=()):
     types = f"*{dtype} i32 i32 *{dtype} i32 i32 *{dtype} i32 i32"
     kinds = [FEATURES[name] if name in features else "constexpr" for name in FEATURES]
     absent = {name: None for name in FEATURES if name not in features}
-    softcap = 1.0 if "softcap" in features else None
-    BM, BP, warps, precision = kernels.prompt_tile(KINDS[dtype], max(BD, BE), rows)
+    aligned = D % 16 == E % 16 == 0
+    plain = aligned and not features
+    BM, BP, warps, precision = kernels.prompt_tile(KINDS[dtype], max(BD, BE), rows, aligned)
     yield (
         kernels._prompt_part, f"{tips} out top_to sum_to scale P m g H n per_split first softcap",
         f"{types} *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32 i32 i32 {' '.join(kinds[:2])}",
         {"D": D, "E": E, "BM": BM, "BP": BP, "BD": BD, "BE": BE, "PRECISION": precision, "UPCAST": False}
         | {name: None for name in absent if name != "sinks"},
-        kernels.launch_options(warps, softcap),
+        kernels.launch_options(warps, plain),
     )  # fmt: skip
     BG, BL = kernels.suffix_tile(max(BD, BE), g, 50)
     yield (
@@ -80,7 +73,7 @@ def attention(dtype, D, g, rows, E=None, features=()):
         f"{tips} ancestors lengths L part top_at sum_at splits out scale P g H n first softcap sinks",
         f"{types} *i32 *i64 i32 *fp32 *fp32 *fp32 i32 *{dtype} fp32 i32 i32 i32 i32 {' '.join(kinds)}",
         {"D": D, "E": E, "BG": BG, "BL": BL, "BD": BD, "BE": BE} | absent,
-        kernels.launch_options(4, softcap),
+        kernels.launch_options(4, plain),
     )  # fmt: skip
 
 
@@ -90,9 +83,11 @@ def everything():
     yield from sampling("fp32", 3, block=128)
     for N, lossless in product((20, 128, 1024), (False, True)):
         yield from forking(N, 50, lossless)
-    some = ((), ("first",), ("softcap",), ("first", "sinks"), tuple(FEATURES))
-    for dtype, (D, g, E), features in product(("fp32", "bf16"), WIDTHS, some):
-        yield from attention(dtype, D, g, 64, E, features)
+    for dtype, (D, g, E) in product(KINDS, WIDTHS):
+        yield from attention(dtype, D, g, 64, E, FEATURES)
+        if D in (128, 512):
+            for features in ((), ("first",), ("softcap",)):
+                yield from attention(dtype, D, g, 64, E, features)
     for D, g, dtype in ((64, 1, "fp32"), (80, 1, "fp32"), (128, 4, "fp32"), (64, 1, "bf16"), (80, 1, "bf16"),
                         (128, 4, "bf16"), (256, 8, "bf16")):  # fmt: skip
         for rows in (16, 64):
@@ -111,7 +106,8 @@ def usage(cubin: bytes) -> dict[str, int]:
 def main():
     for kernel, names, types, constants, options in everything():
         signature = dict(zip(names.split(), types.split(), strict=True)) | dict.fromkeys(constants, "constexpr")
-        aligned = [i for i, (name, kind) in enumerate(signature.items()) if kind[0] == "*" or name in ALIGNED]
+        even = SLOTS | {name for name, width in HEADS.items() if constants.get(width, 0) % 16 == 0}
+        aligned = [i for i, (name, kind) in enumerate(signature.items()) if kind[0] == "*" or name in even]
         attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
         built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

@@ -221,6 +221,16 @@ def test_attention_of_more_query_heads_than_a_tile_holds(extras):
     torch.testing.assert_close(got, reference.tree_attention(**args), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width, value_width", [(192, 128), (100, 256), (512, 512)])
+def test_attention_of_wide_heads(width, value_width, dtype):
+    args = pools(np.random.default_rng(8), 5, (4, 2), width, 40, 1, 3, dtype, value_width, EXTRAS)
+    exact = args | {name: args[name].double() for name in ("q", "k_pool", "v_pool", "sinks")}
+    got = kernels.tree_attention(**put(args), backend="triton").cpu()
+    near = {"atol": 2e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    torch.testing.assert_close(got.double(), reference.tree_attention(**exact), **near)
+
+
 @triton.jit
 def _show_capped(scores, softcap, to, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
