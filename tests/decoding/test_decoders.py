@@ -119,14 +119,14 @@ def test_a_record_has_null_for_what_no_formula_describes(kind):
     lm = SimpleNamespace(model=SimpleNamespace(config=config), n_params=1000, gain=None)
     settings = replace(bench["SETTINGS"]["smoke"], prompt_tokens=7, samples=5, max_new_tokens=6)
     cell = SimpleNamespace(settings=settings, dtype="float32", values={"peak_bytes": 10})
-    tokens = torch.zeros(5, 6)
-    out = SimpleNamespace(rows=(5,) * 5, tokens=tokens, token_forwards=30, model_forwards=6, logit_rows=30, kv_slots=60)
+    counts = {"token_forwards": 30, "model_forwards": 6, "logit_rows": 30, "kv_slots": 60}
+    out = SimpleNamespace(rows=(5,) * 5, tokens=torch.zeros(5, 6), lengths=torch.tensor([6, 6, 6, 6, 2]), **counts)
     found = bench["costs"](cell, lm, "shared_prefill", prompt_of(7)[None], out)
     formulas = {name: found[name] for name in ("flops_closed_form", "flops_arm_closed_form", "kv_bytes")}
     known = {"flops_closed_form": 60_000, "kv_bytes": 60 * kv_bytes_per_token(Shape(2, 32, 32, 0, 0))}
     known["flops_arm_closed_form"] = cost(config, "shared_prefill", 7, SMALL).flops if kind == "gpt2" else None
     assert formulas == (known if kind == "gpt2" else dict.fromkeys(formulas))
-    assert found["n_samples"] == 5 and found["bytes_per_sample"] == 2
+    assert found["n_samples"] == 5 and found["n_tokens"] == 26 and found["bytes_per_sample"] == 2
 
 
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
