@@ -12,6 +12,8 @@ import torch
 import torch._dynamo  # or the first optimiser imports it: seconds and 200 MB within the first cell's measurement
 from torch import Tensor
 
+from mlexp.memory import out_of_memory
+
 LOOK_EVERY = 25  # steps on a GPU between looks at the losses: a look waits for the device
 
 
@@ -140,7 +142,7 @@ def backward(model, loss, batch, micro: int | None = None, relieve=None) -> tupl
     while True:
         try:
             return gradients(model, loss, batch, micro), micro
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             now = min(micro or size, size)
             if not out_of_memory(error):
                 raise
@@ -202,7 +204,7 @@ class Captured:
         try:
             with torch.cuda.graph(graph, stream=self.stream):
                 value = self.bare(*inputs)
-        except RuntimeError as error:
+        except Exception as error:
             if not out_of_memory(error):
                 raise
             print(f"mlexp: no memory for a CUDA graph of batches {list(map(tuple, shape))}: steps run as usual")
@@ -210,12 +212,6 @@ class Captured:
             return False
         self.graphs[shape], self.result.captured = (graph, inputs, value), True
         return True
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is torch's or the system's way of saying that memory ran out."""
-    oom = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-    return isinstance(error, (MemoryError, oom)) or "can't allocate memory" in str(error)
 
 
 def _split(batch: tuple[Tensor, ...], size: int) -> Iterable[tuple[Tensor, ...]]:

@@ -11,18 +11,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("decoding", "maze", "attention", "eqprop")
 CONTRACT = {"mlexp.journal", "mlexp.record"}
-SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.corpus"}  # by subjects
+SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.corpus", "mlexp.memory"}  # by subjects
 
 # A module may import, of the project, what its row names (a package stands for all in it). Own package: always.
 ARROWS = {
     "mlexp.record": set(),
+    "mlexp.memory": set(),
     "mlexp.journal": set(),
     "mlexp.flops": set(),
-    "mlexp.training": set(),
+    "mlexp.training": {"mlexp.memory"},
     "mlexp.store": set(),
     "mlexp.corpus": set(),
     **{f"mlexp.{subject}": SHARED for subject in SUBJECTS},
-    "mlexp.harness": {"mlexp.flops"} | CONTRACT,
+    "mlexp.harness": {"mlexp.flops", "mlexp.memory"} | CONTRACT,
     "mlexp.analysis": CONTRACT,
     "mlexp.cli": {"mlexp.harness.sweep", "mlexp.analysis"},
     "mlexp.__main__": {"mlexp.cli"},

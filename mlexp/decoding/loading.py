@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from mlexp.memory import out_of_memory
 from mlexp.store import Progress, say
-from mlexp.training import out_of_memory
 
 from .checkpoint import weight_files
 from .models import model_row

@@ -9,6 +9,7 @@ import pytest
 
 from mlexp import record
 from mlexp.harness import measure
+from mlexp.memory import out_of_memory
 
 
 class Cell:
@@ -149,16 +150,8 @@ def outcome(error: BaseException) -> tuple[str, str]:
     if isinstance(error, CellDied):
         return error.status, error.msg
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    if is_out_of_memory(error):
+    if out_of_memory(error):
         return "oom", reason
     if isinstance(error, FloatingPointError):  # what a subject raises when its loss is no longer finite
         return "diverged", reason
     return "failed", reason
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: Python's, torch's on CUDA, or torch's allocator on the CPU."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
