@@ -29,8 +29,19 @@ def count_flops(run: Callable[[], Any]) -> tuple[Any, int | None]:
     """(what run() returns, FLOPs of it). Counting slows a forward several times: never in a timed pass.
 
     The FLOPs are None where no operator of torch ran, and where one ran whose FLOPs are not known (see `_unknown`).
+    What torch.compile has wrapped runs eagerly, and is compiled at its next call if it was not before.
     """
     _register()  # again: transformers may have been imported since
+    return torch.compiler.disable(_count)(run)  # called within a compiled function too, which allows no other stance
+
+
+def _count(run: Callable[[], Any]) -> tuple[Any, int | None]:
+    # Under a counter dynamo would skip compiled functions for good: every later call would be eager too.
+    with torch.compiler.set_stance("force_eager"):
+        return _count_eager(run)
+
+
+def _count_eager(run: Callable[[], Any]) -> tuple[Any, int | None]:
     counter, operators = FlopCounterMode(display=False), _Operators()
     token = _COUNTS.set((*_COUNTS.get(), (counter, operators)))
     try:

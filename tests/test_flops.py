@@ -244,3 +244,79 @@ def test_uncounted_restores_the_count_after_an_error():
             1 / 0  # noqa: B018
 
     assert count_flops(run)[1] == 1280
+
+
+def counting_backend(log):
+    """A backend of torch.compile that notes when it compiles and when its code runs."""
+
+    def backend(graph, inputs):
+        log.append("compiled")
+        return lambda *args: (log.append("ran"), graph.forward(*args))[1]
+
+    return backend
+
+
+@pytest.fixture
+def compiled_product():
+    """(a product that is compiled, what it has done)."""
+    torch.compiler.reset()
+    log = []
+    yield torch.compile(lambda x: x @ x, backend=counting_backend(log)), log
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("called_before", [False, True])
+def test_counting_leaves_compiled_functions_compiled(compiled_product, called_before, nested):
+    (product, log), x = compiled_product, torch.randn(8, 8)
+    if called_before:
+        product(x)
+    flops = count_flops(lambda: count_flops(lambda: product(x)) if nested else product(x))[1]
+    assert flops == 2 * 8**3
+    product(x)
+    product(x)
+    assert log == ["compiled", "ran", "ran"] + called_before * ["ran"]
+
+
+def test_counting_leaves_the_stance_of_others_as_it_was(compiled_product):
+    (product, log), x = compiled_product, torch.randn(8, 8)
+    product(x)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        with pytest.raises(ZeroDivisionError):
+            count_flops(lambda: (product(x), 1 / 0))
+        assert count_flops(lambda: product(x))[1] == 2 * 8**3
+        product(x)
+        with pytest.raises(RuntimeError, match="recompile"):
+            product(torch.randn(9, 9, dtype=torch.float64))
+    assert log == ["compiled", "ran", "ran"]
+
+
+def test_counting_within_a_compiled_function_counts(compiled_product):
+    x = torch.randn(8, 8)
+
+    @torch.compile(backend="eager")
+    def run(x):
+        return count_flops(lambda: x @ x)[1] + (x @ x).shape[0]
+
+    assert [run(x) for _ in range(3)] == 3 * [2 * 8**3 + 8]
+
+
+def test_flex_attention_still_runs_after_an_attempt_to_count_it():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    torch.compiler.reset()
+    q = torch.randn(1, 1, 16, 16)
+    with pytest.raises(TypeError, match="flex_attention"):  # no counter of torch's knows it
+        count_flops(lambda: flex_attention(q, q, q))
+    torch.testing.assert_close(flex_attention(q, q, q), scaled_dot_product_attention(q, q, q))
+
+
+def test_scripts_are_counted_and_run_on():
+    script, x = torch.jit.script(scripted), torch.randn(8, 8)
+    for _ in range(4):  # profiled, optimised, and as it is then
+        assert count_flops(lambda: script(x))[1] == 2 * 8**3
+        torch.testing.assert_close(script(x), scripted(x))
+
+
+def scripted(x: torch.Tensor):
+    return torch.relu(x @ x) + 1
