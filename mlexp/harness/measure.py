@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from mlexp.harness.processor import cpu_model
+
 ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more
 L2_BYTES = 1 << 28  # what to flush where the driver does not tell how large the device's L2 is: larger than any so far
 HEAD_START_CYCLES = 8_000_000  # about 4 ms at 2 GHz, in which the host queues several hundred launches
@@ -276,16 +278,6 @@ def threads() -> int:
     if asked.isdigit() and int(asked):
         return int(asked)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-@functools.cache
-def cpu_model() -> str:
-    """The CPU's own name, else the architecture."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def machine(device: str, count: int | None = None) -> str:
