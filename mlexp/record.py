@@ -42,12 +42,33 @@ METRICS = {
 }
 """What any question may record; its own it declares in its bench file: METRICS = {name: (unit, better, what it is)}."""
 
+CONDITIONS = {
+    "involuntary_switches": Metric("count", "none", "times that a thread of the process had to leave its core"),
+    "core_wait_fraction": Metric("fraction", "none", "of the time its threads could run, the share without a core"),
+    "steal_fraction": Metric("fraction", "none", "of the CPU time asked for, the share the hypervisor gave to others"),
+    "others_fraction": Metric("fraction", "none", "of the CPU time of all cores, the share that other processes used"),
+    "quota_throttled_s": Metric("s", "none", "stopped by the CPU quota of its control group (container)"),
+    "cpu_throttles": Metric("count", "none", "times that the CPU slowed itself down because of its temperature"),
+    "cpu_mhz_start": Metric("MHz", "none", "the CPU's clock before the first round"),
+    "cpu_mhz_end": Metric("MHz", "none", "the CPU's clock after the last round"),
+    "cpu_governor": Metric("name", "none", "what sets the CPU's clock, by the kernel's name"),
+    "gpu_mhz_start": Metric("MHz", "none", "the GPU's clock before the first round"),
+    "gpu_mhz_end": Metric("MHz", "none", "the GPU's clock after the last round"),
+    "gpu_throttled_by": Metric("name", "none", "what held the GPU's clock down before or after; empty: nothing"),
+    "compilations": Metric("count", "none", "what torch compiled, or recorded as a CUDA graph, within the rounds"),
+    "child_processes": Metric("count", "none", "ran while peak_bytes was read, and are not in it; at least so many"),
+}
+"""What the timed rounds ran beside and under (the last: the pass in which peak memory is read). Written by the harness,
+null where the system does not tell; never compared between records, and no outcome of anything.
+"""
+
 PROVENANCE = (
     *("status", "reason", "scale", "settings", "overrides", "seed", "device", "dtype", "machine"),
     *("weights", "weights_hash", "corpus", "corpus_hash", "prompts_hash"),
     *("commit", "dirty", "torch", "transformers", "python", "question", "cell", "key", "when", "replayed", "source"),
+    *CONDITIONS,
 )
-"""Fields that say where a record comes from, in the order in which tables show them."""
+"""Fields that say where a record comes from and what it was measured under, in the order in which tables show them."""
 
 CONTEXT = ("machine", "device", "dtype", "scale", "settings", "weights", "corpus")
 """Records that differ in one of these are never pooled."""
@@ -70,6 +91,11 @@ def metrics_of(declared: Mapping[str, tuple] | None = None) -> dict[str, Metric]
             raise ValueError(f"METRICS[{name!r}] is {row!r}; give (unit, 'lower' | 'higher' | 'none', what it is)")
         table[name] = Metric(*row)
     return table
+
+
+def measured(fields: Mapping[str, object]) -> dict[str, object]:
+    """Of a record, what its cell measured: the metrics, and the conditions that they were measured under."""
+    return {name: value for name, value in fields.items() if name not in PROVENANCE or name in CONDITIONS}
 
 
 def plain(name: str, value: object) -> object:

@@ -1,4 +1,4 @@
-"""Clocks and counters: the only file that reads them. Wall time, peak memory, energy, and what machine this is."""
+"""Clocks and counters of what is measured: wall time, peak memory, energy; and what machine this is."""
 
 import contextlib
 import ctypes
@@ -17,11 +17,16 @@ from pathlib import Path
 
 import psutil
 
+from mlexp.harness.conditions import child_processes, cpu_quota
 from mlexp.harness.processor import cpu_model
 
 ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more
 L2_BYTES = 1 << 28  # what to flush where the driver does not tell how large the device's L2 is: larger than any so far
 HEAD_START_CYCLES = 8_000_000  # about 4 ms at 2 GHz, in which the host queues several hundred launches
+THROTTLES = {  # NVML's nvmlClocksEventReasons; idle (1) and clocks set by somebody (2, 0x100) are not throttling
+    0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x10: "sync_boost", 0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown", 0x80: "hw_power_brake",
+}  # fmt: skip
 COPY_BYTES, COPIES = {"cpu": 1 << 28, "cuda": 1 << 30}, 7
 
 
@@ -122,6 +127,7 @@ class Peak:
 
     bytes: int | None = None
     method: str | None = None
+    child_processes: int | None = None  # that ran in the block: their memory is not in `bytes`
 
 
 @contextlib.contextmanager
@@ -130,6 +136,7 @@ def peak_memory(device: str) -> Iterator[Peak]:
 
     CUDA: torch's allocator. Linux: the kernel's own high-water mark, reset first; freed heap is given back before
     (malloc_trim), or its reuse would hide up to half of the next peak. Elsewhere: psutil, sampled every 2 ms.
+    All of them see this process alone.
     """
     peak = Peak()
     if device == "cuda":
@@ -138,11 +145,13 @@ def peak_memory(device: str) -> Iterator[Peak]:
         reader = _vm_peak
     else:
         reader = _sampled_peak
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc's; without it there is nothing to trim
-        ctypes.CDLL(None).malloc_trim(0)
-    with reader(peak):
-        yield peak
+    with child_processes() as children:
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc's; without it there is nothing to trim
+            ctypes.CDLL(None).malloc_trim(0)
+        with reader(peak):
+            yield peak
+    peak.child_processes = children.count
 
 
 @contextlib.contextmanager
@@ -252,6 +261,15 @@ class Nvml:
         mhz = ctypes.c_uint()
         return None if self._library.nvmlDeviceGetClockInfo(self._device, kind, ctypes.byref(mhz)) else mhz.value
 
+    def throttled_by(self) -> tuple[str, ...] | None:
+        """What now keeps the clocks below what they could be, by the driver's names; a clock that was set is not it."""
+        mask = ctypes.c_ulonglong()
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            function = getattr(self._library, name, None)  # the first from driver 535 on
+            if function and not function(self._device, ctypes.byref(mask)):
+                return tuple(reason for bit, reason in THROTTLES.items() if mask.value & bit)
+        return None
+
 
 @functools.cache
 def nvml() -> Nvml | None:
@@ -329,6 +347,7 @@ def environment(device: str) -> dict[str, object]:
     return {
         "cpu_model": cpu_model(),
         "threads": threads(),
+        "cpu_quota": cpu_quota(),
         "torch_threads": torch.get_num_threads() if torch else None,
         "memory_bytes": psutil.virtual_memory().total,
         "device": device,

@@ -159,7 +159,7 @@ def replay(item: pytest.Item, entry: Entry) -> bool:
     """Let a cell that has run elsewhere end here as it ended there; the clock shows its recorded durations."""
     cell, benchmark = item.funcargs["cell"], item.funcargs["benchmark"]
     cell.arrays = entry.series
-    cell.values = {name: value for name, value in entry.record.items() if name not in record.PROVENANCE}
+    cell.values = record.measured(entry.record)
     if entry.status != "passed":
         raise CellDied(entry.status, entry.record.get("reason") or entry.status)
     with item.config.stash[STATE].clock.replaying(entry.durations):
