@@ -9,7 +9,10 @@ import pytest
 
 from mlexp import record
 from mlexp.harness import measure
+from mlexp.harness.conditions import compilations, conditions
 from mlexp.memory import out_of_memory
+
+WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
 
 
 class Cell:
@@ -42,10 +45,12 @@ class Cell:
         """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
 
         With `warmup` it first runs untimed: once to count FLOPs, which also takes up what is imported and allocated at
-        first use, and, before several rounds, once for peak memory (counting holds on to tensors, so not in the same
-        pass), so that the rounds are clean. Around a single round peak memory is read in passing. Without `warmup`
-        (training, where a second run is too dear) FLOPs are for the cell to record, from `count`. Without `count`
-        (where `run()` cannot be counted, or its FLOPs are known) the first run is a plain one and records no FLOPs.
+        first use, and once for peak memory (counting holds on to tensors, so not in the same pass). Counting runs what
+        is compiled eagerly; the pass for peak memory is therefore its first run, and is repeated until nothing was
+        compiled in it, so that neither its peak nor a round holds a compilation. Without torch, or without `count`
+        (where `run()` cannot be counted, or its FLOPs are known), the first run is a plain one; then peak memory is
+        read around a single round in passing. Without `warmup` (training, where a second run is too dear) so it is
+        too, and FLOPs are for the cell to record, from `count`.
 
         With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its cache
         flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
@@ -57,22 +62,45 @@ class Cell:
         stopwatch = measure.CudaStopwatch() if device_time and self.device == "cuda" else None
         if device_time:
             self.record(timer="cuda_events" if stopwatch else "host_clock")
-        if warmup:
-            self._first(run, rounds, count)
-        apart = warmup and rounds > 1
-        with measure.peak_memory(self.device) as peak:
-            result = run() if apart else self._rounds(run, rounds, stopwatch)
-        self.record(peak_bytes=peak.bytes, peak_method=peak.method)
-        return self._rounds(run, rounds, stopwatch) if apart else result
+        settled = warmup and self._first(run, rounds, count)
+        if warmup and (rounds > 1 or not settled):
+            self._say(0, rounds, "reading peak memory")
+            self._settle(lambda: self._peak(run))
+            return self._rounds(run, rounds, stopwatch)
+        return self._peak(lambda: self._rounds(run, rounds, stopwatch))
 
-    def _first(self, run: Callable, rounds: int, count: bool) -> None:
-        """The untimed run before all others, and FLOPs if asked for: null where even now there is no torch."""
-        if not count or "torch" not in sys.modules:
+    def _first(self, run: Callable, rounds: int, count: bool) -> bool:
+        """The untimed runs before all others, and FLOPs if asked for: null where even now there is no torch. Returns
+        whether one of them was a run like those to come, in which nothing was compiled.
+        """
+        settled = not count or "torch" not in sys.modules
+        if settled:
             self._say(0, rounds, "warming up")
-            run()
+            self._settle(run)
         if count:
             self._say(0, rounds, "counting FLOPs")
             self.record(flops=self.count(run)[1] if "torch" in sys.modules else None)
+        return settled
+
+    def _settle(self, run: Callable) -> None:
+        """Run until nothing was compiled, nor recorded as a CUDA graph: once, where there is nothing to compile."""
+        for _ in range(WARM_RUNS):
+            with compilations() as compiled:
+                run()
+            if not compiled.count:
+                break
+
+    def _peak(self, run: Callable) -> object:
+        """The result of `run()`, its peak memory recorded."""
+        with measure.peak_memory(self.device) as peak:
+            result = run()
+        self.record(peak_bytes=peak.bytes, peak_method=peak.method)
+        self._note(child_processes=peak.child_processes)
+        return result
+
+    def _note(self, **values: object) -> None:
+        """Add conditions to the cell's record."""
+        self.values |= record.validate(values, record.CONDITIONS)
 
     def _rounds(self, run: Callable, rounds: int, stopwatch: measure.CudaStopwatch | None) -> object:
         done = 0
@@ -82,8 +110,10 @@ class Cell:
             self._say(done, rounds, f"round {done + 1}")
             done += 1
 
-        with measure.energy(self.device) as meter, self._clock.timed_by(stopwatch):
+        gpu = measure.nvml() if self.device == "cuda" else None
+        with conditions(gpu) as ran_under, measure.energy(self.device) as meter, self._clock.timed_by(stopwatch):
             result = self._benchmark.pedantic(run, setup=next_round, rounds=rounds)
+        self._note(**ran_under)
         joules = None if stopwatch else meter.joules  # between rounds the stopwatch keeps the device busy
         self.record(energy_j=joules and joules / rounds)
         return result

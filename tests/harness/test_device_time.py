@@ -134,8 +134,7 @@ def test_a_cell_on_cuda_times_its_rounds_by_events(device, no_counters, monkeypa
     assert cell._benchmark.durations == pytest.approx([KERNEL_MS / 1e3] * rounds, rel=1e-9)
     assert cell.values["timer"] == "cuda_events" and cell.values["flops"] == 7
     assert cell.values["energy_j"] is None  # the flush is not the kernel's
-    untimed = 2 if rounds > 1 else 1  # FLOPs, and memory before several rounds
-    assert device.queue == untimed * ["kernel"] + rounds * ROUND
+    assert device.queue == 2 * ["kernel"] + rounds * ROUND  # for FLOPs, and for memory
 
 
 @pytest.mark.parametrize(
