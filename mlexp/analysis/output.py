@@ -25,12 +25,21 @@ SHOWN_ROWS, PAGE_ROWS = 40, 400  # of a table: in summary.md, and on the page, w
 class Output:
     """Where a report puts its tables, figures, verdicts and files, for one question in one context.
 
-    `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory.
+    `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
+    `remarks` what stands below each of its figures and tables about how the records were measured.
     """
 
-    def __init__(self, question: str, context: dict, unfinished: pd.DataFrame, series: Callable, dirty: bool = False):
+    def __init__(
+        self,
+        question: str,
+        context: dict,
+        unfinished: pd.DataFrame,
+        series: Callable,
+        dirty: bool = False,
+        remarks: str = "",
+    ):
         self.question, self.context, self.unfinished = question, context, unfinished
-        self.line, self.dirty = describe(context), dirty
+        self.line, self.dirty, self.remarks = describe(context), dirty, remarks
         self.stand_ins = stand_ins(context)
         self.blocks: list[dict] = []
         self.verdicts: list[dict] = []
@@ -60,7 +69,7 @@ class Output:
         shown = [[cell_text(value) for value in row] for row in df.head(PAGE_ROWS).itertuples(index=False)]
         numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in df.dtypes]
         block = {"columns": list(df.columns), "rows": shown, "numeric": numeric, "left": len(df) - len(shown)}
-        self.blocks.append({"kind": "table", "name": name, "caption": caption, **block})
+        self.blocks.append({"kind": "table", "name": name, "caption": caption, "foot": self.remarks, **block})
 
     def figure(self, fig: Figure, name: str, caption: str = "") -> None:
         """A figure: `name` as PNG, the same as SVG, the context and any stand-ins printed on it and in its caption."""
@@ -106,6 +115,7 @@ class Output:
             self.line,
             *(["uncommitted code (dirty)"] if self.dirty else []),
             *([self.stand_ins] if self.stand_ins else []),
+            *([self.remarks] if self.remarks else []),
         ]
         return " · ".join(parts)
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 import mlexp
 from mlexp.analysis import history, results
+from mlexp.analysis.disturbed import disturbances, remarks
 from mlexp.analysis.files import Loaded, LoadError, arrays, read
 from mlexp.analysis.output import SHOWN_ROWS, Output, cell_text, write
 from mlexp.analysis.stats import Verdict
@@ -44,13 +45,14 @@ class Section:
     environment: dict[str, str]
     asks: str = ""  # the question as its README puts it
     history: str = ""  # how many commits and changes; empty where there are too few
+    disturbed: list[tuple[str, str]] = field(default_factory=list)  # cell, by what
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know before believing anything."""
         dirty = "measured with uncommitted code (dirty)" if self.out.dirty else ""
         lost = f"did not finish: {len(self.unfinished)}" if self.unfinished else ""
-        return [note for note in (self.out.stand_ins, self.grid, dirty, lost) if note]
+        return [note for note in (self.out.stand_ins, self.grid, dirty, lost, self.out.remarks) if note]
 
     @property
     def tally(self) -> dict[str, int]:
@@ -112,7 +114,12 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
         passed = mine["status"] == "passed"
         records, rest = (mine[keep].reset_index(drop=True) for keep in (passed, ~passed))
         out = Output(
-            name, context, rest, lambda key: arrays(rows[key]) if key in rows else {}, bool(mine["dirty"].any())
+            name,
+            context,
+            rest,
+            lambda key: arrays(rows[key]) if key in rows else {},
+            bool(mine["dirty"].any()),
+            remarks(records),
         )
         if len(records):
             report(records, out)
@@ -125,7 +132,8 @@ def sections_of(name: str, file: Path, loaded: Loaded) -> list[Section]:
         note = grid_note(mine)
         if never_ran and not note:
             note = f"unfinished run: {len(never_ran)} of the cells that it selected never ran"
-        sections.append(Section(out, folder, len(records), note, unfinished, environment(mine), asks, told))
+        facts, disturbed = environment(mine), disturbances(records)
+        sections.append(Section(out, folder, len(records), note, unfinished, facts, asks, told, disturbed))
     return sections
 
 
@@ -203,6 +211,10 @@ def environment(df: pd.DataFrame) -> dict[str, str]:
     facts |= {name: all_of(name) for name in ("torch", "transformers", "python")}
     facts["measured"] = " to ".join(dict.fromkeys((when[0], when[-1]))) if when else ""
     facts["records"] = f"{len(df)}" + (f", {replayed} replayed" if replayed else "") + f", from {all_of('source')}"
+    finished = df[df["status"] == "passed"]
+    disturbed = len(disturbances(finished))
+    facts["disturbed"] = f"{disturbed} of {len(finished)} records" if disturbed else ""
+    facts["cpu governor"] = all_of("cpu_governor") if "cpu_governor" in df else ""
     older = df.attrs.get("superseded", 0)
     facts["left out"] = f"{older} older records of the same cells" if older else ""
     return {name: text for name, text in facts.items() if text}
@@ -254,7 +266,9 @@ def summary(section: Section) -> str:
     out = section.out
     parts = [f"# {out.question}", out.line]
     parts += [
-        f"**{note}**" for note in (out.stand_ins, section.grid, "uncommitted code (dirty)" if out.dirty else "") if note
+        f"**{note}**"
+        for note in (out.stand_ins, section.grid, "uncommitted code (dirty)" if out.dirty else "", out.remarks)
+        if note
     ]
     if out.verdicts:
         columns = ["", "claim", "verdict", "effect", "interval", "why"]
@@ -266,6 +280,8 @@ def summary(section: Section) -> str:
     parts += [_block(block) for block in out.blocks]
     if section.unfinished:
         parts += ["## Did not finish", _table(["cell", "status", "reason"], section.unfinished)]
+    if section.disturbed:
+        parts += ["## Disturbed while timed", _table(["cell", "by"], section.disturbed)]
     parts += ["## Environment", _table(["", ""], list(section.environment.items()))]
     return "\n\n".join(parts) + "\n"
 
@@ -282,7 +298,8 @@ def _block(block: dict) -> str:
         return f"!{link}\n\n{block['caption']} ({block['foot']})".replace("\n\n ", "\n\n")
     left = block["left"] + len(block["rows"]) - len(shown := block["rows"][:SHOWN_ROWS])
     more = f" {left} more rows in the file." if left else ""
-    return f"{_table(block['columns'], shown)}\n\n{link} {block['caption']}{more}".rstrip()
+    foot = f" ({block['foot']})" if block["foot"] else ""
+    return f"{_table(block['columns'], shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
 
 
 def _table(columns: list[str], rows: list) -> str:
@@ -336,5 +353,7 @@ def _print(sections: list[Section], out: Path) -> None:
             print(f"  {said['id']} {said['verdict']}: {said['claim']}  {said['effect']}{interval}".rstrip())
         if section.unfinished:
             print(f"  did not finish: {len(section.unfinished)}")
+        if section.out.remarks:
+            print(f"  {section.out.remarks}")
         print(f"  {out / section.folder / 'summary.md'}")
     print(out / "index.html")
