@@ -353,7 +353,5 @@ def _print(sections: list[Section], out: Path) -> None:
             print(f"  {said['id']} {said['verdict']}: {said['claim']}  {said['effect']}{interval}".rstrip())
         if section.unfinished:
             print(f"  did not finish: {len(section.unfinished)}")
-        if section.out.remarks:
-            print(f"  {section.out.remarks}")
         print(f"  {out / section.folder / 'summary.md'}")
     print(out / "index.html")
