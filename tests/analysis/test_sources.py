@@ -1,4 +1,4 @@
-"""Folders with files of other programs, gzipped files and links: what is ours is read, the rest is skipped and named."""
+"""Folders that hold files of other programs, gzipped files and links: ours are read, the rest skipped and named."""
 
 import gzip
 import json
