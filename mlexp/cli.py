@@ -57,7 +57,10 @@ def _add_compare(commands) -> None:
     compare = commands.add_parser(
         "compare",
         help="what got worse between two sets of records",
-        description="Every metric of every cell in HEAD against BASE: benchmark JSON, journals or folders of either.",
+        description="Every metric of every cell in HEAD against BASE: benchmark JSON, journals or folders of either, "
+        "gzipped or not. A limit is judged on the estimate. Without one, quality fails where a test over its seeds "
+        "finds it worse (unchanged code fails in 5 % of comparisons at most), and is not decided (2) where a single "
+        "seed got worse by more than the tolerance.",
         epilog=STATUSES,
     )
     compare.add_argument("base", type=Path, metavar="BASE")
@@ -70,6 +73,14 @@ def _add_compare(commands) -> None:
         metavar="METRIC:LIMIT",
         help="such as peak_bytes:+5%% or accuracy:-0.03",
     )
+    for better in ("lower", "higher"):
+        compare.add_argument(
+            f"--{better}",
+            action="append",
+            default=[],
+            metavar="NAME[,NAME]",
+            help=f"metrics without a direction of which {better} is better",
+        )
     compare.add_argument(
         "--cross-machine", action="store_true", help="compare records of two machines, in everything but time"
     )
@@ -150,7 +161,8 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from mlexp.analysis.compare import run
 
-    return run(options.base, options.head, options.gate, options.fail_if, options.form, options.cross_machine)
+    files, directions = (options.base, options.head, options.gate), (options.lower, options.higher)
+    return run(*files, options.fail_if, options.form, options.cross_machine, *directions)
 
 
 def _ab(options: argparse.Namespace) -> int:

@@ -75,7 +75,7 @@ def _read(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"corpus {path}: no such file; give a UTF-8 text file, or a folder of *.txt")
     try:
-        text = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"corpus {path}: not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x})"

@@ -148,16 +148,20 @@ class Contents:
 def read(path: str | Path) -> Contents:
     """Everything in the journal at `path`. Raises JournalError where it cannot be read at all."""
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+        return parse(Path(path).read_text(encoding="utf-8-sig", errors="replace"))
     except OSError as error:
         raise JournalError(f"cannot read the journal {path}: {error.strerror}") from None
+
+
+def parse(text: str) -> Contents:
+    """Everything in the text of a journal."""
     contents, started = Contents(), {}
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
+    for number, sealed in enumerate(text.split("\n"), 1):
+        if not sealed.strip():
             continue
-        line = unseal(text)
+        line = unseal(sealed)
         if line is None:
-            (contents.torn if is_torn(text) else contents.altered).append(number)
+            (contents.torn if is_torn(sealed) else contents.altered).append(number)
         elif line.get("event") == "start" and all(isinstance(line.get(name), str) for name in ("cell", "key")):
             started[line["cell"], line["key"]] = line
         elif entry := entry_of(line):

@@ -59,6 +59,11 @@ def test_a_folder_is_documents_and_a_file_paragraphs(tmp_path):
         split(folder, {"test": 30})
 
 
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfOne.\r\n\r\nTwo.")
+    assert read_corpus(tmp_path / "a.txt").documents == (("One.",), ("Two.",))
+
+
 def test_what_two_parts_share_is_left_out_of_the_held_out_one():
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), 200)) for _ in range(60)]

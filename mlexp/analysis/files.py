@@ -1,25 +1,31 @@
-"""Benchmark JSON and journals as rows, every wrong file told in one line."""
+"""Benchmark JSON and journals as rows. An error is one line that names the file; other programs' files are skipped."""
 
 import json
 import math
-import re
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mlexp import journal
+from mlexp.analysis import sources
+from mlexp.analysis.checks import array, field_of, kind_name, numbers, scalar
+from mlexp.analysis.sources import LoadError, NotResults
+from mlexp.analysis.times import seconds
 from mlexp.record import METRICS, STATUSES, metrics_of
 
 TIMING = ("wall_s", "wall_iqr_s", "rounds")
-IDENTITY = ("status", "question", "cell", "key", "replayed", "source")  # never believed of a file that is not ours
-KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
-
-
-class LoadError(ValueError):
-    """A file that cannot be read as results; the message is one line that names it and says what is wrong."""
+IDENTITY = (
+    "status",
+    "question",
+    "cell",
+    "key",
+    "when",
+    "replayed",
+    "source",
+)  # ignored in a file that is not ours
+SHOWN = 5  # skipped files that are named
 
 
 @dataclass
@@ -43,20 +49,32 @@ class Loaded:
     older: list[Row] = field(default_factory=list)  # rows of a key in `rows`, measured at another commit
     commits: dict[str, str] = field(default_factory=dict)  # commit -> its time, where a benchmark JSON says it
 
+    def add(self, other: "Loaded") -> None:
+        """Append all that one more file holds."""
+        for name in ("rows", "notes", "died", "never_ran"):
+            getattr(self, name).extend(getattr(other, name))
+        for question, table in other.metrics.items():
+            self.metrics.setdefault(question, {}).update(table)
+        self.commits |= other.commits
+
 
 def read(*paths: str | Path) -> Loaded:
     """Everything in `paths`. A key seen twice is one row: the measured before the replayed, then the newest."""
     if not paths:
         raise ValueError("no path given; give benchmark JSON files, journals or folders of either")
-    loaded, files = Loaded(), {}
+    loaded, files, skipped = Loaded(), {}, []
     for path in map(Path, paths):
-        for file, named in _files(path):
+        for file, named in sources.find(path):
             files.setdefault(file.resolve(), (file, named))
     for file, named in files.values():
         try:
-            (_read_journal if file.suffix == ".jsonl" else _read_json)(file, named, loaded)
-        except RecursionError:
-            raise LoadError(f"{file}: nested too deeply to be results") from None
+            parse = _read_journal if sources.is_journal(file) else _read_json
+            loaded.add(parse(file, sources.text(file)))
+        except NotResults as error:
+            if named:
+                raise
+            skipped.append(str(error))
+    loaded.notes += _notes(skipped, loaded.rows)
     loaded.rows, loaded.older = _unique(loaded.rows), _unique(loaded.rows, "commit")
     kept = set(map(id, loaded.rows))
     loaded.older = [row for row in loaded.older if id(row) not in kept]
@@ -69,7 +87,7 @@ def read(*paths: str | Path) -> Loaded:
 
 def arrays(row: Row) -> dict[str, np.ndarray]:
     """The series of a row as arrays; null becomes NaN."""
-    return {name: _array(nested, f"{row.values['source']}: series {name!r}") for name, nested in row.series.items()}
+    return {name: array(nested, f"{row.values['source']}: series {name!r}") for name, nested in row.series.items()}
 
 
 def timing_of(durations: list) -> dict:
@@ -81,88 +99,69 @@ def timing_of(durations: list) -> dict:
     return dict(zip(TIMING, (statistics.median(durations), iqr, len(durations)), strict=True))
 
 
-def _files(path: Path) -> Iterator[tuple[Path, bool]]:
-    """The files that `path` stands for, each with whether it was named itself."""
-    if not path.exists():
-        raise LoadError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        yield path, True
-        return
-    for file in sorted(path.rglob("*.json*")):
-        folders = file.relative_to(path).parts[:-1]
-        hidden = any(part.startswith(".") and part not in (".mlexp", ".benchmarks") for part in folders)
-        if file.suffix in (".json", ".jsonl") and file.is_file() and not hidden:
-            yield file, False
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise LoadError(f"{file}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise LoadError(f"{file}: not text in UTF-8 (byte {error.start})") from None
-
-
-def _read_json(file: Path, named: bool, loaded: Loaded) -> None:
-    text = _text(file)
-    ours = named or re.search(r'"(machine_info|benchmarks)"\s*:', text[:100_000])  # then it may not be silently skipped
+def _read_json(file: Path, text: str) -> Loaded:
+    """The rows of a benchmark JSON. Raises NotResults for JSON of another program."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         wrong = f"{file}: not JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        raise sources.damaged(text)(wrong) from None
     except ValueError as error:  # an integer of thousands of digits
-        wrong = f"{file}: not JSON ({str(error).split(';')[0]})"
-    else:
-        ours, wrong = named, ""
-        if not isinstance(data, dict):
-            wrong = f"{file}: the JSON is {_kind(data)}, not the object that pytest-benchmark writes"
-        elif "benchmarks" not in data:
-            wrong = f"{file}: not benchmark JSON (it has no 'benchmarks')"
-    if wrong and ours:
-        raise LoadError(wrong)
-    if wrong:
-        loaded.notes.append(f"{wrong}; skipped")
-        return
-    _take_metrics(_get(data, "metrics", dict, str(file)), str(file), loaded)
-    commit = _get(data, "commit_info", dict, str(file))
+        raise sources.damaged(text)(f"{file}: not JSON ({str(error).split(';')[0]})") from None
+    except RecursionError:
+        raise sources.damaged(text)(f"{file}: nested too deeply to be results") from None
+    if not isinstance(data, dict):
+        raise NotResults(f"{file}: the JSON is {kind_name(data)}, not the object that pytest-benchmark writes")
+    if "benchmarks" not in data:
+        raise NotResults(f"{file}: not benchmark JSON (it has no 'benchmarks')")
+    try:
+        return _benchmarks(file, data)
+    except LoadError as error:
+        raise (LoadError if sources.benchmark_like(data) else NotResults)(str(error)) from None
+
+
+def _benchmarks(file: Path, data: dict) -> Loaded:
+    loaded = Loaded()
+    _take_metrics(field_of(data, "metrics", dict, str(file)), str(file), loaded)
+    commit = field_of(data, "commit_info", dict, str(file))
     if isinstance(commit.get("id"), str) and isinstance(commit.get("time"), str):
         loaded.commits[commit["id"]] = commit["time"]
-    series, planned = _get(data, "series", dict, str(file)), _get(data, "planned", list, str(file))
+    series, planned = field_of(data, "series", dict, str(file)), field_of(data, "planned", list, str(file))
     loaded.never_ran += [cell for cell in planned if isinstance(cell, str)]
     for kind in ("benchmarks", "unfinished"):
-        for i, bench in enumerate(_get(data, kind, list, str(file))):
+        for i, bench in enumerate(field_of(data, kind, list, str(file))):
             loaded.rows.append(_bench_row(bench, f"{file}: {kind}[{i}]", data, series, timed=kind == "benchmarks"))
             loaded.rows[-1].values["source"] = file.name
+    return loaded
 
 
 def _bench_row(bench: object, where: str, data: dict, series: dict, timed: bool) -> Row:
     if not isinstance(bench, dict):
-        raise LoadError(f"{where} is {_kind(bench)}, not an object")
-    extra, name = _get(bench, "extra_info", dict, where), bench.get("fullname", bench.get("name"))
+        raise LoadError(f"{where} is {kind_name(bench)}, not an object")
+    extra, name = field_of(bench, "extra_info", dict, where), bench.get("fullname", bench.get("name"))
     if not isinstance(name, str):
-        raise LoadError(f"{where}.fullname is {_kind(name)}, not a string")
+        raise LoadError(f"{where}.fullname is {kind_name(name)}, not a string")
     if all(isinstance(extra.get(key), str) for key in ("key", "status", "question")):
         values = {key: value for key, value in extra.items() if key not in TIMING} | {"cell": name}
         _check_metrics(values, where)
     else:
         values = _environment(data, where) | {key: value for key, value in extra.items() if key not in IDENTITY}
         values |= {"cell": name, "status": "passed" if timed else "failed"}
-    stats = _get(bench, "stats", dict, where)
+    stats = field_of(bench, "stats", dict, where)
     if timed and not stats:
         raise LoadError(f"{where}.stats is missing or empty")
-    timing = timing_of(_numbers(_get(stats, "data", list, f"{where}.stats"), f"{where}.stats.data"))
+    timing = timing_of(numbers(field_of(stats, "data", list, f"{where}.stats"), f"{where}.stats.data"))
     if not timing:
         summary = {name: stats.get(key) for name, key in zip(TIMING, ("median", "iqr", "rounds"), strict=True)}
         timing = {name: value for name, value in summary.items() if value is not None}
-        _numbers(list(timing.values()), f"{where}.stats")
-    own = _get(series, values.get("key", ""), dict, "series")
-    return _row(_get(bench, "params", dict, where), values | timing, own, where)
+        numbers(list(timing.values()), f"{where}.stats")
+    own = field_of(series, values.get("key", ""), dict, "series")
+    return _row(field_of(bench, "params", dict, where), values | timing, own, where)
 
 
 def _environment(data: dict, where: str) -> dict:
     """What a plain pytest-benchmark file says of where it was made, under our names."""
-    machine, commit = _get(data, "machine_info", dict, where), _get(data, "commit_info", dict, where)
+    machine, commit = field_of(data, "machine_info", dict, where), field_of(data, "commit_info", dict, where)
     cpu = machine.get("cpu")
     return {
         "machine": cpu.get("brand_raw") if isinstance(cpu, dict) else None,
@@ -173,15 +172,11 @@ def _environment(data: dict, where: str) -> dict:
     }
 
 
-def _read_journal(file: Path, named: bool, loaded: Loaded) -> None:
-    text = _text(file)
-    if not named and '"event":' not in text[:1000]:
-        loaded.notes.append(f"{file}: not a journal of mlexp; skipped")
-        return
-    try:
-        contents = journal.read(file)
-    except journal.JournalError as error:
-        raise LoadError(str(error)) from None
+def _read_journal(file: Path, text: str) -> Loaded:
+    """The rows of a journal. Raises NotResults for JSON lines of another program."""
+    contents, loaded = journal.parse(text), Loaded()
+    if (contents.altered or contents.torn) and not sources.journal_like(text):
+        raise NotResults(f"{file}: not a journal of mlexp (line {min(contents.altered + contents.torn)})")
     if contents.altered:
         shown = ", ".join(map(str, contents.altered[:8])) + (", ..." if len(contents.altered) > 8 else "")
         raise LoadError(f"{file}: damaged at line {shown}: not as the harness wrote it")
@@ -190,43 +185,71 @@ def _read_journal(file: Path, named: bool, loaded: Loaded) -> None:
         loaded.notes.append(f"{file}: line {numbers} was cut short by a kill; its cell is not counted")
     loaded.died += contents.died
     newest = {entry.key: entry for entry in contents.entries}  # what stands later is newer, whatever the clock said
+    late = _not_before(contents.entries)
     for i, entry in enumerate(contents.entries, 1):
         if newest[entry.key] is not entry:
             continue
         where = f"{file}: cell {i}"
         _take_metrics({entry.question: entry.metrics} if entry.metrics else {}, where, loaded)
         identity = {"cell": entry.cell, "key": entry.key, "question": entry.question, "source": file.name}
-        timing = timing_of([float(_scalar(duration)) for duration in entry.durations])
+        timing = timing_of([float(scalar(duration)) for duration in entry.durations])
         own = {name: value for name, value in entry.record.items() if name not in TIMING}
         _check_metrics(own, where)
-        loaded.rows.append(_row(entry.params, own | timing | identity, entry.series, where))
+        when = {"when": late[i - 1]} if i - 1 in late else {}
+        loaded.rows.append(_row(entry.params, own | when | timing | identity, entry.series, where))
+    if late:
+        loaded.notes.append(
+            f"{file}: {len(late)} records are dated before a record of the same cell that stands above them; "
+            "they count as newer"
+        )
+    return loaded
+
+
+def _not_before(entries: list[journal.Entry]) -> dict[int, str]:
+    """The times of the entries before which another entry of the same cell bears a later one: that later time.
+
+    What stands later in a journal is newer, also where the clock was set back in between.
+    """
+    newest, late = {}, {}
+    for i, entry in enumerate(entries):
+        when = entry.record.get("when")
+        before = newest.get(entry.cell)
+        if seconds(before) > seconds(when):
+            late[i] = before
+        else:
+            newest[entry.cell] = when
+    return late
+
+
+def _notes(skipped: list[str], rows: list[Row]) -> list[str]:
+    """What a reader should know: files of other programs, times that are none."""
+    notes = []
+    if skipped:
+        names = "; ".join(skipped[:SHOWN]) + ("; ..." if len(skipped) > SHOWN else "")
+        notes.append(f"skipped {len(skipped)} file{'s' * (len(skipped) > 1)} that hold no results: {names}")
+    undated = [
+        row.values["when"] for row in rows if row.values.get("when") and seconds(row.values["when"]) == -math.inf
+    ]
+    if undated:
+        notes.append(f"{undated[0]!r:.40} is no ISO 8601 time; {len(undated)} such times count as the oldest")
+    return notes
 
 
 def _check_metrics(values: dict, where: str) -> None:
     """Raises LoadError where a shared metric of ours is not of its kind."""
     for name, value in values.items():
         if name in METRICS and METRICS[name].unit != "name" and not isinstance(value, int | float | None):
-            raise LoadError(f"{where}: {name} is {_kind(value)}, not a number")
+            raise LoadError(f"{where}: {name} is {kind_name(value)}, not a number")
 
 
 def _row(params: dict, values: dict, series: dict, where: str) -> Row:
     """A row of plain scalars; raises LoadError for a status or a timestamp that is none."""
-    values = {name: _scalar(value) for name, value in values.items()}
+    values = {name: scalar(value) for name, value in values.items()}
     if values.get("status") not in STATUSES:
         raise LoadError(f"{where}: status is {values.get('status')!r:.40}; known: {', '.join(STATUSES)}")
     if not isinstance(values.get("when"), str | None):
         raise LoadError(f"{where}: when is {values['when']!r:.40}, not a timestamp")
-    return Row({name: _scalar(value) for name, value in params.items()}, values, series)
-
-
-def _scalar(value: object) -> object:
-    """`value` as a table can hold it: what is nested becomes its JSON text, lone surrogates become '?'."""
-    if value is None or isinstance(value, bool | float):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 2**63 else float(value) if abs(value) < 2**1023 else math.inf
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return Row({name: scalar(value) for name, value in params.items()}, values, series)
 
 
 def _unique(rows: list[Row], *fields: str) -> list[Row]:
@@ -243,48 +266,18 @@ def _unique(rows: list[Row], *fields: str) -> list[Row]:
     return list(best.values())
 
 
-def _rank(row: Row) -> tuple[bool, str]:
-    return not row.values.get("replayed"), row.values.get("when") or ""
+def _rank(row: Row) -> tuple[bool, float]:
+    return not row.values.get("replayed"), seconds(row.values.get("when"))
 
 
 def _take_metrics(declared: dict, where: str, loaded: Loaded) -> None:
     for question in declared:
         table = {
             name: tuple(row) if isinstance(row, list) else ()
-            for name, row in _get(declared, question, dict, where).items()
+            for name, row in field_of(declared, question, dict, where).items()
         }
         try:
             metrics_of(table)
         except ValueError as error:
             raise LoadError(f"{where}: {error}") from None
         loaded.metrics.setdefault(question, {}).update(table)
-
-
-def _get(data: dict, name: str, kind: type, where: str):
-    """`data[name]`, an empty `kind` where it is missing or null; raises LoadError for another kind."""
-    value = data.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise LoadError(f"{where}: {name} is {_kind(value)}, not {KINDS[kind]}")
-    return kind() if value is None else value
-
-
-def _numbers(values: list, where: str) -> list[float]:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise LoadError(f"{where} holds {_kind(value)}, not a number")
-    numbers = [float(_scalar(value)) for value in values]
-    for value in numbers:
-        if not 0 <= value < math.inf:
-            raise LoadError(f"{where} holds {value}, not a finite time")
-    return numbers
-
-
-def _kind(value: object) -> str:
-    return KINDS.get(type(value), "a number")
-
-
-def _array(nested: object, where: str) -> np.ndarray:
-    try:
-        return np.array(nested, dtype=float)
-    except (ValueError, TypeError, OverflowError):
-        raise LoadError(f"{where} is not a rectangular array of numbers") from None

@@ -59,10 +59,11 @@ class Rule:
     question: str = "*"
     cell: str = "*"
     gated: bool = True
+    better: str = ""  # the direction of a metric that has none: lower or higher
 
 
 _LIMIT = re.compile(r"([+-])(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)(%?)\Z")
-KEYS = ("metric", "question", "cell", "limit", "gated")
+KEYS = ("metric", "question", "cell", "limit", "better", "gated")
 
 
 def parse_limit(text: object, where: str) -> Limit:
@@ -82,6 +83,14 @@ def parse_fail_if(text: str) -> Rule:
     return Rule(f"--fail-if {text}", metric, parse_limit(limit, f"--fail-if {text}"))
 
 
+def parse_direction(better: str, names: str) -> list[Rule]:
+    """The metrics, separated by commas, of `--lower` or `--higher`. Raises Refused."""
+    metrics = names.split(",")
+    if not all(metrics):
+        raise Refused(UNREADABLE, f"--{better} {names}: expected names of metrics, such as score,seconds")
+    return [Rule(f"--{better} {metric}", metric, better=better) for metric in metrics]
+
+
 def read_gates(path: Path) -> list[Rule]:
     """The rules of a gates.toml, in order: a later one overrules an earlier. Raises Refused, naming the place.
 
@@ -90,10 +99,11 @@ def read_gates(path: Path) -> list[Rule]:
     question = "maze_scaling"   # optional
     cell = "*[tiny*"            # optional: node ids; a bracket is a bracket
     limit = "+5%"               # optional: the sign is the bad direction; without %, in the metric's unit
+    better = "lower"            # optional: the direction of a metric that declares none
     gated = true                # optional: false = only reported
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8
         raise Refused(UNREADABLE, f"{path}: {getattr(error, 'strerror', None) or error}") from None
     tables = data.get("gate")
@@ -116,8 +126,17 @@ def _rule(table: object, where: str) -> Rule:
             )
     if "metric" not in table:
         raise Refused(UNREADABLE, f"{where}: metric is missing")
+    if table.get("better", "lower") not in ("lower", "higher"):
+        raise Refused(UNREADABLE, f"{where}: better is {table['better']!r}; give lower or higher")
+    if "better" in table and "cell" in table:
+        raise Refused(UNREADABLE, f"{where}: a direction holds for all cells of a question; drop cell or better")
     limit = parse_limit(table["limit"], where) if "limit" in table else None
     return Rule(**{"text": where, **table, "limit": limit})
+
+
+def fits(value: str, pattern: str) -> bool:
+    """Whether one text matches: see `matches`."""
+    return bool(matches(pd.Series([value], dtype=object), pattern).item())
 
 
 def matches(values: pd.Series, pattern: str) -> pd.Series:

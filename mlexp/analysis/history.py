@@ -120,11 +120,15 @@ def _split(values: np.ndarray, alpha: float, rng: np.random.Generator) -> Change
     return Change(SHORTEST + int(found.argmax()), (1 + beaten) / (1 + draws))
 
 
+def _instants(texts: pd.Series) -> pd.Series:
+    """Texts as instants; what is no time becomes NaT."""
+    return pd.to_datetime(texts, utc=True, errors="coerce", format="ISO8601")
+
+
 def in_order(df: pd.DataFrame, times: Mapping[str, str]) -> pd.Series:
     """The time of each commit in `df`, earliest first: its own where `times` has it, else of its first record."""
-    first = df.groupby("commit")["when"].min()
-    own = pd.Series([times.get(commit) for commit in first.index], index=first.index, dtype=object)
-    own, first = (pd.to_datetime(each, utc=True, errors="coerce", format="ISO8601") for each in (own, first))
+    first = _instants(df["when"]).groupby(df["commit"]).min()
+    own = _instants(pd.Series([times.get(commit) for commit in first.index], index=first.index, dtype=object))
     return own.fillna(first).dropna().sort_values(kind="stable")
 
 

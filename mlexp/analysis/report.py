@@ -22,7 +22,7 @@ import pandas as pd
 from markupsafe import Markup
 
 import mlexp
-from mlexp.analysis import history, results
+from mlexp.analysis import history, results, times
 from mlexp.analysis.disturbed import disturbances, remarks
 from mlexp.analysis.files import Loaded, LoadError, arrays, read
 from mlexp.analysis.output import SHOWN_ROWS, Output, cell_text, write
@@ -172,7 +172,8 @@ def _load_report(name: str, file: Path) -> Callable[[pd.DataFrame, Output], None
 
 
 def _ran_since(df: pd.DataFrame, start: dict) -> bool:
-    return bool(((df["cell"] == start["cell"]) & (df["when"].fillna("") > str(start.get("when")))).any())
+    started, when = times.seconds(start.get("when")), df.loc[df["cell"] == start["cell"], "when"]
+    return bool((when.map(times.seconds).astype(float) > started).any())
 
 
 def grid_note(df: pd.DataFrame) -> str:
@@ -205,7 +206,7 @@ def environment(df: pd.DataFrame) -> dict[str, str]:
 
     dirty = int(df["dirty"].fillna(False).astype(bool).sum())
     replayed = int(df["replayed"].fillna(False).astype(bool).sum())
-    when = sorted(df["when"].dropna())
+    when = times.in_order(df["when"])
     facts = {name: all_of(name) for name in ("machine", "device", "dtype", "scale", "weights", "corpus", "overrides")}
     facts["commit"] = all_of("commit") + (f" (uncommitted changes in {dirty} of {len(df)} records)" if dirty else "")
     facts |= {name: all_of(name) for name in ("torch", "transformers", "python")}

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mlexp.analysis.files import TIMING, Loaded, LoadError, Row, arrays, read
+from mlexp.analysis.times import seconds
 from mlexp.record import CONTEXT, METRICS, PROVENANCE, STATUSES, Metric, metrics_of
 
 __all__ = ["LoadError", "axes", "contexts", "describe", "latest", "load", "load_series", "metrics", "paired"]
@@ -90,11 +91,15 @@ def axes(df: pd.DataFrame) -> list[str]:
 def latest(df: pd.DataFrame) -> pd.DataFrame:
     """The newest record of each cell in each context; `attrs["superseded"]` says how many older ones went."""
     fields = ["cell", *(field for field in CONTEXT if field in df)]
-    order = df["when"].astype(object).fillna("").argsort(kind="stable")
-    newest = df.iloc[order].drop_duplicates(fields, keep="last").sort_index()
+    newest = by_time(df).drop_duplicates(fields, keep="last").sort_index()
     kept = newest.reset_index(drop=True)
     kept.attrs = {**df.attrs, "superseded": len(df) - len(kept)}
     return kept
+
+
+def by_time(df: pd.DataFrame) -> pd.DataFrame:
+    """The records in the order of their times; of equal ones the later row is the newer."""
+    return df.iloc[df["when"].map(seconds).astype(float).argsort(kind="stable")]
 
 
 def contexts(df: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:

@@ -291,7 +291,7 @@ def _end(bpe, path: str | Path | None) -> int:
     if path:
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         config = folder / "tokenizer_config.json"
-        own = json.loads(config.read_text()).get("eos_token") if config.is_file() else None
+        own = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token") if config.is_file() else None
         named = ((own["content"] if isinstance(own, dict) else own), *ENDS) if own else ENDS
     found = (bpe.token_to_id(token) for token in named)
     end = next((token for token in found if token is not None), None)

@@ -36,7 +36,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not path.is_file():
         raise FileNotFoundError(f"prompts {path}: no such file; give JSON lines with {', '.join(_FIELDS)}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 and the like may stand within a JSON string
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts {path}: not UTF-8 text (byte {error.start})") from None
     items = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -60,6 +60,38 @@ def test_latest_keeps_the_newest_of_a_cell_whose_source_changed_but_not_across_c
     assert kept.attrs["superseded"] == 1
 
 
+def test_times_are_compared_as_times(make, tmp_path):
+    """An hour earlier, though its text is greater; microseconds and Z; two keys of one cell."""
+    for older, newer in (
+        ("2026-01-01T10:00:00+02:00", "2026-01-01T09:00:00+00:00"),
+        ("2026-01-01T09:00:00Z", "2026-01-01T09:00:00.000001+00:00"),
+        ("yesterday", "2026-01-01"),
+        (None, "2026-01-01T00:00:00"),
+    ):
+        for first, second in ((older, newer), (newer, older)):
+            entries = [make.bench({"n": "n1"}, key=key, when=when) for key, when in (("a", first), ("b", second))]
+            loaded = load(make.write_json(tmp_path / "a.json", entries))
+            assert results.latest(loaded)["when"].tolist() == [newer]
+            same = [make.write_json(tmp_path / f"{i}.json", [e]) for i, e in enumerate(entries)]
+            for entry, path in zip(entries, same, strict=True):
+                make.write_json(path, [entry | {"extra_info": entry["extra_info"] | {"key": "a"}}])
+            assert load(*same)["when"].tolist() == [newer]
+            assert ("yesterday" in (first, second)) == any("no ISO 8601" in note for note in loaded.attrs["notes"])
+
+
+def test_what_stands_later_in_a_journal_is_newer(make, tmp_path):
+    """Two keys of one cell, the clock set back in between, or both within one second."""
+    for second in ("2026-01-01T08:00:00Z", "2026-01-01T09:00:00Z"):
+        times = (("a", "2026-01-01T09:00:00Z"), ("b", second))
+        entries = [make.bench({"n": "n1"}, key=key, when=when) for key, when in times]
+        path = make.write_journal(tmp_path / f"{second[11:13]}.jsonl", entries)
+        df = load(path)
+        assert results.latest(df)["key"].tolist() == ["b"]
+        assert len(df.attrs["notes"]) == (second < "2026-01-01T09")
+        newer = make.write_json(tmp_path / "c.json", [make.bench({"n": "n1"}, key="c", when="2026-01-01T09:30:00Z")])
+        assert results.latest(load(newer, path))["key"].tolist() == ["c"]
+
+
 def test_unfinished_records_come_only_when_asked_for(make, tmp_path):
     path = make.write_json(
         tmp_path / "a.json", [make.bench({"n": "n1"}), make.bench({"n": "n2"}, status="oom", reason="big")]
@@ -97,8 +129,9 @@ def test_a_folder_is_read_whole_and_says_what_it_skips(make, tmp_path):
     (tmp_path / "empty.json").write_text("")
     df = load(tmp_path)
     assert sorted(df["n"]) == ["n1", "n2"]
-    assert len(df.attrs["notes"]) == 2
-    assert "config.json: not benchmark JSON (it has no 'benchmarks'); skipped" in " ".join(df.attrs["notes"])
+    (note,) = df.attrs["notes"]
+    assert note.startswith("skipped 2 files that hold no results: ")
+    assert "config.json: not benchmark JSON (it has no 'benchmarks')" in note
 
 
 @pytest.mark.parametrize(
@@ -120,7 +153,7 @@ def test_a_folder_is_read_whole_and_says_what_it_skips(make, tmp_path):
         ("a.json", '{"benchmarks": [], "metrics": {"q": {"wall_s": ["s", "lower", "again"]}}}', "already defined"),
         ("a.json", "1" * 5000, "not JSON"),
         ("a.json", "[" * 100_000, "nested too deeply|not JSON"),
-        ("a.jsonl", "nonsense\n", r"a\.jsonl: damaged at line 1"),
+        ("a.jsonl", "nonsense\n", r"a\.jsonl: not a journal of mlexp \(line 1\)"),
         ("missing.json", None, "no such file"),
     ],
 )

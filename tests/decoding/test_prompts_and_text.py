@@ -64,6 +64,15 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         read_prompts(tmp_path / "bad.jsonl")
 
 
+def test_line_separators_within_strings_and_byte_order_marks(tmp_path):
+    """JSON strings may hold U+2028, U+0085 and the like as they are; only a newline ends a line."""
+    row = {"id": "q0", "passage": "one\u2028two\u0085three\x1cfour", "question": "which?", "answer": "two"}
+    text = json.dumps(row, ensure_ascii=False).replace("\\u001c", "\x7f") + "\r\n"
+    (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (prompt,) = read_prompts(tmp_path / "p.jsonl")
+    assert prompt.passage.startswith("one\u2028two\u0085three")
+
+
 def test_missing_and_empty_files_and_bad_requests(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_prompts(tmp_path / "none.jsonl")
