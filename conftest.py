@@ -5,7 +5,11 @@ import os
 from hypothesis import settings
 
 from mlexp.harness.measure import gpu_present
-from mlexp.harness.plugin import pytest_benchmark_group_stats  # noqa: F401, for `pytest-benchmark compare`
+from mlexp.harness.plugin import (
+    is_cell,
+    pytest_benchmark_group_stats,  # noqa: F401, for `pytest-benchmark compare`
+    skip_without_gpu,
+)
 
 # Shared machines make deadlines meaningless; CI must see the same examples on every run.
 settings.register_profile("dev", deadline=None)
@@ -14,3 +18,9 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 if not gpu_present():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported, so it must stand first
+
+
+def pytest_runtest_setup(item):
+    """Tests are marked `needs_gpu` too; of cells the plugin takes care."""
+    if not is_cell(item):
+        skip_without_gpu(item)

@@ -3,12 +3,14 @@
 `mlexp.load(path)` reads benchmark JSON, journals, or folders of either into one tidy pandas DataFrame.
 """
 
+import importlib
+
 __version__ = "0.1.0"
+
+LAZY = {"load": "mlexp.analysis.results"}  # so that collecting cells imports no pandas, nor is it part of their keys
 
 
 def __getattr__(name: str):
-    if name == "load":  # lazily, so that collecting cells imports no pandas
-        from mlexp.analysis.results import load
-
-        return load
+    if name in LAZY:
+        return getattr(importlib.import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -166,7 +166,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _ab(options: argparse.Namespace) -> int:
-    from mlexp.analysis.ab import run
+    from mlexp.ab import run
 
     return run(options.base, options.head, options.pytest_args, options.budget, options.margin / 100, options.form)
 

@@ -22,7 +22,8 @@ except ImportError:  # not on Windows, where two runs must not share a journal
 
 @dataclass
 class Entry:
-    """A finished cell: its identity, its flat record, the timed rounds in seconds, its series."""
+    """A finished cell: its identity, its flat record, the timed rounds in seconds, its series; and what it imported
+    beyond what its key covers: files and their hashes, distributions and their versions."""
 
     cell: str
     key: str
@@ -33,16 +34,19 @@ class Entry:
     series: dict = field(default_factory=dict)
     metrics: dict = field(default_factory=dict)  # the question's own: name -> [unit, better, what]
     group: str | None = None
+    imports: dict = field(default_factory=dict)
+    packages: dict = field(default_factory=dict)
 
     @property
     def status(self) -> str:
         return self.record["status"]
 
 
+OWN_FOLDER = ".mlexp"
 BEGIN = '{"event":"'  # of every line
 KINDS = {
     **dict.fromkeys(("cell", "key", "question"), str),
-    **dict.fromkeys(("params", "record", "series", "metrics"), dict),
+    **dict.fromkeys(("params", "record", "series", "metrics", "imports", "packages"), dict),
     "durations": list,
     "group": str | None,
 }
@@ -61,8 +65,11 @@ class Journal:
 
     def check_writable(self) -> None:
         """Raises JournalError now rather than after the first cell."""
+        folder = self.path.parent
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.name == OWN_FOLDER and not (folder / ".gitignore").exists():
+                (folder / ".gitignore").write_text("*\n")  # or every tree with a journal would be dirty
             with open(self.path, "ab"):
                 pass
         except OSError as error:

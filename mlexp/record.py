@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-STATUSES = ("passed", "failed", "oom", "diverged", "crashed")
+STATUSES = ("passed", "failed", "oom", "diverged", "crashed", "skipped", "xfailed")
 EXPECTED = ("oom", "diverged")  # outcomes that a sweep over sizes is entitled to: reported, not a failure of the run
 
 
@@ -63,7 +63,7 @@ null where the system does not tell; never compared between records, and no outc
 """
 
 PROVENANCE = (
-    *("status", "reason", "scale", "settings", "overrides", "seed", "device", "dtype", "machine"),
+    *("status", "reason", "attempt", "scale", "settings", "overrides", "seed", "device", "dtype", "machine"),
     *("weights", "weights_hash", "corpus", "corpus_hash", "prompts_hash"),
     *("commit", "dirty", "torch", "transformers", "python", "question", "cell", "key", "when", "replayed", "source"),
     *CONDITIONS,
@@ -91,11 +91,6 @@ def metrics_of(declared: Mapping[str, tuple] | None = None) -> dict[str, Metric]
             raise ValueError(f"METRICS[{name!r}] is {row!r}; give (unit, 'lower' | 'higher' | 'none', what it is)")
         table[name] = Metric(*row)
     return table
-
-
-def measured(fields: Mapping[str, object]) -> dict[str, object]:
-    """Of a record, what its cell measured: the metrics, and the conditions that they were measured under."""
-    return {name: value for name, value in fields.items() if name not in PROVENANCE or name in CONDITIONS}
 
 
 def plain(name: str, value: object) -> object:

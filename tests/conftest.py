@@ -40,6 +40,12 @@ def test_toy(cell, model, seed, arm):
 '''
 
 
+INI = """[pytest]
+python_files = bench_*.py test_*.py
+addopts = -p mlexp.harness.plugin --import-mode=importlib
+"""
+
+
 class Toy:
     """The scratch project: `run` it, script its cells, read what it left."""
 
@@ -48,11 +54,17 @@ class Toy:
         self.folder.mkdir()
         self.bench = self.folder / "bench_toy.py"
         self.bench.write_text(TOY)
-        pytester.makeini("[pytest]\npython_files = bench_*.py test_*.py\naddopts = --import-mode=importlib\n")
+        pytester.makeini(INI)
 
     def run(self, *args, where="benches", subprocess=False):
         runner = self.pytester.runpytest_subprocess if subprocess else self.pytester.runpytest_inprocess
         return runner(where, *args, "-p", "no:cacheprovider")
+
+    def edit(self, old, new):
+        """Change the bench file."""
+        text = self.bench.read_text()
+        assert old in text
+        self.bench.write_text(text.replace(old, new))
 
     def script(self, cell, code):
         """What `cell` ("m_one-seed1-base") does in its first run, which takes the script away."""

@@ -25,13 +25,14 @@ ARROWS = {
     **{f"mlexp.{subject}": SHARED for subject in SUBJECTS},
     "mlexp.harness": {"mlexp.flops", "mlexp.memory"} | CONTRACT,
     "mlexp.analysis": CONTRACT,
-    "mlexp.cli": {"mlexp.harness.sweep", "mlexp.analysis"},
+    "mlexp.ab": {"mlexp.harness.peer", "mlexp.analysis"} | CONTRACT,
+    "mlexp.cli": {"mlexp.harness.sweep", "mlexp.analysis", "mlexp.ab"},
     "mlexp.__main__": {"mlexp.cli"},
-    "mlexp": {"mlexp.analysis"},
+    "mlexp": set(),
     "benches.report": {"mlexp.analysis"},
     "benches.bench": {f"mlexp.{subject}" for subject in SUBJECTS} | SHARED,
 }
-THE_RULER_ITSELF = {"mlexp.harness", "mlexp.analysis"}  # what benches/harness may import besides
+THE_RULER_ITSELF = {"mlexp.harness", "mlexp.analysis", "mlexp.ab"}  # what benches/harness may import besides
 
 MODULES = sorted(p for folder in ("mlexp", "benches") for p in (ROOT / folder).rglob("*.py"))
 

@@ -21,7 +21,8 @@ def test_a_new_question_is_one_folder(tmp_path):
     folder.mkdir(parents=True)
     (folder / "bench_temperature_cost.py").write_text(bench)
     (folder / "report.py").write_text(report)
-    (tmp_path / "pytest.ini").write_text("[pytest]\npython_files = bench_*.py\n")
+    (ini,) = re.findall(r"```\n(\[pytest\]\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "pytest.ini").write_text(ini)
     run("pytest", "benches", "--scale", "smoke", "--weights", "random", "--benchmark-json", "out.json", where=tmp_path)
     benchmarks = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
     assert len(benchmarks) == 6 and all(bench["extra_info"]["flops"] > 0 for bench in benchmarks)

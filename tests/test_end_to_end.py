@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from mlexp.record import CONDITIONS
+
 from .command import ROOT, run
 
 ARMS = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
@@ -68,7 +70,7 @@ def test_effective_samples_are_n_where_samples_are_independent(records):
 
 
 def test_the_same_key_gives_the_same_quality_bit_for_bit(records):
-    volatile = {"peak_bytes", "bytes_per_sample", "when", "energy_j"}
+    volatile = {"peak_bytes", "bytes_per_sample", "when", "energy_j", *CONDITIONS}
     for arm in ARMS:
         one, two = (
             {name: value for name, value in run[arm]["extra_info"].items() if name not in volatile} for run in records

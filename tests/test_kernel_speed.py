@@ -169,9 +169,10 @@ def test_a_planted_wrong_kernel_fails_its_cell_and_has_no_time(tmp_path):
 
 
 def test_a_cell_s_key_covers_every_backend():
-    from mlexp.harness.identity import sources
+    from mlexp.harness.identity import Sources
 
-    names = {path.name for path in sources(QUESTION / "bench_kernel_speed.py", ROOT) if path.parent.name == "kernels"}
+    files, _ = Sources([ROOT]).of(QUESTION / "bench_kernel_speed.py")
+    names = {path.name for path in files if path.parent.name == "kernels"}
     assert names >= {"reference.py", "triton.py", "cuda.py", "entropy_sample.cu"}
 
 

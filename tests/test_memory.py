@@ -133,9 +133,9 @@ def test_a_group_counts_where_all_of_it_does():
 def test_harness_and_training_have_no_detector_of_their_own():
     from mlexp import training
     from mlexp.decoding import loading
-    from mlexp.harness import cell
+    from mlexp.harness import status
 
-    assert training.out_of_memory is cell.out_of_memory is loading.out_of_memory is out_of_memory
+    assert training.out_of_memory is status.out_of_memory is loading.out_of_memory is out_of_memory
 
 
 def test_it_imports_no_torch():

@@ -79,7 +79,7 @@ def test_gate(cell, trial, truth):
 
 def both_rules(head: float, budget_s: float, margin: float, seed: int) -> tuple:
     """(the duel of `mlexp ab`, (mean of the base, mean of the head) of two runs of pytest-benchmark)."""
-    from mlexp.analysis import ab
+    from mlexp import ab
 
     with TemporaryDirectory() as folder:
         repository = Path(folder, "repository")

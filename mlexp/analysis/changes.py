@@ -158,6 +158,6 @@ def rows_of(pair: pd.DataFrame, name: str, kind: str, **given) -> pd.DataFrame:
         columns |= {"points": pointed["points"], "change": share(difference(pair), pointed)}
     df = pd.DataFrame(columns | given, index=pair.index)
     df["fails"] = df["exit"] != gate.OK
-    df = df.reindex(columns=[*COLUMNS, *(name for name in ("family", "worst") if name in df)])
+    df = df.reindex(columns=[*COLUMNS, *(name for name in ("family", "worst", "fell") if name in df)])
     texts = dict.fromkeys(("cell", "metric", "kind", "verdict", "test", "why", "base", "head"), object)
     return df.astype(texts | {"change": float, "p": float, "fails": bool, "exit": int}).reset_index(drop=True)

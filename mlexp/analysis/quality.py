@@ -16,7 +16,8 @@ share.
 Noise has a floor: values that lie on a grid (shares of n items, rounded numbers) come no nearer to each other than its
 step, however equal some differences turn out. The standard deviation of a difference is at least that step.
 
-A change for the worse beyond the tolerance in a single replicate is not decided, and the comparison incomplete.
+A change for the worse beyond the tolerance in a single replicate is not decided, and the comparison incomplete. So is
+one that no test upholds where one of a few replicates fell much further than the base's replicates lie apart.
 """
 
 from typing import NamedTuple
@@ -36,7 +37,9 @@ FLOAT32 = 2.0**-23  # of a value: what is not told apart
 HUGE = 1e9  # times the base: larger changes count as this one, and their squares are finite
 MIN_BORROWING = 10  # groups from which on variances are shrunk towards each other
 SINGLE = "beyond the tolerance, and a single replicate cannot decide; give more replicates, or a limit"
+FELL = "a replicate is worse by far more than the base's spread; so few cannot decide; give more, or a limit"
 PAIR = "two replicates cannot decide among so many tests; give more, or a limit"
+FEW, FAR = 4, 10.0  # replicates that one may outvote; times the base's spread that count as far
 ALONE = 0.01  # p of a test of two replicates, below which it counts as undecided where the correction lets it pass
 TESTED = {"only": "", "pooled": " (mean over the groups)", "cell": " (against the other groups)"}
 
@@ -191,9 +194,30 @@ def _family(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
     if tested.any():
         found = family_tests(base[tested], head[tested], first["sign"], first["points"])
         p[tested] = found.p
-    rows = [_group_rows(groups, half, p, found.test, name, kind)]
+    fell = far_worse(base, head, first["sign"])
+    rows = [_group_rows(groups, half, p, found.test, fell, name, kind)]
     rows += [_pooled_row(groups[tested], found.pooled, name, kind)] if found.pooled else []
     return pd.concat(rows, ignore_index=True)
+
+
+def far_worse(base: np.ndarray, head: np.ndarray, sign: int) -> np.ndarray:
+    """Of each group with a few replicates, whether one got worse by far more than two values of the base lie apart.
+
+    The spread is the base's over its replicates, all groups of the family together, or the group's own if that is more,
+    or a step of the grid. From few values it is itself uncertain: by Student's t at 1 %, if that is further. Without
+    any spread nothing is far.
+    """
+    own, n, step = spread(base), np.isfinite(base).sum(axis=1), grid_step(np.hstack([base, head]))
+    rounding = FLOAT32 * np.abs(base).max(axis=1, initial=0.0, where=np.isfinite(base))
+    own = np.where(own > rounding**2, own, 0.0)
+    df = (n - 1).clip(min=0)
+    together = np.nansum(own * df) / max(df.sum(), 1)
+    if not (together or step):
+        return np.zeros(len(base), bool)
+    times = max(FAR, scipy_stats.t.ppf(0.995, max(df.sum(), 1)))
+    far = np.maximum(times * np.sqrt(np.maximum(together, np.nan_to_num(own))), FAR * step)
+    worst = np.nan_to_num((head - base) * sign).max(axis=1)
+    return (worst > far * np.sqrt(2)) & (n > 1) & (n <= FEW)
 
 
 def _table(pair: pd.DataFrame, column: str) -> np.ndarray:
@@ -205,7 +229,9 @@ def _table(pair: pd.DataFrame, column: str) -> np.ndarray:
     return table
 
 
-def _group_rows(groups: pd.DataFrame, half: np.ndarray, p: np.ndarray, test: str, name: str, kind: str) -> pd.DataFrame:
+def _group_rows(
+    groups: pd.DataFrame, half: np.ndarray, p: np.ndarray, test: str, fell: np.ndarray, name: str, kind: str
+) -> pd.DataFrame:
     limit = allowed(groups)
     within = (groups["d"].abs() + half <= limit) | (groups["most"] <= limit)
     beyond = ~(groups["d"].abs() <= limit)
@@ -220,6 +246,7 @@ def _group_rows(groups: pd.DataFrame, half: np.ndarray, p: np.ndarray, test: str
         groups, name, kind, verdict=verdict, n=groups["n"], p=p, test=np.where(np.isfinite(p), test, ""),
         exit=np.select([fails, single], [gate.REGRESSION, gate.INCOMPLETE], gate.OK), why=np.where(single, SINGLE, few),
         family=_family_name(groups, name), worst="", **interval,
+        fell=fell & groups["gated"] & ~groups["asked"] & beyond & (groups["d"] * groups["sign"] > 0),
     )  # fmt: skip
 
 
@@ -265,6 +292,8 @@ def corrected(rows: pd.DataFrame) -> pd.DataFrame:
     few = unsure & (rows["exit"] == gate.REGRESSION) & (rows["n"] == 2) & (rows["test"] != "cell") & (alone < ALONE)
     rows.loc[unsure, "verdict"], rows.loc[unsure, "exit"] = Verdict.AMBIGUOUS, gate.OK
     rows.loc[few, "exit"] = gate.INCOMPLETE
+    rows["fell"] = rows.get("fell", pd.Series(False, rows.index)).eq(True) & (rows["exit"] == gate.OK)
+    rows.loc[rows["fell"], "exit"] = gate.INCOMPLETE
     rows.loc[tested, "why"] = [_why(row) for row in rows[tested].itertuples()]
     rows["fails"] = rows["exit"] != gate.OK
     return rows
@@ -274,7 +303,7 @@ def _why(row) -> str:
     p = f"p {row.p:.2g}" if row.p > 1e-9 else "p < 1e-9"
     text = f"{p}, corrected{TESTED[row.test]}"
     if row.exit == gate.INCOMPLETE:
-        return f"{text}: {PAIR}"
+        return f"{text}: {FELL if row.fell else PAIR}"
     if row.verdict == Verdict.WORSE:
         return text + (f"; most in {row.worst}" if row.worst else "")
     return f"within the noise: {text}" if row.verdict == Verdict.AMBIGUOUS and row.p >= gate.SIGNIFICANT else text

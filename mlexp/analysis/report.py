@@ -333,7 +333,8 @@ def _tell_what_is_left_out(loaded: Loaded, folders: dict[str, Path]) -> None:
         elif name not in folders:
             _fail(
                 OK,
-                f"{count} records of question {name!r}: left out, there is a report for {', '.join(folders) or 'none'}",
+                f"{count} records of question {name!r}: left out, there is a report for {', '.join(folders) or 'none'} "
+                "(--benches DIR: in another folder)",
             )
     for note in loaded.notes:
         _fail(OK, note)

@@ -5,12 +5,9 @@ import math
 import sys
 from collections.abc import Callable
 
-import pytest
-
 from mlexp import record
 from mlexp.harness import measure
 from mlexp.harness.conditions import compilations, conditions
-from mlexp.memory import out_of_memory
 
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
 
@@ -165,23 +162,3 @@ def synchronize(device: str) -> Callable[[], None] | None:
     import torch
 
     return torch.cuda.synchronize
-
-
-class CellDied(pytest.fail.Exception):
-    """A cell that did not pass in a process of its own: the message is the reason, `status` what it comes to."""
-
-    def __init__(self, status: str, reason: str):
-        super().__init__(reason, pytrace=False)
-        self.status = status
-
-
-def outcome(error: BaseException) -> tuple[str, str]:
-    """(status, reason) of a cell that raised `error`."""
-    if isinstance(error, CellDied):
-        return error.status, error.msg
-    reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-    if out_of_memory(error):
-        return "oom", reason
-    if isinstance(error, FloatingPointError):  # what a subject raises when its loss is no longer finite
-        return "diverged", reason
-    return "failed", reason

@@ -1,17 +1,33 @@
-"""What makes two cells the same: the key under which a finished cell is found again.
+"""What makes two cells the same: the key under which a finished cell is found again, and what must not have changed.
 
-The key covers the node id, the context, the settings, the versions of torch and transformers, the inputs, the bench
-file, and every project module that it imports, transitively. Reports and READMEs are not part of it.
+The key covers what is known before a cell runs: its node id, context, settings, options and inputs, its bench file with
+the data beside it, and all source files that these import, wherever the import system finds them outside of the
+standard library and of installed distributions; of the latter, the versions. What a cell loaded beyond that, by a name
+or path that it computed, and the distributions behind the rest are known once it has run: they stand in its journal
+entry (`imports`, `packages`), and a cell is replayed only while they are as they were. Programs that a cell starts are
+not seen.
 """
 
 import ast
+import functools
 import hashlib
+import importlib
+import importlib.util
 import json
-from collections.abc import Iterator
+import os
+import pkgutil
+import runpy
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 
 DATA = (".jsonl", ".json", ".toml", ".csv", ".txt")  # beside a bench file: its inputs
 NATIVE = (".cu", ".cuh", ".cpp", ".h")  # beside a module: sources that it compiles
+INSTALLED = {"site-packages", "dist-packages"}  # the folders of distributions
+RULER = Path(__file__).resolve().parent  # what measures
 
 
 def cell_key(*parts: object) -> str:
@@ -25,54 +41,266 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def source_hash(bench: Path, root: Path) -> str:
-    """The hash of everything in the project that a cell of `bench` can run."""
-    digest = hashlib.sha256()
-    for path in sources(bench, root):
-        digest.update(f"{path.name}\0{file_hash(path)}\n".encode())
-    return digest.hexdigest()[:16]
+@functools.cache
+def standard() -> tuple[Path, ...]:
+    """The folders of the standard library."""
+    paths = sysconfig.get_paths()
+    folders = paths["stdlib"], paths["platstdlib"], os.path.dirname(os.__file__)
+    return tuple({Path(folder).resolve() for folder in folders})
 
 
-def sources(bench: Path, root: Path) -> list[Path]:
-    """The bench file, its data files, and the project modules that it imports, in a fixed order."""
-    seen, todo = set(), [bench.resolve()]
-    while todo:
-        path = todo.pop()
-        if path not in seen:
-            seen.add(path)
-            todo += imported(path, root.resolve(), bench.resolve().parent)
-    inputs = {p for p in bench.resolve().parent.iterdir() if p.suffix in DATA}
-    native = {p for module in seen for p in module.parent.iterdir() if p.suffix in NATIVE}
-    return sorted(seen | inputs | native)
+@functools.cache
+def is_source(path: Path) -> bool:
+    """Whether a module's file is a project's code: not of the standard library, nor of what is installed, which can
+    change only with a version."""
+    return not (INSTALLED & set(path.parts) or any(path.is_relative_to(folder) for folder in standard()))
 
 
-def imported(path: Path, root: Path, beside: Path) -> Iterator[Path]:
-    """Files of the project that the module at `path` names in an import, within functions too."""
-    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from module_files(alias.name, (root, beside))
-        elif isinstance(node, ast.ImportFrom):
-            starts = (path.parents[node.level - 1],) if node.level else (root, beside)
-            for name in [None, *(alias.name for alias in node.names)]:  # an imported name may be a module too
-                yield from module_files(".".join(filter(None, (node.module, name))), starts)
+class Sources:
+    """The source files behind a bench file, found as its imports would find them; each is parsed once a session.
 
-
-def module_files(name: str, starts: tuple[Path, ...]) -> Iterator[Path]:
-    """The file of a dotted module name under `starts`, and the `__init__` files on the way to it.
-
-    A topmost package's `__init__` is left out: it holds the version and lazy names, nothing that a cell runs.
+    `roots`: further folders in which an imported module may stand. To be made before the bench files are imported.
     """
-    names = name.split(".") if name else []
-    for start in starts:
-        for depth in range(1, len(names) + 1):
-            place = start.joinpath(*names[:depth])
-            if place.with_suffix(".py").is_file():
-                yield place.with_suffix(".py")
-            elif (place / "__init__.py").is_file() and is_inner(place):
-                yield place / "__init__.py"
+
+    def __init__(self, roots: Iterable[Path] = ()):
+        self._roots = [str(root) for root in roots]
+        self._loaded = set(sys.modules)
+        self._before = frozenset(self._loaded)  # pytest and its plugins
+        self._seen: dict[Path, set[Path]] = {}  # file -> files that it was seen to import by names that it computed
+        self._named = functools.cache(self._imports_of)
+
+    def watch(self) -> Callable[[], None]:
+        """Note from now on which file makes Python load which other. Returns what ends it."""
+
+        def note(path: Path | None) -> None:
+            if path and is_source(path) and (importer := calling_source()):
+                self._seen.setdefault(importer, set()).add(path)
+
+        replaced = []
+        for owner, name, path_of in LOADERS:
+            plain = getattr(owner, name)
+            setattr(owner, name, noting(plain, path_of, note))
+            replaced.append((owner, name, plain))
+
+        def end():
+            for owner, name, plain in replaced:
+                setattr(owner, name, plain)
+
+        return end
+
+    @property
+    def loaded(self) -> set[str]:
+        """The names of all modules that have been loaded since."""
+        return sys.modules.keys() - self._before
+
+    def loaded_by(self, file: Path) -> None:
+        """Count as imported by `file` whatever has been loaded since this was last called."""
+        new, self._loaded = sys.modules.keys() - self._loaded, set(sys.modules)
+        found = {path for name in new if (path := source_of(sys.modules.get(name)))}
+        self._seen.setdefault(file.resolve(), set()).update(found)
+
+    def of(self, bench: Path, plugins: Iterable[Path] = (), seen: bool = False) -> tuple[list[Path], set[str]]:
+        """(the source files, the top-level names of all other modules) of a bench file and the conftest files and
+        plugins that serve it: what they name in imports, and with `seen` also what they were seen to load.
+
+        Of the ruler, what the bench file itself imports: plugins and what is loaded in passing only use it.
+        """
+        bench = bench.resolve()
+        files, others = self._reach([bench], bench.parent, seen)
+        more, names = self._reach([path.resolve() for path in plugins], bench.parent, seen, leave=(RULER,))
+        files |= more
+        inputs = {path for path in bench.parent.iterdir() if path.suffix in DATA}
+        folders = {path.parent for path in files}
+        native = {file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in NATIVE}
+        return sorted(files | inputs | native), others | names
+
+    def _reach(self, start: list[Path], beside: Path, seen: bool, leave: tuple[Path, ...] = ()):
+        found, others, todo = set(), set(), start
+        while todo:
+            path = todo.pop()
+            if path not in found and not any(path.is_relative_to(folder) for folder in leave):
+                found.add(path)
+                files, names = self._named(path, beside)
+                others |= names
+                passing = {p for p in self._seen.get(path, ()) if not p.is_relative_to(RULER)} if seen else ()
+                todo += [*files, *passing]
+        return found, others
+
+    def _imports_of(self, path: Path, beside: Path) -> tuple[set[Path], set[str]]:
+        """(the source files, the top-level names of other modules) that the file at `path` names in imports, within
+        functions too, and in `import_module` with a literal."""
+        files, others = set(), set()
+        if path.suffix != ".py":
+            return files, others
+        for name, package in named_in(path):
+            found = list(self._package_files(name, package) if package else self._module_files(name, beside))
+            files |= {file for file in found if is_source(file)}
+            if not package and not any(map(is_source, found)):
+                others.add(name.partition(".")[0])
+        return files, others
+
+    def _module_files(self, name: str, beside: Path) -> Iterator[Path]:
+        """The files that are run to import a dotted name, its packages first, without running any."""
+        places, parts = None, name.split(".")
+        for depth in range(1, len(parts) + 1):
+            part = ".".join(parts[:depth])
+            spec = find(part, places) if places else find_top(part) or find(part, [*self._roots, str(beside)])
+            if spec is None:
+                return
+            if spec.has_location and spec.origin:
+                yield Path(spec.origin).resolve()
+            places = spec.submodule_search_locations
+            if not places:
+                return
+
+    def _package_files(self, name: str, package: Path) -> Iterator[Path]:
+        """The same of a name relative to the folder of a package."""
+        if (package / "__init__.py").is_file():
+            yield (package / "__init__.py").resolve()
+        place = package
+        for part in filter(None, name.split(".")):
+            place = place / part
+            for file in (place.with_suffix(".py"), place / "__init__.py"):
+                if file.is_file():
+                    yield file.resolve()
 
 
-def is_inner(package: Path) -> bool:
-    """Whether a package lies within another."""
-    return (package.parent / "__init__.py").is_file()
+def find_top(name: str) -> ModuleSpec | None:
+    """The spec of a top-level module, by whatever finds it: the path, or the finder of an editable installation."""
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
+        if spec is not None:
+            return spec
+    return None
+
+
+def find(name: str, places: Iterable[str]) -> ModuleSpec | None:
+    """The spec of a module within these folders. (PathFinder would want the package of it to be imported.)"""
+    portions = []
+    for place in places:
+        finder = pkgutil.get_importer(place)
+        spec = finder.find_spec(name) if finder else None
+        if spec is not None and spec.loader is not None:
+            return spec
+        portions += spec.submodule_search_locations or [] if spec else []
+    if not portions:
+        return None
+    namespace = ModuleSpec(name, None, is_package=True)
+    namespace.submodule_search_locations = portions
+    return namespace
+
+
+def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
+    """(dotted name, the folder of the package that it is relative to, None: absolute) of every import in a file."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (OSError, SyntaxError, ValueError):  # no longer there; never imported, or pytest says so
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parents[node.level - 1] if node.level else None
+            names = [node.module or "", *(".".join(filter(None, (node.module, a.name))) for a in node.names)]
+            yield from ((name, package) for name in names if name or package)  # an imported name may be a module too
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = getattr(node.func, "attr", getattr(node.func, "id", None))
+            name = node.args[0].value
+            if called in ("import_module", "__import__") and isinstance(name, str) and name[:1] not in ("", "."):
+                yield name, None
+
+
+# What loads code by a name or path that the source need not spell: (owner, function, its arguments and result -> file)
+LOADERS = (
+    (importlib, "import_module", lambda args, module: source_of(module)),  # also of what has been loaded before
+    (SourceFileLoader, "get_code", lambda args, code: resolved(args[0].path)),
+    (runpy, "run_path", lambda args, space: resolved(str(args[0]))),
+)
+
+
+def noting(plain: Callable, path_of: Callable, note: Callable) -> Callable:
+    """`plain`, after which `note` gets the file that it has loaded."""
+
+    @functools.wraps(plain)
+    def load(*args, **kwargs):
+        result = plain(*args, **kwargs)
+        if args:
+            note(path_of(args, result))
+        return result
+
+    return load
+
+
+def calling_source() -> Path | None:
+    """The project's file that the innermost of the running calls is in, this one's apart."""
+    frame = sys._getframe(1)
+    while frame:
+        file = frame.f_globals.get("__file__")
+        if isinstance(file, str) and not (path := resolved(file)).is_relative_to(RULER) and is_source(path):
+            return path
+        frame = frame.f_back
+    return None
+
+
+@functools.cache
+def resolved(file: str) -> Path:
+    return Path(file).resolve()
+
+
+def source_of(module: object) -> Path | None:
+    """The file of a loaded module, if it is source of a project: not what an installed package has written and loaded,
+    as torch.compile does, nor what is no longer there."""
+    path = file_of(module)
+    if path is None or not is_source(path) or not path.is_file():
+        return None
+    top = file_of(sys.modules.get(getattr(module, "__name__", "").partition(".")[0]))
+    return path if top is None or is_source(top) else None
+
+
+def file_of(module: object) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return resolved(file) if isinstance(file, str) else None
+
+
+def hashed(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """Path (from `root` where it lies within) -> hash, of those that are still there."""
+    return {shown(path, root): file_hash(path) for path in paths if path.is_file()}
+
+
+def shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def unchanged(imports: dict[str, str], packages: dict[str, str], root: Path) -> bool:
+    """Whether the files and distributions that a cell imported are what they were."""
+    try:
+        return all(file_hash(root / name) == was for name, was in imports.items()) and packages == {
+            name: distribution(name) for name in packages
+        }
+    except OSError:
+        return False
+
+
+@functools.cache
+def distribution(name: str) -> str | None:
+    """The version of a distribution; of one that was installed from a folder or an address, its contents too."""
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    if origin and not origin.get("dir_info", {}).get("editable"):
+        return f"{found.version} {hashlib.sha256((found.read_text('RECORD') or '').encode()).hexdigest()[:16]}"
+    return found.version
+
+
+@functools.cache
+def owners() -> dict[str, list[str]]:
+    """Top-level module name -> the distributions that bring it."""
+    return dict(metadata.packages_distributions())
+
+
+def packages(modules: Iterable[str]) -> dict[str, str]:
+    """The versions of the distributions that bring these modules."""
+    tops = {name.partition(".")[0] for name in modules}
+    return {name: distribution(name) for top in sorted(tops) for name in sorted(owners().get(top, ()))}

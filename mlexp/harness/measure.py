@@ -27,6 +27,8 @@ THROTTLES = {  # NVML's nvmlClocksEventReasons; idle (1) and clocks set by someb
     0x4: "sw_power_cap", 0x8: "hw_slowdown", 0x10: "sync_boost", 0x20: "sw_thermal_slowdown",
     0x40: "hw_thermal_slowdown", 0x80: "hw_power_brake",
 }  # fmt: skip
+NO_CODE = ("results", "*.md", "*.rst", "*.png", "*.svg", "*.pdf", "*.ipynb", "LICENSE")
+NEW_CODE = ("*.py", "*.pyx", "*.cu", "*.cuh", "*.cpp", "*.c", "*.h", "*.toml", "*.ini", "*.cfg")
 COPY_BYTES, COPIES = {"cpu": 1 << 28, "cuda": 1 << 30}, 7
 
 
@@ -305,17 +307,39 @@ def machine(device: str, count: int | None = None) -> str:
     return f"{cpu_model()}, {count} thread{'s' if count > 1 else ''}{gpu}"
 
 
-def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the code under `root`: changes to results/ alone leave it clean; None outside git."""
-    git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=False)
+def git(root: Path, *words: str) -> subprocess.CompletedProcess:
+    """A git command at `root`; one that cannot be started has failed."""
     try:
-        commit = git(["git", "rev-parse", "HEAD"])
-        status = git(["git", "status", "--porcelain", "--", ".", ":(exclude)results"])
-    except OSError:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return subprocess.CompletedProcess(words, 127, "", f"git: {error.strerror}")
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """(commit, dirty) of the code under `root`; None where git cannot say.
+
+    Dirty is what may change a measurement: a tracked file that differs, documents, figures and results/ apart, or a
+    source file that is not tracked. What a run writes, such as out.json, is not.
+    """
+    commit = git(root, "rev-parse", "-q", "--verify", "HEAD")
+    changed = git(root, "diff", "--name-only", "HEAD", "--", ".", *(f":(exclude){name}" for name in NO_CODE))
+    new = git(root, "ls-files", "--others", "--exclude-standard", "--", *NEW_CODE)
+    if commit.returncode or changed.returncode or new.returncode:
         return None, None
-    if commit.returncode or status.returncode:
-        return None, None
-    return commit.stdout.strip(), bool(status.stdout.strip())
+    new = [name for name in new.stdout.splitlines() if not name.startswith("results/")]
+    return commit.stdout.strip(), bool(changed.stdout.strip() or new)
+
+
+def git_complaint(root: Path) -> str | None:
+    """Why git does not tell the commit of the repository that `root` lies in; None where there is none to tell."""
+    done = git(root, "rev-parse", "-q", "--verify", "HEAD")
+    complaint = done.stderr.strip().splitlines()
+    return complaint[0] if done.returncode and complaint and in_repository(root) else None
+
+
+def in_repository(root: Path) -> bool:
+    """Whether `root` lies in a git repository, whatever git says."""
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
 @functools.cache
@@ -327,9 +351,12 @@ def version(package: str) -> str | None:
         return None
 
 
-def provenance(root: Path, device: str) -> dict[str, object]:
-    """The fields of a record that say where it was measured."""
-    commit, dirty = git_state(root)
+def provenance(root: Path, device: str, commit: str | None = None) -> dict[str, object]:
+    """The fields of a record that say where it was measured. Raises ValueError where git tells another `commit`."""
+    found, dirty = git_state(root)
+    if commit and found and not found.startswith(commit):
+        raise ValueError(f"--commit {commit}: git says {found}; leave the option out")
+    commit = found or commit
     return {
         "machine": machine(device),
         "commit": commit,

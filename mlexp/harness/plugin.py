@@ -1,55 +1,74 @@
 """The pytest plugin: options, the `cell` fixture, and the hooks that put every finished cell on disk. No torch here.
 
+A project opts in with `-p mlexp.harness.plugin` in its ini. Then only items whose `cell` fixture is this file's are
+touched.
+
 The path of a cell: `pytest_generate_tests` makes it from the question's settings; `pytest_collection_finish` gives it
 its key; `pytest_pyfunc_call` replays it (`--resume`), runs it in a process of its own (`--isolate`) or lets pytest
-call it; `pytest_runtest_makereport` gives it a status and journals it; pytest-benchmark writes the JSON.
+call it; `pytest_runtest_makereport` notes what it raised; with the report of its teardown, when pytest has said its
+last word, it gets a status and is journaled; pytest-benchmark writes the JSON.
 """
 
 import inspect
 import json
 import os
+import sys
 
 import pytest
 
-from mlexp import record
-from mlexp.harness import grid, isolate, measure
-from mlexp.harness.cell import Cell, CellDied, outcome
+from mlexp.harness import grid, isolate, measure, options
+from mlexp.harness.cell import Cell
 from mlexp.harness.progress import Progress
-from mlexp.harness.session import PLAN, STATE, SWEEP, Plan, State, check_json, json_path, now, passed
+from mlexp.harness.session import PEER, PLAN, STATE, SWEEP, Plan, State, check_json, is_disabled, json_path, now, passed
+from mlexp.harness.status import UNMEASURED, Attempt, CellDied
 from mlexp.journal import Entry, JournalError
 
-
-def pytest_addoption(parser):
-    add = parser.getgroup("mlexp", "experiment cells").addoption
-    add("--scale", choices=grid.SCALES, default="quick", help="which row of the questions' settings (default: quick)")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="override a setting of the question")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where cells run (default: a GPU if present)")
-    add(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: float32 on CPU, bfloat16 on GPU"
-    )
-    add("--weights", metavar="auto|random|PATH", help="pretrained weights: the local cache, none, or a folder")
-    add("--model", action="append", default=[], metavar="NAME=FOLDER", help="a checkpoint as a further model")
-    add("--prompts", metavar="PATH", help="a JSONL file of prompts instead of the question's own")
-    add("--corpus", metavar="PATH", help="a text file instead of the built-in text")
-    add("--journal", metavar="PATH", default=".mlexp/journal.jsonl", help="finished cells (default: %(default)s)")
-    add("--resume", action="store_true", help="replay the cells that the journal holds, run the rest")
-    add("--isolate", action="store_true", help="each cell in a process of its own: a crash costs one cell")
-    add("--require-gpu", action="store_true", help="a cell or test that needs a GPU fails where there is none")
+FIXTURE = "mlexp_cell"  # in the closure of every test that asks for our `cell`, and of no other
+PARSED = pytest.StashKey[tuple]()  # (parser, names that stood before the conftest files, names of ours that are taken)
 
 
+def pytest_addoption(parser, pluginmanager):
+    """Where a conftest file loads this plugin, it is too late for the hook below: add the options now."""
+    files = [getattr(plugin, "__file__", None) or "" for plugin in pluginmanager.get_plugins()]
+    if any(os.path.basename(file) == "conftest.py" for file in files):
+        pluginmanager.getplugin("pytestconfig").stash[PARSED] = parser, set(), options.add(parser)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config, parser, args):
+    known = early_config.known_args_namespace
+    known.file_or_dir = parser.parse_known_args(options.without_ours(parser, args)).file_or_dir
+    before = options.names(parser)
+    result = yield
+    early_config.stash[PARSED] = parser, before, options.add(parser)
+    return result
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config):
+    parser, before, _ = config.stash[PARSED]
+    config.addinivalue_line("markers", "needs_gpu: a cell that needs a CUDA device; skipped without one")
     try:
-        config.stash[STATE] = State(config)
+        state = config.stash[STATE] = State(config, options.others(config, parser, before))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if config.option.device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
+    if config.option.mlexp_device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
         raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
     for name in ("prompts", "corpus"):
-        path = getattr(config.option, name)
-        if path and not (config.invocation_params.dir / path).is_file():
+        path = getattr(state.options, name)
+        if path and not (state.here / path).is_file():
             raise pytest.UsageError(f"--{name} {path}: no such file")
-    if path := json_path(config):
-        check_json(config, path)
+    options.yield_names(parser)
+    config.pluginmanager.register(LastWord(config, state))
+    config.add_cleanup(state.sources.watch())
+
+
+def pytest_report_header(config):
+    clashes = config.stash[PARSED][2]
+    if clashes:
+        taken, free = (", ".join(f"--{prefix}{name}" for name in clashes) for prefix in ("", "mlexp-"))
+        return f"mlexp: {taken}: of another plugin or a conftest file here; mlexp's: {free}"
+    return None
 
 
 NO_CELL = object()  # the value of every axis of a function whose grid is empty: it is not collected
@@ -58,34 +77,60 @@ NO_CELL = object()  # the value of every axis of a function whose grid is empty:
 def pytest_generate_tests(metafunc):
     """Make the grid of a question from its SETTINGS and AXES, with what its `more` adds, as far as its `collects` wants
     it."""
-    module, state = metafunc.module, metafunc.config.stash[STATE]
-    if "cell" not in metafunc.fixturenames or not hasattr(module, "SETTINGS"):
+    module = metafunc.module
+    if FIXTURE not in metafunc.fixturenames or not hasattr(module, "SETTINGS"):
         return
-    question = metafunc.definition.path.parent.name
+    state, question = metafunc.config.stash[STATE], metafunc.definition.path.parent.name
     settings = state.settings(module, question)
     axes = [name for name in inspect.signature(metafunc.function).parameters if name in module.AXES]
     wanted = getattr(module, "collects", None)
     keep = wanted and (lambda params: wanted(params, settings, state.device))
     further = state.further(module, question)
     values = {axis: (*getattr(settings, module.AXES[axis]), *further.get(axis, ())) for axis in axes}
-    cells = grid.cells(values, keep)
+    try:
+        cells = grid.cells(values, keep)
+    except ValueError as error:
+        raise pytest.Collector.CollectError(f"{metafunc.definition.path.name}: {error}") from None
     params = [pytest.param(*values, id=label) for values, label in cells]
     metafunc.parametrize(axes, params or [pytest.param(*[NO_CELL] * len(axes), id="no_cell")])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A module is imported when it is first collected: what comes with it is its own."""
+    report = yield
+    if isinstance(collector, pytest.Module):
+        collector.config.stash[STATE].sources.loaded_by(collector.path)
+    return report
+
+
+def is_cell(item: pytest.Item) -> bool:
+    """Whether the `cell` that an item asks for is ours."""
+    return FIXTURE in getattr(item, "fixturenames", ())
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    empty = [item for item in items if NO_CELL in getattr(getattr(item, "callspec", None), "params", {}).values()]
+    cells = [item for item in items if is_cell(item)]
+    empty = [cell for cell in cells if any(value is NO_CELL for value in params_of(cell).values())]
     if empty:
         items[:] = [item for item in items if item not in empty]
         config.hook.pytest_deselected(items=empty)
     for path in {item.path for item in empty} - {item.path for item in items}:
         device = config.stash[STATE].device
         raise pytest.UsageError(f"{path.parent.name}: these settings leave no cell on {device}")
-    for item in items:
-        if "cell" in item.fixturenames:
+    if cells and not hasattr(config.option, "benchmark_disable"):
+        raise pytest.UsageError(f"{cells[0].nodeid}: needs pytest-benchmark, which is not loaded (-p no:benchmark?)")
+    for item in (cell for cell in cells if cell not in empty):
+        try:
             plan = item.stash[PLAN] = Plan(item)
-            item.add_marker(pytest.mark.benchmark(timer=config.stash[STATE].clock, group=plan.group))
+        except TypeError as error:
+            raise pytest.UsageError(str(error)) from None
+        item.add_marker(pytest.mark.benchmark(timer=config.stash[STATE].clock, group=plan.group))
+
+
+def params_of(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def pytest_collection_finish(session):
@@ -96,105 +141,162 @@ def pytest_collection_finish(session):
         return
     state.check_overrides(sorted({plan.question for plan in plans}))
     state.check_models(plans)
-    if config.option.collectonly:
+    if config.option.collectonly or is_xdist(config):
         return
-    state.planned = [plan.name for plan in plans]
-    state.provenance = measure.provenance(state.root, state.device)
+    if (path := json_path(config)) and PEER not in config.stash:
+        check_json(config, path)
+    state.plans = {plan.name: plan for plan in plans}
     try:
-        state.journal.check_writable()
-        if config.option.resume:
+        state.provenance = measure.provenance(state.root, state.device, state.commit)
+        if not state.provenance["commit"] and (complaint := measure.git_complaint(state.root)):
+            say(config, f"mlexp: records will name no commit; {complaint} (--commit COMMIT gives it by hand)")
+        if not is_disabled(config):
+            state.journal.check_writable()
+        if state.resume:
             state.finished, altered = passed(state.journal.path)
             if altered:
                 say(config, f"mlexp: {state.journal.path}: lines {altered} were altered and are not replayed")
         for plan in plans:
             state.identify(plan)
+            state.take_up(plan)
     except (ValueError, TypeError, OSError) as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def is_xdist(config: pytest.Config) -> bool:
+    """Whether this session is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
 
 
 def say(config: pytest.Config, text: str) -> None:
     """One line that is seen in every mode."""
     reporter = config.pluginmanager.getplugin("terminalreporter")
-    reporter.ensure_newline()
-    reporter.write_line(text, yellow=True)
+    if reporter:
+        reporter.ensure_newline()
+        reporter.write_line(text, yellow=True)
+    else:
+        print(text, file=sys.__stderr__)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    elsewhere = PLAN in item.stash and item.stash[PLAN].recording
-    if item.get_closest_marker("needs_gpu") and not elsewhere and not measure.gpu_present():
-        if item.config.option.require_gpu:
+    if PLAN not in item.stash:
+        return
+    if is_xdist(item.config):
+        pytest.fail("xdist (-n) switches pytest-benchmark off, so that a cell measures nothing; drop -n", pytrace=False)
+    plan = item.stash[PLAN]
+    plan.attempt = Attempt(plan.attempt.number + 1)
+    if not plan.elsewhere:
+        skip_without_gpu(item)
+
+
+def skip_without_gpu(item: pytest.Item) -> None:
+    """Skip an item that is marked `needs_gpu` where there is none, or fail it under `--require-gpu`."""
+    if item.get_closest_marker("needs_gpu") and not measure.gpu_present():
+        if item.config.option.mlexp_require_gpu:
             pytest.fail("--require-gpu: needs a CUDA device and the driver finds none", pytrace=False)
         pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture
-def cell(request, benchmark):
-    """The running cell: `cell.time(run)`, `cell.record(accuracy=...)`, `cell.series(loss=...)`."""
-    state, plan = request.config.stash[STATE], request.node.stash[PLAN]
+def mlexp_cell(request, benchmark):
+    """The running cell, where another fixture is called `cell`."""
+    state, plan = request.config.stash[STATE], request.node.stash.get(PLAN, None)
+    if plan is None:
+        late = "a cell is a test that names `cell` among its arguments; getfixturevalue comes too late"
+        pytest.fail(late, pytrace=False)
     benchmark.has_error = True  # until it has passed: an interrupted cell must not look healthy in the JSON
     progress = Progress(request.config, request.node.name)
-    yield Cell(state, plan, benchmark, progress)
+    plan.attempt.benchmark, plan.attempt.cell = benchmark, Cell(state, plan, benchmark, progress)
+    yield plan.attempt.cell
     progress.close()
+    if plan.attempt.cause:  # pytest-benchmark would warn that the fixture was not used
+        benchmark.skipped = True
+
+
+@pytest.fixture
+def cell(mlexp_cell):
+    """The running cell: `cell.time(run)`, `cell.record(accuracy=...)`, `cell.series(loss=...)`."""
+    return mlexp_cell
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
     plan, state = pyfuncitem.stash.get(PLAN, None), pyfuncitem.config.stash[STATE]
-    if plan is None or pyfuncitem.funcargs["benchmark"].disabled:
+    if plan is None or is_disabled(pyfuncitem.config):
         return None
-    if plan.key in state.finished:
-        plan.recording = plan.recording or state.finished[plan.key].record | {"replayed": True}
-        return replay(pyfuncitem, state.finished[plan.key])
-    if pyfuncitem.config.option.isolate:
-        return replay(pyfuncitem, isolate.run(pyfuncitem))
+    if plan.elsewhere and plan.is_journaled:
+        return replay(pyfuncitem, plan.elsewhere)
+    plan.attempt.started = True
     try:
         state.journal.start(plan.name, plan.key, now())
     except JournalError as error:  # what cannot be kept is not run
         pyfuncitem.session.shouldstop = str(error)
         pytest.skip(str(error))
+    if state.isolate:
+        plan.elsewhere = None
+        plan.elsewhere = isolate.run(pyfuncitem)
+        return replay(pyfuncitem, plan.elsewhere)
     return None
 
 
 def replay(item: pytest.Item, entry: Entry) -> bool:
     """Let a cell that has run elsewhere end here as it ended there; the clock shows its recorded durations."""
-    cell, benchmark = item.funcargs["cell"], item.funcargs["benchmark"]
-    cell.arrays = entry.series
-    cell.values = record.measured(entry.record)
     if entry.status != "passed":
         raise CellDied(entry.status, entry.record.get("reason") or entry.status)
+    benchmark = item.stash[PLAN].attempt.benchmark
     with item.config.stash[STATE].clock.replaying(entry.durations):
         benchmark.pedantic(lambda: None, rounds=len(entry.durations))
     return True
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    result, plan = (yield), item.stash.get(PLAN, None)
+    if plan and not is_disabled(item.config) and not plan.attempt.durations:
+        pytest.fail(UNMEASURED, pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item, call):
     report, plan = (yield), item.stash.get(PLAN, None)
-    if plan and plan.key and not report.skipped and (call.when == "call" or (call.when == "setup" and report.failed)):
-        finish(item, plan, call, report)
+    if plan and plan.key and call.excinfo:
+        plan.attempt.raised(report, call.excinfo.value)
     return report
 
 
-def finish(item: pytest.Item, plan: Plan, call: pytest.CallInfo, report: pytest.TestReport) -> None:
-    """Give the cell its status, put it on disk, and let the JSON have it if it passed."""
-    state, funcargs = item.config.stash[STATE], getattr(item, "funcargs", {})
-    cell, benchmark = funcargs.get("cell"), funcargs.get("benchmark")
-    if benchmark and benchmark.disabled:
-        return
-    status, reason = outcome(call.excinfo.value) if call.excinfo else ("passed", None)
-    durations = list(benchmark.stats.stats.data) if benchmark and benchmark.stats else []
-    entry = state.entry(plan, cell, status, reason, durations)
+class LastWord:
+    """Hears every report in its final form, subtests' too; with that of the teardown a cell has ended."""
+
+    def __init__(self, config: pytest.Config, state: State):
+        self.config, self.state, self.session = config, state, None
+
+    def pytest_collection_finish(self, session):
+        self.session = session
+
+    def pytest_runtest_logreport(self, report):
+        plan = self.state.plans.get(report.nodeid)
+        if plan is None or is_disabled(self.config):
+            return
+        attempt = plan.attempt
+        attempt.heard(report)
+        ran = attempt.started or plan.elsewhere or attempt.word  # else it was skipped before it began
+        if report.when == "teardown" and ran:
+            finish(self.session, plan)
+
+
+def finish(session: pytest.Session, plan: Plan) -> None:
+    """Put a cell on disk, and let the JSON have it if it passed."""
+    state, benchmark = session.config.stash[STATE], plan.attempt.benchmark
     try:
-        state.keep(plan, entry)
+        state.finish(plan)
     except JournalError as error:  # the disk is full: what comes after would be lost
-        item.session.shouldstop = f"{error}; the last cell is not in it"
+        session.shouldstop = f"{error}; the last cell is not in it"
+    entry = state.ended[plan.name]
     if entry.status == "passed":
         benchmark.extra_info.update(entry.record)
         benchmark.has_error = False
-    elif entry.status in record.EXPECTED:
-        report.outcome, report.wasxfail = "skipped", f"{entry.status}: {entry.record['reason']}"
-    elif call.excinfo is None:
-        report.outcome, report.longrepr = "failed", entry.record["reason"]
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -205,12 +307,18 @@ def pytest_benchmark_group_stats(config, benchmarks, group_by):
     """
     from pytest_benchmark.plugin import pytest_benchmark_group_stats as group
 
-    gone = {entry.cell for entry in config.stash[STATE].unfinished} if config else set()
+    ended, benchmarks = config.stash[STATE].ended if config else {}, list(benchmarks)
+    last = {bench["fullname"]: bench for bench in benchmarks}  # of a cell that a plugin ran again, the last attempt
+    shown = [
+        bench
+        for bench in benchmarks
+        if bench["fullname"] not in ended
+        or (ended[bench["fullname"]].status == "passed" and last[bench["fullname"]] is bench)
+    ]
     axes = [part.removeprefix("param:") for part in group_by.split(",") if part.startswith("param:")]
-    kept = [bench for bench in benchmarks if bench["fullname"] not in gone]
-    for bench in kept if axes else ():
+    for bench in shown if axes else ():
         bench["params"] = dict.fromkeys(axes, "-") | (bench["params"] or {})
-    return group(config=config, benchmarks=kept, group_by=group_by)
+    return group(config=config, benchmarks=shown, group_by=group_by)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -221,6 +329,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config, output_json):
     state = config.stash[STATE]
+    if not state.plans:
+        return
     output_json.update(state.extras())
     state.json_written = True
 
@@ -228,15 +338,20 @@ def pytest_benchmark_update_json(config, output_json):
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session):
     """A JSON that cannot be written is one line, and an error; the journal has all that it would have held."""
+    state = session.config.stash[STATE]
     try:
         result = yield
         write_unfinished(session)
     except OSError as error:
-        state = session.config.stash[STATE]
+        if not state.ended or not json_path(session.config):
+            raise
         where = os.path.relpath(state.journal.path)
         say(session.config, f"ERROR: --benchmark-json: {error}; the finished cells are in {where}: --resume writes it")
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
         return None
+    if state.plans and is_disabled(session.config):
+        count = len(state.plans)
+        say(session.config, f"mlexp: --benchmark-disable: {count} cells ran unmeasured and left no record")
     return result
 
 
@@ -258,7 +373,7 @@ def write_unfinished(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter, config):
     state = config.stash[STATE]
-    told = ", ".join(f"{count} {what}" for what, count in state.counts.items() if count)
-    if told:
+    words = [f"{count} {name}" for name, count in state.counts().items()]
+    if words:
         terminalreporter.ensure_newline()
-        terminalreporter.write_line(f"mlexp: {told}; journal: {os.path.relpath(state.journal.path)}")
+        terminalreporter.write_line(f"mlexp: {', '.join(words)}; journal: {os.path.relpath(state.journal.path)}")

@@ -1,5 +1,6 @@
 """Progress of long cells: a live line on a terminal, a plain line now and then in a log, nothing under -q."""
 
+import contextlib
 import sys
 import time
 
@@ -19,7 +20,7 @@ class Progress:
         self._live = bool(self._out and self._out.isatty())
         self._name, self._shown = name, False
         self._interval = LIVE_S if self._live else PLAIN_S
-        self._quiet = config.option.verbose < 0 or self._out is None
+        self._quiet = getattr(config.option, "verbose", -1) < 0 or self._out is None  # no terminal plugin: quiet too
         self._next = float("inf") if self._quiet else time.perf_counter() + (PATIENCE_S if self._live else PLAIN_S)
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -37,6 +38,6 @@ class Progress:
     def _write(self, text: str, stays: bool = False) -> None:
         self._shown = not stays
         live = f"\r\033[K{text}\n" if stays else f"\r\033[K{text[:150]}"
-        with self._capture.global_and_fixture_disabled():
+        with self._capture.global_and_fixture_disabled() if self._capture else contextlib.nullcontext():
             self._out.write(live if self._live else f"\n{text}" + "\n" * stays)
             self._out.flush()

@@ -1,10 +1,10 @@
-"""One side of `mlexp ab`: a pytest session whose cells stay warm and run a step of rounds whenever they are told to.
+"""One side of `mlexp ab`: a pytest session whose cells stay warm and run a step of rounds whenever they are asked to.
 
-`python -P stepping.py READ WRITE JOURNAL PYTEST_ARGS` is started by `mlexp.analysis.ab`, once for each revision, as a
-file: the revision under test may be older than it, with its own `mlexp` or none, so nothing of the project is imported
-here. All it knows of pytest-benchmark is `benchmark(...)` and `benchmark.pedantic(...)`. It and the driver speak JSON,
-a line a message, over the two file descriptors:
+`python -P stepping.py` is started by `mlexp.ab`, once for each revision, as a file: the revision under test may be
+older than it, with its own `mlexp` or none, so nothing of the project is imported here but `peer.py`, which stands
+beside this file. All it knows of pytest-benchmark is `benchmark(...)` and `benchmark.pedantic(...)`. The messages:
 
+    driver: {"journal": path, "args": pytest's arguments}
     side:   {"collected": [node ids]}                       driver: {"run": [node ids]}       in this order
     side:   {"ready": node id, "threads": 1}                driver: {"rounds": 3} or {"stop": true}
     side:   {"seconds": [0.012, 0.011, 0.012]}              driver: {"rounds": 3} or {"stop": true}  ...
@@ -12,36 +12,41 @@ a line a message, over the two file descriptors:
 """
 
 import importlib.util
-import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+NOT_HERE = ("isolate", "resume", "cell_timeout")  # options of a revision's own mlexp: the driver's business
+
+
+def beside(name: str):
+    """The module in a file beside this one, whatever stands on the path."""
+    spec = importlib.util.spec_from_file_location(f"stepping_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
 
 class Side:
-    """The pytest plugin. The driver ends the session by closing its end of the pipe."""
+    """The pytest plugin."""
 
-    def __init__(self, read: int, write: int, journal: str):
-        self._read, self._write, self._journal = os.fdopen(read, "r"), os.fdopen(write, "w"), journal
+    def __init__(self, channel, journal: str):
+        self._channel, self._journal = channel, journal
         self._item, self._status, self._reason = None, "passed", None
-
-    def say(self, **message) -> None:
-        print(json.dumps(message), file=self._write, flush=True)
-
-    def hear(self) -> dict:
-        line = self._read.readline()
-        if not line:
-            pytest.exit("mlexp ab has gone", returncode=2)
-        return json.loads(line)
+        self.say, self.hear = channel.say, channel.hear
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config):
         from pytest_benchmark.fixture import BenchmarkFixture
 
-        if hasattr(config.option, "journal"):  # mlexp's: what is measured here is no cell's record
-            config.option.journal = self._journal
+        for prefix in ("mlexp_", ""):  # "": before they had one
+            if hasattr(config.option, f"{prefix}journal"):  # what is measured here is no cell's record
+                setattr(config.option, f"{prefix}journal", self._journal)
+            for name in NOT_HERE if hasattr(config.option, f"{prefix}journal") else ():
+                setattr(config.option, prefix + name, None)
         for name, takes in (("__call__", rounds_of_call), ("pedantic", rounds_of_pedantic)):
             setattr(BenchmarkFixture, name, self._stepped(takes, BenchmarkFixture.pedantic))
 
@@ -57,7 +62,7 @@ class Side:
         marker = self._item.get_closest_marker("benchmark")
         timer = (marker.kwargs.get("timer") if marker else None) or time.perf_counter
         result, ran = None, False
-        self.say(ready=self._item.nodeid, threads=thread_count())
+        self.say(ready=self._item.nodeid, threads=thread_count() - 1)  # but the channel's
         while rounds := self.hear().get("rounds"):
             seconds = []
             for _ in range(rounds):
@@ -126,10 +131,13 @@ def thread_count() -> int:
         return 0
 
 
-def main(read: str, write: str, journal: str, *args: str) -> int:
+def main() -> int:
+    channel = beside("peer").Channel()
+    call = channel.hear()
     ours = ["-p", "mlexp.harness.plugin"] if importlib.util.find_spec("mlexp") else []
-    return pytest.main([*ours, "-p", "no:cacheprovider", "-q", *args], plugins=[Side(int(read), int(write), journal)])
+    side = Side(channel, call["journal"])
+    return pytest.main([*ours, "-p", "no:cacheprovider", "-q", *call["args"]], plugins=[side])
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

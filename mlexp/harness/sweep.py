@@ -13,14 +13,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 
 from mlexp import journal
-from mlexp.harness import isolate, measure
+from mlexp.harness import measure
 from mlexp.harness.progress import Progress
 from mlexp.harness.session import PLAN, STATE, SWEEP, now
-from mlexp.harness.worker import Child
+from mlexp.harness.worker import Child, late
 
 FORWARDED = ("OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_")  # of the driver's environment, as tox has it
 POLL_S, LOOK_S = 0.5, 2.0  # seconds between looks at the time and at the cluster's nodes
@@ -64,20 +65,21 @@ class Sweep:
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config):
         config.stash[SWEEP] = self
-        self.device(config.option)
+        self.device(config)
         self.cpus = self.share.cpus or measure.threads()
         if getattr(config.option, "benchmark_disable", False):
             raise pytest.UsageError("--benchmark-disable would measure nothing; drop it, or sweep")
 
-    def device(self, option) -> None:
+    def device(self, config) -> None:
         """Settle where cells run before the plugin looks at this machine: a driver may well have no GPU."""
-        gpus = self.share.gpus
-        if option.device == "auto":
+        gpus, option = self.share.gpus, config.option
+        if option.mlexp_device == "auto":
             wanted = gpus > 0 if gpus is not None else measure.gpu_present()
-            option.device = "cuda" if wanted else "cpu"
-        self.gpus = gpus if gpus is not None else float(option.device == "cuda")
-        if (option.device == "cuda") != (self.gpus > 0):
-            raise pytest.UsageError(f"--gpus-per-cell {self.gpus:g} with --device {option.device}: they contradict")
+            option.mlexp_device = "cuda" if wanted else "cpu"
+        self.gpus = gpus if gpus is not None else float(option.mlexp_device == "cuda")
+        device = option.mlexp_device
+        if (device == "cuda") != (self.gpus > 0):
+            raise pytest.UsageError(f"--gpus-per-cell {self.gpus:g} with --device {device}: they contradict")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtestloop(self, session):
@@ -89,7 +91,7 @@ class Sweep:
             self.sweep(session)
         except (KeyboardInterrupt, SweepError, journal.JournalError) as error:
             stopped = error  # the JSON still gets what has finished
-            session.items[:] = [item for item in session.items if PLAN in item.stash and item.stash[PLAN].recording]
+            session.items[:] = [item for item in session.items if PLAN in item.stash and item.stash[PLAN].elsewhere]
         result = yield
         if isinstance(stopped, KeyboardInterrupt):
             raise stopped
@@ -106,7 +108,7 @@ class Sweep:
             self.connect()
             if state.finished:
                 self.take_up(state, items)
-            todo = [item for item in items if not item.stash[PLAN].recording]
+            todo = [item for item in items if not item.stash[PLAN].elsewhere]
             if todo:
                 Dispatch(self, session.config, todo).run()
         except self.ray.exceptions.RayError as error:
@@ -131,9 +133,11 @@ class Sweep:
         """`--resume`: a cell is finished if the journal has it from a machine such as the cluster is made of."""
         machines = self.machines(state.device)
         for plan in (item.stash[PLAN] for item in items):
-            for key in (state.key_on(plan, machine) for machine in machines):
-                if key in state.finished and not plan.recording:
-                    plan.key, plan.recording = key, state.finished[key].record | {"replayed": True}
+            plan.elsewhere, plan.is_journaled = None, False  # of the driver's machine
+            for machine in machines:
+                if not plan.elsewhere:
+                    plan.key = state.key_on(plan, machine)
+                    state.take_up(plan)
 
     def machines(self, device: str) -> set[str]:
         """What cells would call the nodes of the cluster."""
@@ -174,24 +178,37 @@ def nodes(ray) -> list[dict]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+class Call(NamedTuple):
+    """What a worker starts with: pytest's arguments, the files to collect, the folder, the environment; whether every
+    cell has a process of its own, and how many seconds it may last."""
+
+    args: list[str]
+    files: list[str]
+    folder: str
+    env: dict[str, str]
+    isolate: bool
+    limit: float | None
+
+
 class Place:
     """On a node, within a Ray actor: starts the warm session and hands cells to it."""
 
     def __init__(self):
-        self._child, self._call, self._fresh = None, None, False
+        self._child, self._call, self._fresh, self._limit = None, None, False, None
 
     def where(self) -> tuple[str, list[int]]:
         """(host, the cores that could be had here)."""
         return socket.gethostname(), available_cores()
 
-    def start(self, words: list[str], folder: str, cores: list[int], env: dict[str, str], fresh: bool) -> dict:
-        """Bring a session up: `machine` as it calls it, or how it is `broken`. `fresh`: a new one for every cell."""
+    def start(self, call: "Call", cores: list[int]) -> dict:
+        """Bring a session up: `machine` as it calls it, or how it is `broken`."""
         mine = {name: value for name, value in os.environ.items() if not name.startswith(FORWARDED)}
-        self._call, self._fresh = (words, folder, cores, mine | env), fresh
+        self._call = call.args, call.files, call.folder, cores, mine | call.env
+        self._fresh, self._limit = call.isolate, call.limit
         try:
             self._child = Child(*self._call)
         except OSError as error:
-            return {"broken": f"{folder}: {error.strerror}"}
+            return {"broken": f"{call.folder}: {error.strerror}"}
         if self._child.broken:
             return {"broken": self._child.broken}
         return {"machine": self._child.machine}
@@ -199,9 +216,12 @@ class Place:
     def run(self, cell: str, key: str) -> dict:
         """Run one cell; see Child.run."""
         child, self._child = self._child or Child(*self._call), None
-        reply = {"died": child.broken} if child.broken else child.run(cell, key)
-        if self._fresh or "died" in reply:
-            child.close()
+        try:
+            reply = {"died": child.broken} if child.broken else child.run(cell, key, self._limit)
+        except TimeoutError:
+            reply = {"late": late(self._limit)}
+        if self._fresh or not {"died", "late"}.isdisjoint(reply):
+            child.close(at_once="late" in reply)
         else:
             self._child = child
         return reply
@@ -232,7 +252,7 @@ class Dispatch:
         self.taken: dict[str, set[int]] = {}  # host -> cores that have a worker
         self.lost, self.retried, self.unborn = Counter(), 0, 0
         self.room, self.looked, self.began = 0, float("-inf"), time.perf_counter()
-        self.call = call(config, items)
+        self.call = call_of(config, items)
         self.say = Progress(config, "sweep")
 
     def run(self) -> None:
@@ -297,7 +317,7 @@ class Dispatch:
             return
         worker.cores = free[: self.cpus]
         taken |= set(worker.cores)
-        self.wait_for(worker, worker.actor.start.remote(*self.call[:2], worker.cores, *self.call[2:]), self.ready)
+        self.wait_for(worker, worker.actor.start.remote(self.call, worker.cores), self.ready)
 
     def ready(self, worker: Worker, reply: dict) -> None:
         """A worker's session is up."""
@@ -320,11 +340,13 @@ class Dispatch:
             raise SweepError(f"{item.nodeid}: the worker on {worker.host} refuses it: {reply['refused']}")
         if "died" in reply:
             self.again(item, worker.machine, f"{reply['died']} on {worker.host}")
+        elif "late" in reply:
+            self.crashed(item, worker.machine, f"{reply['late']} on {worker.host}")
         elif "skipped" in reply:
             item.add_marker(pytest.mark.skip(reason=reply["skipped"]))
             self.done += 1
         else:
-            self.keep(item, entry_of(item, reply["line"], worker.host), reply["told"])
+            self.keep(item, entry_of(item, reply["line"], worker.host), reply["output"])
 
     def gone(self, worker: Worker, reason: str) -> None:
         """A worker is lost; its cell and its cores go to others."""
@@ -349,15 +371,19 @@ class Dispatch:
             return
         times = self.lost[item.nodeid]
         reason = f"lost {times} times, the last one because {reason}" if times > 1 else reason
-        entry = self.state.entry(item.stash[PLAN], None, "crashed", reason, [])
+        self.crashed(item, machine, reason)
+
+    def crashed(self, item: pytest.Item, machine: str, reason: str) -> None:
+        """A cell leaves no more than this."""
+        entry = self.state.new_entry(item.stash[PLAN], "crashed", reason)
         entry.record["machine"] = machine
         self.keep(item, entry, "")
 
-    def keep(self, item: pytest.Item, entry: journal.Entry, told: str) -> None:
+    def keep(self, item: pytest.Item, entry: journal.Entry, output: str) -> None:
         self.state.swept(item.stash[PLAN], entry)
         self.done += 1
-        if told and entry.status != "passed":
-            item.add_report_section("call", "as told by its worker", told)
+        if output and entry.status != "passed":
+            item.add_report_section("call", "output of its worker", output)
 
     def tell(self) -> None:
         """How far it is, and when it will be done if the rest is like what has been."""
@@ -372,14 +398,13 @@ class Dispatch:
         self.say(self.done, self.total, what)
 
 
-def call(config: pytest.Config, items: list[pytest.Item]) -> tuple[list[str], str, dict[str, str], bool]:
-    """What every worker starts with: the words of its pytest call, the folder, the environment, whether to isolate."""
+def call_of(config: pytest.Config, items: list[pytest.Item]) -> Call:
+    """What the workers of this session start with: its own arguments, and its part of the environment."""
+    state = config.stash[STATE]
+    args = [*map(os.fspath, config.invocation_params.args), "--mlexp-device", config.option.mlexp_device]
     files = list(dict.fromkeys(str(item.path) for item in items))
-    words = isolate.words(config, files, os.devnull)
-    if config.option.require_gpu:
-        words.append("--require-gpu")
     env = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
-    return words, str(config.invocation_params.dir), env, config.option.isolate
+    return Call(args, files, str(config.invocation_params.dir), env, state.isolate, state.cell_timeout)
 
 
 def entry_of(item: pytest.Item, line: str, host: str) -> journal.Entry:

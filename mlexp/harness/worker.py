@@ -1,98 +1,93 @@
-"""The far end of a sweep: a pytest session that stays open and runs the cells it is asked for. It knows no Ray.
+"""The far end of `--isolate` and of a sweep: a pytest session that stays open and runs the cells that it is asked for.
 
-`Child` starts one as `python -m mlexp.harness.worker READ WRITE CORES PYTEST_ARGS` and talks to it over two pipes, a
-line of JSON each way; what a cell leaves is the journal's own sealed line. The session is collected once, so a warm one
-costs a cell nothing but the cell, and it is a process of its own: what Ray needs is neither in its memory nor among its
-threads, and the end of it is seen with its cause.
+The session gets the arguments of the one that started it, so that every option, also of other plugins, is what it is
+there. It collects only the files that are wanted, and once; what a cell leaves is the journal's own sealed line. What
+a session does at its end (reports, caches) is left to the one that started it.
 """
 
 import contextlib
-import json
 import os
-import queue
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from mlexp import journal
-from mlexp.harness.isolate import TAIL, how_it_ended
-from mlexp.harness.session import PLAN, STATE
+from mlexp.harness.peer import TAIL, Channel, Peer
+from mlexp.harness.session import PEER, PLAN, STATE
+
+NOT_HERE = ("pdbinvoke", "pdbtrace", "rerunfailures", "flaky")  # plugins whose work is done where the session started
 
 
 class Child:
     """A warm session, pinned to `cores` (none: not pinned), seen from the process that started it.
 
+    args:  pytest's arguments
+    files: what to collect
+    path:  its sys.path; None = as Python makes it
+
     `machine` is what the session calls the machine, None where it did not come up: `broken` then says why.
     """
 
-    def __init__(self, words: Sequence[str], folder: str, cores: Sequence[int], env: dict[str, str]):
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the session
-        (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-        pins = ",".join(map(str, cores)) or "-"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mlexp.harness.worker", str(theirs_in), str(theirs_out), pins, *words],
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(theirs_in, theirs_out),
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._requests, self._replies = os.fdopen(ours_out, "w"), os.fdopen(ours_in)
-        hello = self._next()
+    def __init__(
+        self,
+        args: Sequence[str],
+        files: Sequence[str],
+        folder: str,
+        cores: Sequence[int] = (),
+        env: dict[str, str] | None = None,
+        path: Sequence[str] | None = None,
+        timeout: float | None = None,
+    ):
+        self._peer = Peer(["-m", "mlexp.harness.worker"], folder, env)
+        self._peer.say(args=list(args), files=list(files), cores=list(cores), path=path and list(path))
+        try:
+            hello = self._peer.hear(timeout)
+        except TimeoutError:
+            hello = {"died": f"it was not ready after {timeout:g} s"}
         self.machine: str | None = hello.get("machine")
-        self.broken = "" if self.machine else f"{hello['died']}: {told_by(self.tail())}"
+        self.broken = "" if self.machine else f"{hello['died']}: {why(self.tail())}"
 
-    def run(self, cell: str, key: str) -> dict:
-        """Run one cell. `line` is its sealed entry and `told` the tail of what pytest says of a failure; `skipped` says
-        why it was not run; `refused` that its key is another here; `died` how the session ended instead.
+    def run(self, cell: str, key: str, timeout: float | None = None) -> dict:
+        """Run one cell. `line` is its sealed entry and `output` the tail of what pytest says of a failure; `skipped`
+        says why it was not run; `refused` that its key is another here; `died` how the session ended instead. Raises
+        TimeoutError after so many seconds.
         """
-        with contextlib.suppress(BrokenPipeError):
-            self._requests.write(json.dumps({"cell": cell, "key": key}) + "\n")
-            self._requests.flush()
-        return self._next()
-
-    def _next(self) -> dict:
-        line = self._replies.readline()
-        if line.endswith("\n"):
-            return json.loads(line)
-        return {"died": f"its process {how_it_ended(self._process.wait())}"}
+        self._peer.say(cell=cell, key=key)
+        return self._peer.hear(timeout)
 
     def tail(self) -> str:
         """The end of what the session printed."""
-        self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - TAIL))
-        return self._output.read().decode(errors="replace")
+        return self._peer.tail()
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for file in (self._replies, self._output):
-            file.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._requests.close()
+    def close(self, at_once: bool = False) -> None:
+        self._peer.close(at_once)
 
 
-def told_by(output: str) -> str:
+def late(limit: float) -> str:
+    """What becomes of a cell that takes longer than it may."""
+    return f"it took longer than {limit:g} s (--cell-timeout) and was killed"
+
+
+def why(output: str) -> str:
     """The line of a failed session's output that says why."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith(("ERROR: ", "E  ", "pytest.main(): error: "))] or lines[-1:]
-    return next((line for line in said if "usage: " not in line), said[0] if said else "it said nothing")
+    errors = [line for line in lines if line.startswith(("ERROR: ", "E  ")) or ": error: " in line] or lines[-1:]
+    return next((line for line in errors if "usage: " not in line), errors[0] if errors else "it printed nothing")
 
 
 class Wire:
     """In the place of the journal: what is appended goes to the process that asked for it."""
 
-    path = os.devnull
+    path = Path(os.devnull)
 
     def __init__(self):
         self.line: str | None = None
+
+    def check_writable(self) -> None:
+        """It always is."""
 
     def start(self, cell: str, key: str, when: str) -> None:
         """The other end notes it."""
@@ -104,44 +99,41 @@ class Wire:
 class Worker:
     """The pytest plugin of the far end: instead of all cells, those that are asked for."""
 
-    def __init__(self, read: int, write: int):
-        self._requests: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._out = os.fdopen(write, "w")
+    def __init__(self, channel: Channel, files: Sequence[str]):
+        self._channel, self._files = channel, {Path(file) for file in files}
         self._wire, self._report = Wire(), None
-        threading.Thread(target=self._listen, args=(read,), daemon=True).start()
 
-    def _listen(self, read: int) -> None:
-        with os.fdopen(read) as lines:
-            for line in lines:
-                self._requests.put(line)
-        os._exit(0)  # whoever asked is gone: nobody would see the rest of a cell
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_configure(self, config):
+        config.stash[PEER] = self._wire
 
-    def _say(self, reply: dict) -> None:
-        self._out.write(json.dumps(reply) + "\n")
-        self._out.flush()
+    def pytest_ignore_collect(self, collection_path):
+        """Leave out other files; what the arguments name is collected all the same."""
+        wanted = collection_path in self._files or collection_path.name == "__init__.py"
+        return True if collection_path.is_file() and not wanted else None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
         if session.testsfailed:  # in collection: pytest says it and ends
             return
-        state = session.config.stash[STATE]
-        state.journal = self._wire
+        for name in NOT_HERE:
+            session.config.pluginmanager.unregister(name=name)
         items = {item.nodeid: item for item in session.items}
-        self._say({"machine": state.provenance.get("machine")})
+        self._channel.say(machine=session.config.stash[STATE].provenance.get("machine") or "no cell")
         while True:
-            request = json.loads(self._requests.get())
-            self._say(self._answer(items.get(request["cell"]), request["key"]))
+            request = self._channel.hear()
+            self._channel.say(**self._answer(items.get(request["cell"]), request["key"]))
 
     def _answer(self, item: pytest.Item | None, key: str) -> dict:
         if item is None or PLAN not in item.stash:
             return {"refused": "it does not collect that cell"}
         if item.stash[PLAN].key != key:
-            return {"refused": "its code, inputs or versions are not the driver's"}
+            return {"refused": "its code, inputs, options or versions are not those of the session that asks"}
         self._wire.line = self._report = None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         if self._wire.line is None:
             return {"skipped": str(self._report) if self._report else "it left no record"}
-        return {"line": self._wire.line, "told": str(self._report or "")[-TAIL:]}
+        return {"line": self._wire.line, "output": str(self._report or "")[-TAIL:]}
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report):
@@ -151,15 +143,18 @@ class Worker:
             self._report = report.longreprtext
 
 
-def main(words: Sequence[str]) -> int:
+def main() -> int:
     """The far end itself."""
-    read, write, cores, *args = words
-    with contextlib.suppress(OSError):  # Ray's workers are nice; only root may take that back
+    channel = Channel()
+    call = channel.hear()
+    with contextlib.suppress(OSError, AttributeError):  # Ray's workers are nice; only root may take that back
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-    if cores != "-":
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    return pytest.main(args, plugins=[Worker(int(read), int(write))])
+    if call["cores"]:
+        os.sched_setaffinity(0, call["cores"])
+    if call["path"] is not None:
+        sys.path[:] = call["path"]
+    return pytest.main(["-p", "mlexp.harness.plugin", *call["args"]], plugins=[Worker(channel, call["files"])])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

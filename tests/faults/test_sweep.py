@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlexp import journal
+from mlexp import journal, record
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed (extra: cluster)")
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 # What a measurement or a moment says; all else must be the same bit for bit.
-OF_THE_RUN = {"when", "peak_bytes", "energy_j", "dirty", "replayed"}
+OF_THE_RUN = {"when", "peak_bytes", "energy_j", "dirty", "replayed", *record.CONDITIONS}
 
 CLUSTER = """
 import sys

@@ -143,7 +143,9 @@ def test_bad_input_is_one_line_before_the_first_cell(toy, args, message):
     result = toy.run(*args)
     assert result.ret not in (0, 1, 5)
     lines = [
-        line for line in result.errlines + result.outlines if line.startswith(("ERROR", "E  ")) or "error:" in line
+        line
+        for line in result.errlines + result.outlines
+        if line.startswith(("ERROR", "E  ", "bench_toy.py: ")) or "error:" in line
     ]
     pytest.LineMatcher(lines).fnmatch_lines([message])
     assert "Traceback" not in result.stderr.str() + result.stdout.str()
@@ -167,16 +169,10 @@ def test_gpu_is_refused_where_there_is_none(toy, monkeypatch):
 @pytest.mark.parametrize(("flags", "outcome"), [([], {"skipped": 1}), (["--require-gpu"], {"errors": 1})])
 def test_a_cell_that_needs_a_gpu(toy, monkeypatch, flags, outcome):
     monkeypatch.setattr("mlexp.harness.measure.gpu_present", lambda: False)
-    toy.pytester.makepyfile(
-        test_it="import pytest\n@pytest.mark.needs_gpu\ndef test_it(): pass\n",
-    )
-    toy.run(*flags, where="test_it.py").assert_outcomes(**outcome)
-
-
-def test_xdist_with_json_is_refused(toy):
-    toy.pytester.makeconftest('def pytest_addoption(parser): parser.addoption("--dist", default="load")')
-    result = toy.run("--benchmark-json", "out.json")
-    assert result.ret == 4 and "xdist" in result.stderr.str()
+    marked = "import pytest\n@pytest.mark.needs_gpu\ndef test_it({}): pass\n"
+    toy.pytester.makepyfile(test_cell=marked.format("cell"), test_other=marked.format(""))
+    toy.run(*flags, where="test_cell.py").assert_outcomes(**outcome)
+    toy.run(*flags, where="test_other.py").assert_outcomes(passed=1)  # the marker is somebody else's there
 
 
 def test_bare_set_is_refused_when_several_questions_are_selected(toy):
@@ -199,12 +195,6 @@ def test_an_axis_can_be_set_without_changing_the_key(toy):
     toy.ran()
     toy.run("--resume", "--set", "seeds=1..3", "--set", "arms=ours").assert_outcomes(passed=6)
     assert toy.ran() == ["m_one-seed3-ours", "m_two-seed3-ours"]
-
-
-def test_benchmark_disable_runs_each_body_once_and_journals_nothing(toy):
-    toy.run("--benchmark-disable").assert_outcomes(passed=ALL)
-    assert (toy.folder / "ran.log").read_text().count("\n") == ALL
-    assert toy.journal.read_bytes() == b""
 
 
 def test_the_json_is_plain_pytest_benchmark(toy):

@@ -1,7 +1,5 @@
 """The far end of a sweep, without Ray: a warm session hands back what a cell leaves, or says why it does not."""
 
-import os
-
 import pytest
 
 from mlexp import journal
@@ -14,8 +12,7 @@ FIRST, SECOND = (f"benches/toy/bench_toy.py::test_toy[m_one-seed1-{arm}]" for ar
 
 @pytest.fixture
 def child(toy):
-    words = ["benches", "-q", "-p", "no:cacheprovider", "-p", "mlexp.harness.plugin", "--journal", os.devnull]
-    started = Child(words, str(toy.pytester.path), [], dict(os.environ))
+    started = Child(["benches", "-q", "-p", "no:cacheprovider"], [str(toy.bench)], str(toy.pytester.path))
     yield started
     started.close()
 
@@ -33,7 +30,7 @@ def test_a_warm_session_runs_what_it_is_asked_for_and_tells_the_end_of_it(toy, c
     reply = child.run(FIRST, known[FIRST])
     entry = journal.entry_of(journal.unseal(reply["line"]))
     assert (entry.cell, entry.key, entry.status, len(entry.durations)) == (FIRST, known[FIRST], "passed", 3)
-    assert "driver's" in child.run(SECOND, "another key")["refused"]
+    assert "not those of the session" in child.run(SECOND, "another key")["refused"]
     assert "does not collect" in child.run("no such cell", "k")["refused"]
     assert toy.ran() == ["m_one-seed1-base"]
     toy.script("m_one-seed1-ours", "os.kill(os.getpid(), signal.SIGKILL)")
@@ -41,7 +38,7 @@ def test_a_warm_session_runs_what_it_is_asked_for_and_tells_the_end_of_it(toy, c
 
 
 def test_a_session_that_does_not_come_up_says_why(toy):
-    child = Child(["benches", "--scale", "huge"], str(toy.pytester.path), [], dict(os.environ))
+    child = Child(["benches", "--scale", "huge"], [str(toy.bench)], str(toy.pytester.path))
     told = child.broken
     assert child.machine is None and "status 4" in told and "huge" in told and "\n" not in told
     child.close()

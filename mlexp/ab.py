@@ -36,6 +36,7 @@ import mlexp
 from mlexp import journal
 from mlexp.analysis import gate, stats
 from mlexp.analysis.gate import Refused, Verdict
+from mlexp.harness.peer import Peer
 from mlexp.record import CONTEXT
 
 STEPPING = Path(mlexp.__file__).parent / "harness" / "stepping.py"  # run, never imported
@@ -46,7 +47,6 @@ REFUSED_ARGS = (
 )
 SAME_WORK = (*CONTEXT, "prompts_hash", "corpus_hash", "weights_hash")
 HEADS = ("", "verdict", "cell", "head / base", "interval", "blocks", "base s", "head s", "why")
-TAIL = 1500  # characters of a dead worker's output that are worth showing
 
 
 @dataclass
@@ -185,44 +185,29 @@ def exit_status(duels: Sequence[Duel]) -> int:
 
 
 class Side:
-    """One revision's pytest process, and the pipes to it."""
+    """One revision's pytest process."""
 
     def __init__(self, name: str, folder: Path, args: Sequence[str], scratch: Path):
-        self.name, self._log = name, scratch / f"{name}.log"
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
-        words = [sys.executable, "-P", STEPPING, theirs_in, theirs_out, scratch / f"{name}.jsonl", *args]
-        with open(self._log, "w") as log:
-            self._process = subprocess.Popen(
-                list(map(str, words)), cwd=folder, env=environment(folder), pass_fds=(theirs_in, theirs_out),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._in, self._out = os.fdopen(ours_in), os.fdopen(ours_out, "w")
+        self.name = name
+        self._peer = Peer(["-P", STEPPING], folder, environment(folder))
+        self._peer.say(journal=str(scratch / f"{name}.jsonl"), args=list(args))
 
     def __enter__(self) -> "Side":
         return self
 
     def __exit__(self, *_) -> None:
-        for pipe in (self._out, self._in):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._peer.close()
 
     def say(self, **message) -> None:
-        try:
-            print(json.dumps(message), file=self._out, flush=True)
-        except OSError:
-            self._died()
+        self._peer.say(**message)
 
     def hear(self) -> dict:
-        line = self._in.readline()
-        return json.loads(line) if line else self._died()
+        message = self._peer.hear()
+        if "died" in message:
+            ended = message["died"].removeprefix("its process ")
+            output = self._peer.tail().strip()
+            raise Refused(gate.INCOMPLETE, f"the {self.name}'s pytest {ended}; its output ends:\n{output}")
+        return message
 
     def step(self, rounds: int) -> list[float]:
         """Run so many rounds: their seconds."""
@@ -231,13 +216,7 @@ class Side:
 
     def pin(self, cpus: set[int]) -> None:
         with contextlib.suppress(OSError, AttributeError):  # not Linux, or not ours to say
-            os.sched_setaffinity(self._process.pid, cpus)
-
-    def _died(self):
-        code = self._process.wait()
-        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        told = self._log.read_text(errors="replace").strip()[-TAIL:]
-        raise Refused(gate.INCOMPLETE, f"the {self.name}'s pytest {ended}; its output ends:\n{told}")
+            os.sched_setaffinity(self._peer.pid, cpus)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlexp.analysis import ab, gate
+from mlexp import ab
+from mlexp.analysis import gate
 from mlexp.analysis.gate import Verdict
 from mlexp.cli import main
 
