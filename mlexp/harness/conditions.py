@@ -188,13 +188,13 @@ def between(before: Reading, after: Reading, children: float = 0.0) -> dict[str,
     """The fields of a block from the readings at its ends; `children`: CPU seconds of child processes still living."""
     seconds, cpu, busy = (getattr(after, name) - getattr(before, name) for name in ("at", "cpu", "busy"))
     steal, waiting, waited_for = (_difference(before, after, name) for name in ("steal", "waiting", "children"))
-    told, others = seconds >= SHORTEST_S, busy - cpu - waited_for - children
+    countable, others = seconds >= SHORTEST_S, busy - cpu - waited_for - children
     throttled = before.gpu_throttled_by, after.gpu_throttled_by
     return {
         "involuntary_switches": _difference(before, after, "switches"),
         "core_wait_fraction": _share(waiting, cpu),
-        "steal_fraction": _share(steal, busy) if told else None,
-        "others_fraction": min(max(0.0, others) / (seconds * psutil.cpu_count()), 1.0) if told else None,
+        "steal_fraction": _share(steal, busy) if countable else None,
+        "others_fraction": min(max(0.0, others) / (seconds * psutil.cpu_count()), 1.0) if countable else None,
         "quota_throttled_s": _difference(before, after, "quota_throttled"),
         "cpu_throttles": _difference(before, after, "cpu_throttles"),
         "cpu_mhz_start": before.cpu_mhz,

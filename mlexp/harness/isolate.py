@@ -8,7 +8,7 @@ import pytest
 from mlexp import journal
 from mlexp.harness.session import PLAN, STATE
 from mlexp.harness.status import CellDied
-from mlexp.harness.worker import Child, late
+from mlexp.harness.worker import Child, late, record_of
 
 START_S = 300.0  # for a session to come up, where cells may last so long at most
 
@@ -35,14 +35,13 @@ def run(item: pytest.Item) -> journal.Entry:
 
 def entry_of(item: pytest.Item, reply: dict) -> journal.Entry:
     """What came back, if it is what was asked for. Raises CellDied."""
-    plan = item.stash[PLAN]
     if "died" in reply:
         raise CellDied("crashed", reply["died"].replace("its process", "the cell's process", 1))
     if "refused" in reply:
         raise CellDied("failed", f"the cell's own process refuses it: {reply['refused']}")
     if "skipped" in reply:
         pytest.skip(reply["skipped"])
-    entry = journal.entry_of(journal.unseal(reply["line"]) or {})
-    if entry is None or (entry.cell, entry.key) != (plan.name, plan.key):
+    entry = record_of(item, reply["line"])
+    if entry is None:
         raise CellDied("crashed", "what the cell's process sent is no record of it")
     return entry

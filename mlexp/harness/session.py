@@ -77,6 +77,7 @@ class State:
         self.overrides = [grid.parse_override(text) for text in option.set]
         self.misfits: dict[str, str] = {}  # question -> what is wrong with its --set
         self.sources = identity.Sources([self.root])
+        self.covered = functools.cache(self.sources.of)
         self.source = functools.cache(self._source)
         self.clock = measure.Clock()
         self.journal = config.stash.get(PEER, None) or journal.Journal(self._journal_path(option.journal))
@@ -146,7 +147,7 @@ class State:
 
     def _source(self, bench: Path, plugins: tuple[Path, ...]) -> list:
         """What the key covers of the code: the files' hashes and the versions of what else is imported."""
-        files, others = self.sources.of(bench, plugins)
+        files, others = self.covered(bench, plugins)
         versions = identity.packages(others) | {"mlexp": measure.version("mlexp")}
         return [[[path.name, identity.file_hash(path)] for path in files], versions]
 
@@ -155,7 +156,7 @@ class State:
         versions."""
         self.sources.loaded_by(plan.path)
         files, _ = self.sources.of(plan.path, plan.plugins, seen=True)
-        known, _ = self.sources.of(plan.path, plan.plugins)
+        known, _ = self.covered(plan.path, plan.plugins)
         return identity.hashed(sorted(set(files) - set(known)), self.root), identity.packages(self.sources.loaded)
 
     def settings_text(self, plan: Plan) -> str:

@@ -21,7 +21,7 @@ from mlexp import journal
 from mlexp.harness import measure
 from mlexp.harness.progress import Progress
 from mlexp.harness.session import PLAN, STATE, SWEEP, now
-from mlexp.harness.worker import Child, late
+from mlexp.harness.worker import Child, late, record_of
 
 FORWARDED = ("OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_")  # of the driver's environment, as tox has it
 POLL_S, LOOK_S = 0.5, 2.0  # seconds between looks at the time and at the cluster's nodes
@@ -409,9 +409,9 @@ def call_of(config: pytest.Config, items: list[pytest.Item]) -> Call:
 
 def entry_of(item: pytest.Item, line: str, host: str) -> journal.Entry:
     """What a worker sent, if it is what it was asked for."""
-    plan, entry = item.stash[PLAN], journal.entry_of(journal.unseal(line) or {})
-    if entry is None or (entry.cell, entry.key) != (plan.name, plan.key):
-        raise SweepError(f"{plan.name}: what came from {host} is no record of it")
+    entry = record_of(item, line)
+    if entry is None:
+        raise SweepError(f"{item.nodeid}: what came from {host} is no record of it")
     return entry
 
 

@@ -66,6 +66,12 @@ class Child:
         self._peer.close(at_once)
 
 
+def record_of(item: pytest.Item, line: str) -> journal.Entry | None:
+    """The entry in a line that a session sent, if it is that of `item`."""
+    plan, entry = item.stash[PLAN], journal.entry_of(journal.unseal(line) or {})
+    return entry if entry and (entry.cell, entry.key) == (plan.name, plan.key) else None
+
+
 def late(limit: float) -> str:
     """What becomes of a cell that takes longer than it may."""
     return f"it took longer than {limit:g} s (--cell-timeout) and was killed"
