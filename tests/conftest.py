@@ -1,8 +1,14 @@
 """A toy question in a scratch project, for tests of the plugin: light cells that import no torch."""
 
 import json
+import os
 
 import pytest
+
+# Sessions that tests start are no workers of pytest-xdist, even where the suite itself runs in one: pytest-benchmark would
+# measure nothing in them. xdist itself reads the variables no more once a worker has started.
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    del os.environ[name]
 
 TOY = '''
 """A toy question: two models, two seeds, two arms. What a cell does is scripted by files beside it."""
