@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-# Sessions that tests start are no workers of pytest-xdist, even where the suite itself runs in one: pytest-benchmark would
-# measure nothing in them. xdist itself reads the variables no more once a worker has started.
+# Sessions that tests start are no workers of pytest-xdist, even where the suite itself runs in one: pytest-benchmark
+# would measure nothing in them. xdist itself reads the variables no more once a worker has started.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
     del os.environ[name]
 

@@ -6,9 +6,9 @@ A fault is a paragraph of a list:
     - train, held_out = split(mazes)
     + train, held_out = mazes, mazes
 
-The first line names the file, the fault's kind and the tests that must notice it. The text after "- ", which may be part of
-a line, stands in the file exactly once; the text after "+ " replaces it. Where one line is not enough to find the place,
-further "- " lines follow it. A line that begins with "? " says why the fault is known to survive.
+The first line names the file, the fault's kind and the tests that must notice it. The text after "- ", which may be
+part of a line, stands in the file exactly once; the text after "+ " replaces it. Where one line is not enough to find
+the place, further "- " lines follow it. A line that begins with "? " says why the fault is known to survive.
 """
 
 from dataclasses import dataclass
