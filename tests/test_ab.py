@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from mlexp import ab
 from mlexp.analysis import gate
 from mlexp.analysis.gate import Verdict
 from mlexp.cli import main
+from mlexp.journal import Entry, Journal
+from mlexp.record import CONTEXT
 
 CELLS = '''
 """Cells of plain pytest-benchmark."""
@@ -270,3 +273,81 @@ def test_two_pairs_of_processes_that_disagree_are_ambiguous():
     assert (agreed.low, agreed.high) == (pytest.approx(1.09), pytest.approx(1.21))
     assert (torn.verdict, torn.status) == (Verdict.AMBIGUOUS, gate.OK)
     assert "WORSE in one pair of processes, SAME in another" in torn.why
+
+
+class Scripted:
+    """A side whose steps last what a script says; `log` has who ran how many rounds, both sides' in order."""
+
+    def __init__(self, name, log, steps):
+        self.name, self.log, self.steps = name, log, steps
+
+    def step(self, rounds):
+        self.log.append((self.name, rounds))
+        return self.steps(rounds)
+
+
+def fought_by_script(base, head, seed=0, budget=20.0):
+    log, found = [], ab.Duel("cell")
+    sides = [Scripted("base", log, base), Scripted("head", log, head)]
+    ab.fight(found, sides, ab.Terms(budget, 0.03, 0.95, random.Random(seed)), 0.95, lambda: None)
+    return found, log
+
+
+def test_blocks_are_abba_or_baab_by_the_coin():
+    orders = set()
+    for seed in range(6):
+        found, log = fought_by_script(lambda n: [0.01] * n, lambda n: [0.01] * n, seed)
+        names = [name for name, _ in log[4:]]  # after two warm steps a side
+        blocks = {tuple(names[i : i + 4]) for i in range(0, len(names), 4)}
+        assert blocks <= {("base", "head", "head", "base"), ("head", "base", "base", "head")}
+        assert len(names) == 4 * found.blocks
+        orders |= blocks
+    assert len(orders) == 2
+
+
+def test_a_step_counts_by_its_median_and_the_means_stand_beside_it():
+    found, _ = fought_by_script(lambda n: [0.01, 0.01, 0.04][:n], lambda n: [0.02, 0.02, 0.08][:n])
+    assert found.ratio == pytest.approx(2.0) and found.verdict == Verdict.WORSE
+    slow, _ = fought_by_script(lambda n: [0.006, 0.006, 0.006, 0.1][:n], lambda n: [0.006] * n)
+    assert slow.rounds == 4 and set(slow.base_s) == {0.006} and slow.base_mean_s[0] == pytest.approx(0.118 / 4)
+    assert slow.verdict == Verdict.SAME
+
+
+def test_rounds_come_from_warm_steps():
+    cold = {"base": iter([5.0]), "head": iter([5.0])}
+
+    def steps(name):
+        return lambda n: [next(cold[name], 0.001)] * n
+
+    found, log = fought_by_script(steps("base"), steps("head"))
+    assert found.rounds == math.ceil(ab.STEP_S / 0.001)
+    assert [rounds for _, rounds in log[:4]] == [1, 1, 1, 1] and log[4][1] == found.rounds
+
+
+@pytest.mark.parametrize("cells", [1, 4])
+def test_cells_share_the_error_budget(monkeypatch, cells):
+    """Bonferroni: with 95 % over all, each of four cells is judged at 98.75 %."""
+    names, asked = [f"c{i}" for i in range(cells)], []
+
+    side = mock.MagicMock()
+    side.__enter__.return_value = side
+    side.hear.return_value = {"collected": names}
+    monkeypatch.setattr(ab, "Side", lambda *args: side)
+    monkeypatch.setattr(ab, "duel", lambda cell, sides, terms, confidence: asked.append(confidence) or ab.Duel(cell))
+    ab.bout(["a", "b"], [], None, ab.Terms(1, 0.03, 0.95, random.Random(0)), lambda line: None)
+    assert asked == [pytest.approx(1 - 0.05 / cells)] * cells
+
+
+@pytest.mark.parametrize("field", ab.SAME_WORK)
+def test_two_sides_that_did_other_work_are_not_comparable(tmp_path, field):
+    """Contexts, and the inputs by their hashes: the schema's, so that none is left out."""
+    assert set(ab.SAME_WORK) == {*CONTEXT, "prompts_hash", "corpus_hash", "weights_hash"}
+    journals = [tmp_path / f"{side}.jsonl" for side in ab.SIDES]
+    same = dict.fromkeys(ab.SAME_WORK, "x") | {"status": "passed"}
+    for path, record in zip(journals, (same, same | {field: "y"}), strict=True):
+        Journal(path).append(Entry("c", "k", "q", {}, record))
+    alike, unlike = (ab.Duel("c", Verdict.SAME, 1.0, 0.99, 1.01, blocks=8) for _ in range(2))
+    ab.refuse_other_work([alike], [journals[0], journals[0]])
+    ab.refuse_other_work([unlike], journals)
+    assert (alike.verdict, alike.status) == (Verdict.SAME, gate.OK)
+    assert (unlike.verdict, unlike.status) == (Verdict.AMBIGUOUS, gate.INCOMPARABLE) and field in unlike.why

@@ -1,7 +1,9 @@
 """The journal: what was appended is read back; what was torn or altered is known for it."""
 
+import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -122,6 +124,63 @@ def test_two_processes_may_share_a_journal(tmp_path):
     assert [writer.wait() for writer in writers] == [0, 0]
     contents = journal.read(path)
     assert len(contents.entries) == 60 and not contents.altered and not contents.torn
+
+
+def test_a_finished_cell_is_synced_to_disk_before_append_returns(tmp_path, monkeypatch):
+    """Written whole, then synced, under an exclusive lock on the same file; the start of a cell is not synced."""
+    calls = []
+    monkeypatch.setattr(journal.os, "fsync", lambda fd: calls.append(("fsync", os.fstat(fd).st_size)))
+    monkeypatch.setattr(journal.fcntl, "flock", lambda file, how: calls.append(("flock", how)))
+    book = Journal(tmp_path / "j.jsonl")
+    book.start("one", "k", "now")
+    assert calls == [("flock", fcntl.LOCK_EX), ("flock", fcntl.LOCK_UN)]
+    calls.clear()
+    book.append(Entry("one", "k", "q", {}, {"status": "passed"}))
+    size = book.path.stat().st_size
+    assert calls == [("flock", fcntl.LOCK_EX), ("fsync", size), ("flock", fcntl.LOCK_UN)]
+
+
+class HalfFull:
+    """An unbuffered file that takes at most `most` bytes a write."""
+
+    def __init__(self, most):
+        self.most, self.data = most, b""
+
+    def write(self, data):
+        self.data += data[: self.most]
+        return min(self.most, len(data))
+
+
+@given(st.binary(max_size=40), st.integers(1, 50))
+def test_all_is_written_however_little_a_write_takes(data, most):
+    file = HalfFull(most)
+    journal.write_all(file, data)
+    assert file.data == data
+
+
+@pytest.mark.parametrize("fault", ["write", "fsync"])
+def test_what_cannot_be_synced_or_written_whole_is_taken_back(tmp_path, monkeypatch, fault):
+    book = Journal(tmp_path / "j.jsonl")
+    fill(book.path, [Entry("one", "k", "q", {}, {"status": "passed"})])
+    before = book.path.read_bytes()
+
+    def full(file, data=None):
+        if data:
+            file.write(data[:7])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*{"write": (journal, "write_all"), "fsync": (journal.os, "fsync")}[fault], full)
+    with pytest.raises(journal.JournalError, match="No space left"):
+        book.append(Entry("two", "k", "q", {}, {"status": "passed"}))
+    assert book.path.read_bytes() == before
+
+
+def test_other_cells_that_started_stay_known_when_one_ends(tmp_path):
+    book = Journal(tmp_path / "j.jsonl")
+    for cell in ("one", "two", "three"):
+        book.start(cell, "k", "now")
+    book.append(Entry("two", "k", "q", {}, {"status": "passed"}))
+    assert [line["cell"] for line in journal.read(book.path).died] == ["one", "three"]
 
 
 @pytest.mark.parametrize("line", [{}, {"event": "cell"}, {"event": "other", "cell": "a"}, {"event": "start"}])

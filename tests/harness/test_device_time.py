@@ -1,4 +1,4 @@
-"""Device time on a CUDA device that is not there: what is queued on it, in which order, what comes of its events."""
+"""Time and memory on a CUDA device that is not there: what is queued on it, in which order, and what is read off it."""
 
 import sys
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlexp.harness import measure
-from mlexp.harness.cell import Cell
+from mlexp.harness.cell import Cell, synchronize
 from mlexp.record import METRICS
 
 KERNEL_MS, FLUSH_MS, SLEEP_MS = 0.25, 40.0, 1.0
@@ -160,6 +160,62 @@ def test_a_copy_is_measured_once_and_counts_both_ways(monkeypatch):
     assert measure.copy_bytes_per_s("cpu") == 2 * (1 << 20) / 0.5  # the first copy, of 9 s, does not count
     assert measure.copy_bytes_per_s("cpu") == 2 * (1 << 20) / 0.5  # no ticks left: not measured again
     measure.copy_bytes_per_s.cache_clear()
+
+
+def test_the_host_s_clock_is_read_when_the_device_has_finished(device, no_counters, monkeypatch):
+    monkeypatch.setattr("mlexp.harness.cell.synchronize", synchronize.__wrapped__)
+    cell = a_cell("cuda")
+    cell.time(lambda: device.work("kernel", KERNEL_MS), rounds=3)
+    assert device.queue == 2 * ["kernel"] + 3 * ["synchronize", "kernel", "synchronize"]
+    assert synchronize.__wrapped__("cpu") is None
+
+
+def test_the_clock_is_the_wall_s(monkeypatch):
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: 17.0)
+    assert measure.Clock()() == 17.0
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_energy_is_that_of_one_round(device, no_counters, monkeypatch, rounds):
+    monkeypatch.setattr(measure, "energy", lambda device: measure.contextlib.nullcontext(SimpleNamespace(joules=8.0)))
+    cell = a_cell("cuda")
+    cell.time(lambda: None, rounds=rounds)
+    assert cell.values["energy_j"] == 8.0 / rounds
+
+
+class Allocator:
+    """torch.cuda's memory: so many bytes now, and the most since the peak was last reset; work is done when synced."""
+
+    def __init__(self, resident, cached_peak):
+        self.now, self.peak, self.waiting, self.log = resident, cached_peak, [], []
+
+    def synchronize(self):
+        self.log.append("synchronize")
+        for size in self.waiting:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self.waiting.clear()
+
+    def empty_cache(self):
+        self.log.append("empty_cache")
+
+    def reset_peak_memory_stats(self):
+        self.peak = self.now
+
+    def memory_allocated(self):
+        return self.now
+
+    def max_memory_allocated(self):
+        return self.peak
+
+
+def test_a_cuda_peak_is_above_what_was_resident_and_since_the_block_began(monkeypatch):
+    cuda = Allocator(resident=1000, cached_peak=9000)  # an earlier cell went higher than this one will
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    with measure.peak_memory("cuda") as peak:
+        cuda.waiting += [300, 50, -350]  # queued, not yet run
+    assert (peak.bytes, peak.method) == (350, "cuda_allocator")
+    assert "empty_cache" in cuda.log  # or a cached block would hide a fragment's cost
 
 
 @pytest.mark.needs_gpu

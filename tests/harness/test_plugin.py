@@ -1,5 +1,6 @@
 """The plugin in a scratch project: the grid, the JSON, statuses, and errors before the first cell."""
 
+import hashlib
 import json
 import os
 import sys
@@ -276,3 +277,56 @@ def test_a_model_that_nobody_takes_is_refused(toy):
     result = toy.run("--model", "mine=.")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --model mine: not taken by what is selected: toy"])
+
+
+@pytest.mark.parametrize("isolated", [(), ("--isolate",)], ids=["here", "isolated"])
+def test_every_option_of_a_subject_reaches_the_cell_under_its_own_name(toy, isolated):
+    """`--weights`, `--prompts`, `--corpus`, `--device`, `--dtype`, `--scale`: what the cell sees is what was typed."""
+    for name in ("p.jsonl", "c.txt"):
+        (toy.pytester.path / name).write_text("")
+    seen = "repr((vars(cell.options), cell.device, cell.dtype, cell.scale, cell.settings.size))"
+    toy.edit("    def run():", f"    open(HERE / 'seen.log', 'w').write({seen})\n    def run():")
+    options = ["--weights", "w", "--prompts", "p.jsonl", "--corpus", "c.txt", "--device", "cpu", "--dtype", "bfloat16"]
+    toy.run("-k", "m_one-seed1-base", "--scale", "full", *options, *isolated).assert_outcomes(passed=1)
+    given = {"weights": "w", "prompts": "p.jsonl", "corpus": "c.txt", "model": {}}
+    assert (toy.folder / "seen.log").read_text() == repr((given, "cpu", "bfloat16", "full", 9))
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("--weights", ["w", "v"]), ("--prompts", ["a.jsonl", "b.jsonl"]), ("--corpus", ["a", "b"])]
+)
+def test_inputs_that_options_name_are_part_of_the_key(toy, name, inputs):
+    """Through the question's own `inputs`, whose hashes stand in the record too."""
+    for path in inputs:
+        (toy.pytester.path / path).write_text(path)
+    toy.edit(
+        "def test_toy", "def inputs(params, settings, options):\n    return {'corpus': repr(options)}\n\ndef test_toy"
+    )
+    for path, runs in ((inputs[0], 1), (inputs[1], 1), (inputs[0], 0)):
+        toy.run("-k", "m_one-seed1-base", "--resume", name, path).assert_outcomes(passed=1)
+        assert len(toy.ran()) == runs
+
+
+def test_a_journal_lies_where_the_option_says(toy):
+    (toy.pytester.path / "elsewhere").mkdir()
+    toy.run("-k", "m_one-seed1-base", "--journal", "elsewhere/j.jsonl").assert_outcomes(passed=1)
+    assert (toy.pytester.path / "elsewhere/j.jsonl").read_text().count('"event":"cell"') == 1
+    assert not toy.journal.exists()
+
+
+def test_a_seed_of_the_grid_is_the_record_s_and_one_s_own_else(toy):
+    """Where there is an axis `seed` its value is recorded; where not, the 32 bits that the block's axes give."""
+    toy.run("-k", "m_one-seed2-base", "--benchmark-json", "out.json")
+    assert toy.json()["benchmarks"][0]["extra_info"]["seed"] == 2
+    toy.edit('"seed": "seeds"', '"batch": "seeds"')
+    toy.edit("def test_toy(cell, model, seed, arm):", "def test_toy(cell, model, batch, arm):\n    seed = batch")
+    toy.run("-k", "m_one-batch2", "--benchmark-json", "out.json")
+    digest = hashlib.sha256(b'{"batch":2,"model":"m_one","question":"toy"}').digest()
+    assert {b["extra_info"]["seed"] for b in toy.json()["benchmarks"]} == {int.from_bytes(digest[:4], "big")}
+
+
+def test_what_was_planned_and_never_ran_is_in_the_json(toy):
+    toy.script("m_one-seed1-ours", "raise KeyboardInterrupt")
+    toy.run("-k", "m_one", "--benchmark-json", "out.json", subprocess=True)
+    output = toy.json()
+    assert len(output["planned"]) == 4 and len(output["benchmarks"]) == 1
