@@ -1,21 +1,23 @@
 """Plants each listed fault in a copy of the repository and runs the tests that must notice it: survivors fail here.
 
-`pytest tests/mutants -m slow -n auto` plants them all (about 20 seconds a fault), `-k maze` those of one list.
+`pytest tests/mutants -m slow -n auto` plants them all (some seconds a fault), `-k maze` those of one list.
 """
 
 import ast
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.mutants.planted import KINDS, ROOT, Fault, all_faults, parse
 
 FAULTS = all_faults()
-TIMEOUT_S = 900  # a fault that makes a test loop forever is noticed too
+TIMEOUT_S = 400  # a fault that makes a test loop forever is noticed too
 
 
 def copy_of(source, target):
@@ -30,37 +32,57 @@ def copy_of(source, target):
     return target
 
 
-def run_tests(root, *args):
-    """pytest's exit status in a copy of the repository, of which alone it imports; 1 where it ran out of time."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    env |= {"PYTHONPATH": str(root), "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:xdist", *args]
-    try:
-        done = subprocess.run(argv, cwd=root, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return 1, "ran out of time"
-    return done.returncode, done.stdout[-3000:] + done.stderr[-1000:]
+class Checkout:
+    """A copy of the repository in which faults are planted, and a process that runs its tests."""
+
+    def __init__(self, root):
+        self.root, self._log = root, root / "pytest.log"
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        env |= {"PYTHONPATH": str(root), "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        argv = [sys.executable, str(Path(__file__).with_name("warm.py")), str(root)]
+        self._warm = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run_tests(self, *args):
+        """(pytest's exit status, the end of what it printed)."""
+        self._log.unlink(missing_ok=True)
+        args = ["-q", "-x", "-p", "no:xdist", *args]
+        print(
+            json.dumps({"args": args, "log": str(self._log), "timeout_s": TIMEOUT_S}), file=self._warm.stdin, flush=True
+        )
+        status = int(self._warm.stdout.readline())
+        return status, self._log.read_text()[-3000:]
+
+    def close(self):
+        self._warm.stdin.close()
+        self._warm.wait()
 
 
-def noticed(fault, root):
+def noticed(fault, checkout):
     """Whether a test fails with the fault and passes without it; and what pytest printed."""
-    shutil.rmtree(root / ".pytest_cache", ignore_errors=True)
-    before = fault.plant(root)
+    shutil.rmtree(checkout.root / ".pytest_cache", ignore_errors=True)
+    before = fault.plant(checkout.root)
     try:
-        status, printed = run_tests(root, *fault.tests)
+        status, printed = checkout.run_tests(*fault.tests)
     finally:
-        (root / fault.path).write_text(before)
-    if status == 0:
-        return False, printed
-    if printed != "ran out of time":
-        clean, printed_clean = run_tests(root, *fault.tests, "--lf")
+        (checkout.root / fault.path).write_text(before)
+    if status:
+        clean, printed_clean = checkout.run_tests(*fault.tests, "--lf")
         assert clean == 0, f"this fails without the fault too:\n{printed_clean}"
-    return True, printed
+    return bool(status), printed
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory):
-    return copy_of(ROOT, tmp_path_factory.mktemp("checkout"))
+    opened = Checkout(copy_of(ROOT, tmp_path_factory.mktemp("checkout")))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def toy_checkout(tmp_path):
+    opened = Checkout(tmp_path)
+    yield opened
+    opened.close()
 
 
 @pytest.mark.slow
@@ -92,20 +114,22 @@ def test_the_lists_cover_every_kind_and_no_fault_twice():
     assert not [fault.name for fault in FAULTS if fault.survives and fault.kind in ("data", "identity")]
 
 
-def test_the_driver_tells_a_noticed_fault_from_a_survivor(tmp_path):
+def test_the_driver_tells_a_noticed_fault_from_a_survivor(toy_checkout):
+    tmp_path = toy_checkout.root
     (tmp_path / "work.py").write_text("def double(x):\n    return 2 * x\n\n\ndef half(x):\n    return x / 2\n")
     (tmp_path / "test_work.py").write_text("from work import double\n\n\ndef test_it():\n    assert double(3) == 6\n")
     for line, planted, seen in (("2 * x", "3 * x", True), ("x / 2", "x / 3", False)):
         fault = Fault("toy-1", "work.py", "library", ("test_work.py",), line, planted)
-        assert noticed(fault, tmp_path)[0] is seen
+        assert noticed(fault, toy_checkout)[0] is seen
         assert line in (tmp_path / "work.py").read_text()  # as before
 
 
-def test_a_failure_that_the_fault_does_not_cause_is_no_notice(tmp_path):
+def test_a_failure_that_the_fault_does_not_cause_is_no_notice(toy_checkout):
+    tmp_path = toy_checkout.root
     (tmp_path / "work.py").write_text("x = 1\n")
     (tmp_path / "test_work.py").write_text("def test_it():\n    assert False\n")
     with pytest.raises(AssertionError, match="without the fault too"):
-        noticed(Fault("toy-1", "work.py", "library", ("test_work.py",), "x = 1", "x = 2"), tmp_path)
+        noticed(Fault("toy-1", "work.py", "library", ("test_work.py",), "x = 1", "x = 2"), toy_checkout)
 
 
 LIST = """
