@@ -5,10 +5,13 @@ import os
 
 import pytest
 
-# Sessions that tests start are no workers of pytest-xdist, even where the suite itself runs in one: pytest-benchmark
-# would measure nothing in them. xdist itself reads the variables no more once a worker has started.
-for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-    del os.environ[name]
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Threads of two workers that wait for each other's cores spin, and take many times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Sessions that tests start are no workers, or pytest-benchmark would measure nothing in them. xdist reads these
+    # variables no more once a worker has started.
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        del os.environ[name]
 
 TOY = '''
 """A toy question: two models, two seeds, two arms. What a cell does is scripted by files beside it."""
