@@ -1,5 +1,6 @@
 """A toy question in a scratch project, for tests of the plugin: light cells that import no torch."""
 
+import gc
 import json
 import os
 
@@ -97,4 +98,6 @@ class Toy:
 
 @pytest.fixture
 def toy(pytester):
-    return Toy(pytester)
+    gc.freeze()  # every cell collects garbage first, which takes as long as there is much in memory from other tests
+    yield Toy(pytester)
+    gc.unfreeze()
