@@ -1,11 +1,14 @@
 """The plugin in a scratch project: the grid, the JSON, statuses, and errors before the first cell."""
 
 import hashlib
+import itertools
 import json
 import os
 import sys
 
 import pytest
+
+from mlexp.harness import measure
 
 pytest_plugins = ["pytester"]
 
@@ -330,3 +333,10 @@ def test_what_was_planned_and_never_ran_is_in_the_json(toy):
     toy.run("-k", "m_one", "--benchmark-json", "out.json", subprocess=True)
     output = toy.json()
     assert len(output["planned"]) == 4 and len(output["benchmarks"]) == 1
+
+
+def test_every_cell_is_timed_by_the_one_clock(toy, monkeypatch):
+    ticks = itertools.count(0, 7)
+    monkeypatch.setattr(measure.Clock, "__call__", lambda self: float(next(ticks)))
+    toy.run("-k", "m_one", "--benchmark-json", "out.json").assert_outcomes(passed=4)
+    assert [bench["stats"]["data"] for bench in toy.json()["benchmarks"]] == [[7.0] * 3] * 4
