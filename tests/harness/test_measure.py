@@ -1,6 +1,7 @@
 """Clocks and counters against what is known: allocations of known size, recorded durations, a fake driver."""
 
 import ctypes
+import platform
 import subprocess
 import time
 
@@ -130,3 +131,29 @@ def test_the_environment_is_plain_json():
     environment = measure.environment("cpu")
     assert json.loads(json.dumps(environment)) == environment
     assert environment["cpu_model"] and environment["packages"]["pytest"]
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "line"),
+    [("cpu", 1, "A CPU, 1 thread"), ("cpu", None, "A CPU, 3 threads"), ("cuda", 2, "A CPU, 2 threads + A GPU")],
+)
+def test_a_machine_is_its_processor_its_threads_and_its_gpu(monkeypatch, device, count, line):
+    monkeypatch.setattr(measure, "cpu_model", lambda: "A CPU")
+    monkeypatch.setattr(measure, "nvml", lambda: measure.Nvml(Driver()))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert measure.machine(device, count) == line
+
+
+def test_provenance_holds_each_version_under_its_own_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "version", lambda package: f"version of {package}")
+    monkeypatch.setattr(measure, "machine", lambda device: f"machine with {device}")
+    monkeypatch.setattr(measure, "git_state", lambda root: ("abc123", True))
+    found = measure.provenance(tmp_path, "cpu", commit="abc")
+    assert found == {
+        "machine": "machine with cpu", "commit": "abc123", "dirty": True, "torch": "version of torch",
+        "transformers": "version of transformers", "python": platform.python_version(),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="--commit abd: git says abc123"):
+        measure.provenance(tmp_path, "cpu", commit="abd")
+    monkeypatch.setattr(measure, "git_state", lambda root: (None, None))
+    assert measure.provenance(tmp_path, "cpu", commit="abd")["commit"] == "abd"
