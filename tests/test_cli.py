@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import mlexp
 from mlexp.cli import main
+from mlexp.harness.sweep import Share
 
 
 def test_version(capsys):
@@ -76,3 +78,33 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "passed"),
+    [
+        ("report a b --out o --benches q", "mlexp.analysis.report.run", ([Path("a"), Path("b")], Path("o"), Path("q"))),
+        (
+            "compare b h --gate g --fail-if x:+1 --fail-if y:-2 --lower l --higher u --cross-machine --json",
+            "mlexp.analysis.compare.run",
+            (Path("b"), Path("h"), Path("g"), ["x:+1", "y:-2"], "json", True, ["l"], ["u"]),
+        ),
+        ("compare b h", "mlexp.analysis.compare.run", (Path("b"), Path("h"), None, [], "text", False, [], [])),
+        (
+            "ab --budget 7 --margin 5 --markdown b h -- q -k x",
+            "mlexp.ab.run",
+            ("b", "h", ["q", "-k", "x"], 7.0, 0.05, "markdown"),
+        ),
+        ("ab b h", "mlexp.ab.run", ("b", "h", [], 60, 0.03, "text")),
+        (
+            "sweep --address a --gpus-per-cell 0.5 --cpus-per-cell 3 --share-cores --retries 4 -- q --resume",
+            "mlexp.harness.sweep.run",
+            (Share(address="a", gpus=0.5, cpus=3, share_cores=True, retries=4), ["q", "--resume"]),
+        ),
+        ("sweep", "mlexp.harness.sweep.run", (Share(), [])),
+    ],
+)
+def test_every_option_reaches_what_it_is_for(monkeypatch, words, target, passed):
+    calls = []
+    monkeypatch.setattr(target, lambda *args: calls.append(args) or 17)
+    assert main(words.split()) == 17 and calls == [passed]
