@@ -1,5 +1,6 @@
 """What the key covers of the code: all that Python's own import system would run, and nothing else."""
 
+import hashlib
 import importlib.util
 import itertools
 import sys
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlexp.harness.identity import Sources, distribution, hashed, packages, unchanged
+from mlexp.harness.identity import Sources, cell_key, distribution, file_hash, hashed, packages, unchanged
 
 FILES = {
     "pack/__init__.py": "VERSION = 1\n",
@@ -75,7 +76,9 @@ def test_it_imports_nothing(project):
 
 
 NAMES = itertools.count()
-FORMS = ("import {0}", "from {0} import X", "def f():\n    import {0}", "try:\n    import {0}\nfinally: pass")
+FORMS = (
+    "import {0}", "import json, {0}", "from {0} import X", "def f():\n    import {0}", "try:\n    import {0}\nfinally: pass",
+)  # fmt: skip
 
 
 @given(data=st.data(), size=st.integers(1, 6))
@@ -150,3 +153,46 @@ def test_what_an_installed_package_writes_and_loads_is_no_source(project, monkey
         assert (written in sources.of(bench, seen=True)[0]) == expected
     written.unlink()
     assert hashed([written], project) == {} and written in sources.of(bench, seen=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("origin", "contents"),
+    [
+        (None, False),  # from an index: the version says what it is
+        ('{"url": "file:///lab", "dir_info": {}}', True),  # from a folder: built again under the same version
+        ('{"url": "https://host/lab.tar.gz", "archive_info": {}}', True),
+        ('{"url": "file:///lab", "dir_info": {"editable": true}}', False),  # its files are sources themselves
+    ],
+)
+def test_a_local_installation_counts_by_its_contents_too(tmp_path, monkeypatch, origin, contents):
+    found = {}
+    for place, record in (("one", "lab.py,sha256=aa,1"), ("two", "lab.py,sha256=bb,1")):
+        info = tmp_path / place / "lab-1.5.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lab\nVersion: 1.5\n")
+        (info / "RECORD").write_text(record)
+        if origin:
+            (info / "direct_url.json").write_text(origin)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / place), *sys.path])
+        found[place] = distribution.__wrapped__("lab")
+        assert found[place].startswith("1.5")
+    assert (found["one"] != found["two"]) == contents
+    assert distribution.__wrapped__("no-such-distribution") is None
+
+
+@given(st.lists(st.binary(max_size=40), min_size=2, max_size=2, unique=True))
+def test_files_are_told_apart_by_64_bits_of_their_contents(tmp_path_factory, contents):
+    folder = tmp_path_factory.mktemp("hashed")
+    for name, data in zip("ab", contents, strict=True):
+        (folder / name).write_bytes(data)
+    one, other = (file_hash(folder / name) for name in "ab")
+    assert one == hashlib.sha256(contents[0]).hexdigest()[:16] != other
+
+
+@given(st.data())
+def test_keys_of_other_parts_are_other_keys_and_the_order_of_a_mapping_is_none(data):
+    parts = data.draw(st.lists(st.integers() | st.text(max_size=3), min_size=1, max_size=3))
+    mapping = data.draw(st.dictionaries(st.text(max_size=2), st.integers(), min_size=1, max_size=3))
+    key = cell_key(*parts, mapping)
+    assert len(key) == 16 and key == cell_key(*parts, dict(reversed(mapping.items())))
+    assert key != cell_key(*parts, mapping | {"another": 1}) and key != cell_key(*parts[:-1], mapping)

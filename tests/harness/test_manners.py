@@ -219,6 +219,12 @@ def test_options_of_plugins_are_part_of_the_key_but_of_no_context(toy):
     assert set(values(toy, "overrides")) == {""} and len(set(values(toy, "key"))) == 4
 
 
+def test_what_pytest_benchmark_switches_off_while_it_times_is_part_of_the_key(toy):
+    for flags, runs in ((["--benchmark-disable-gc"], 2), ([], 2), (["--benchmark-disable-gc"], 0)):
+        toy.run("-k", "m_one and seed1", "--resume", *flags).assert_outcomes(passed=2)
+        assert len(toy.ran()) == runs, flags
+
+
 def test_isolate_in_addopts_is_one_child_a_cell(toy):
     ini = toy.pytester.path / "tox.ini"
     ini.write_text(ini.read_text().replace("addopts =", "addopts = --isolate"))
