@@ -77,8 +77,12 @@ def test_it_imports_nothing(project):
 
 NAMES = itertools.count()
 FORMS = (
-    "import {0}", "import json, {0}", "from {0} import X", "def f():\n    import {0}", "try:\n    import {0}\nfinally: pass",
-)  # fmt: skip
+    "import {0}",
+    "import json, {0}",
+    "from {0} import X",
+    "def f():\n    import {0}",
+    "try:\n    import {0}\nfinally: pass",
+)
 
 
 @given(data=st.data(), size=st.integers(1, 6))
