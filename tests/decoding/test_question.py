@@ -260,6 +260,7 @@ def test_the_same_cell_gives_the_same_record_bit_for_bit(prompts, lm):
         for cell in cells:
             bench.test_decode(cell, "gpt2_small", "p00", decoder)
         assert cells[0].values == cells[1].values
+        assert decoder not in bench.CORRELATED or cells[0].values["worst_functional"] in ESTIMATES
 
 
 def test_exact_arms_draw_the_same_samples(prompts, lm, runs, monkeypatch):
