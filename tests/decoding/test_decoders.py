@@ -52,6 +52,9 @@ def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, n
     assert len(got.live_paths) == new - 1
     if decoder not in TREE_DECODERS:
         assert got.live_paths == tuple(step_rows(decoder, sampling))
+    assert want.kv_bytes == want.kv_slots * kv_bytes_per_token(Shape.of(lm.model.config))
+    half = cost(lm.model.config, decoder, length, sampling, got.rows, bytes_per_value=2)
+    assert half.kv_bytes * 2 == want.kv_bytes
 
 
 FAMILIES = {kind: ({}, {"head_dim": 16} if kind in ("llama", "qwen3") else {}) for kind in MLP_MATRICES} | {
@@ -167,6 +170,22 @@ def test_hf_batched_neither_stops_at_a_text_end_nor_avoids_it():
     assert tokens.shape == (40, 12)
     assert (tokens == 3).float().mean() > 0.05
     assert len(np.unique(tokens[:, 0])) > 1  # the defaults' top_k=1 had no say
+
+
+@pytest.mark.parametrize("stop", [(), (4, 7)])
+def test_hf_batched_asks_generate_for_the_settings(stop, monkeypatch):
+    lm, asked = tiny(), []
+
+    def generate(prompts, attention_mask, generation_config):
+        asked.append((generation_config, torch.initial_seed()))
+        return prompts.repeat_interleave(5, 0).repeat(1, 2)[:, : prompts.shape[1] + 6]
+
+    monkeypatch.setattr(lm.model, "generate", generate)
+    DECODERS["hf_batched"](lm, prompt_of(8), replace(SMALL, temperature=0.6, top_k=9, top_p=0.7, stop_tokens=stop), 77)
+    config, seed = asked[0]
+    want = {"do_sample": True, "num_return_sequences": 5, "max_new_tokens": 6, "temperature": 0.6, "top_k": 9,
+            "top_p": 0.7, "min_new_tokens": None if stop else 6, "eos_token_id": list(stop) or None}  # fmt: skip
+    assert {name: getattr(config, name) for name in want} == want and seed == 77
 
 
 def test_parameters_of_the_four_and_the_limits_of_the_spec():
