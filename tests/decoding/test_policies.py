@@ -67,6 +67,19 @@ def test_particles_part_into_contiguous_near_equal_groups():
     assert particle_groups(entropy, tip, count, 4.0, 3, 5, True)[0].tolist() == count.tolist()
 
 
+@pytest.mark.parametrize("decoder", ["eab_particles", "eab_paper"])
+@pytest.mark.parametrize(("entropy", "high"), [(1.0, True), (1.0 - 1e-12, False)])
+def test_an_entropy_at_the_threshold_branches_and_counts_as_high(decoder, entropy, high):
+    policy = POLICIES[decoder](Sampling(samples=4, branch_factor=2, max_paths=4), torch.arange(4)[None], 1.0)
+    entropy, k = torch.full((1, 4), entropy, dtype=torch.float64), policy.k
+    tokens, logprobs = torch.arange(4 * k).view(1, 4, k), torch.full((1, 4, k), -1.0, dtype=torch.float64)
+    needed = policy.needed(entropy)
+    grown = policy.advance(entropy, tokens, logprobs, torch.zeros(4, 3, dtype=torch.int32), 0, 9)
+    assert grown.high[0, 0] == grown.split[0, 0] == high
+    assert (grown.multiplicity > 0).sum() == (2 if high else 1)
+    assert decoder == "eab_paper" or needed.sum() == (2 if high else 1)
+
+
 def test_uniform_model_branches_wherever_it_may_and_a_sure_one_never():
     sampling = Sampling(samples=9, max_new_tokens=3, branch_factor=3, max_paths=9)
     wide = run("eab_particles", sampling, sharpness=0.0, vocab=4096)

@@ -8,6 +8,7 @@ import torch
 
 from mlexp.decoding import attention, support
 from mlexp.decoding.attention import attention_as, tree_attention_on
+from mlexp.decoding.caches import PoolLayer, RowsLayer
 from mlexp.decoding.decoders import DECODERS
 from mlexp.decoding.engine import grow
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
@@ -108,6 +109,17 @@ def test_every_node_of_both_branches_is_compared(monkeypatch):
 def test_rounding_is_no_difference(name, dtype):
     check(build(name, dtype), prompt(), ASK)
     check(build(name, dtype), prompt(), ASK, "rows")
+
+
+def test_a_cache_that_is_full_takes_no_more():
+    keys = torch.zeros(1, 2, 3, 4)
+    rows, pool = RowsLayer(5), PoolLayer(5)
+    rows.update(keys, keys)
+    pool.copies = 2
+    with pytest.raises(AssertionError, match="6 slots in a cache of 5"):
+        rows.update(keys, keys)
+    with pytest.raises(AssertionError, match="6 slots of prompts in a pool of 5"):
+        pool.update(keys, keys)
 
 
 def test_distance_is_in_nats_and_sees_nan():
