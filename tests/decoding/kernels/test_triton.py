@@ -270,6 +270,16 @@ def operators():
     }
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_the_front_door_hands_every_argument_on(backend):
+    args = pools(np.random.default_rng(9), 4, (4, 2), 16, 9, 2, 3, value_width=24, extras=EXTRAS) | {"scale": 0.3}
+    want = reference.tree_attention(**args)
+    got = kernels.tree_attention(**put(args), backend=backend).cpu()
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    for name, other in (("scale", 0.5), ("first", args["first"] + 1), ("softcap", 9.0), ("sinks", args["sinks"] + 1)):
+        assert not torch.allclose(reference.tree_attention(**args | {name: other}), want, atol=1e-3), name
+
+
 @pytest.mark.parametrize("name, call", [(name, i) for name in kernels.BACKENDS for i in range(len(operators()[name]))])
 def test_the_operators_are_well_formed(name, call):
     args = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in operators()[name][call]]
