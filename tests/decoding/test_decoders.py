@@ -149,6 +149,22 @@ def test_prompts_decoded_together_are_each_as_alone(decoder, prompts, samples, n
         assert torch.equal(got.tokens, DECODERS["dedup"](lm, asked, sampling, seed).tokens)
 
 
+@pytest.mark.parametrize("decoder", TREE_DECODERS)
+def test_every_prompt_of_a_batch_is_read(decoder):
+    """Log-probabilities of each prompt's samples are those of plain forwards behind it."""
+    lm, prompts = tiny(), torch.stack([prompt_of(9, seed=i) for i in range(3)])
+    out = DECODERS[decoder](lm, prompts, SMALL, 4)
+    for i, prompt in enumerate(prompts):
+        tokens = out.tokens[out.prompt == i]
+        full = torch.cat([prompt.expand(len(tokens), -1), tokens], 1)
+        log_p = (lm.model(full, use_cache=False).logits[:, 8:-1] / SMALL.temperature).log_softmax(-1)
+        want = -log_p.gather(-1, tokens[..., None])[..., 0].numpy()
+        np.testing.assert_allclose(out.tree.surprisals()[(out.prompt == i).numpy()], want, atol=1e-9)
+    if decoder == "dedup":
+        for other in ("sequential", "shared_prefill"):
+            assert torch.equal(DECODERS[other](lm, prompts, SMALL, 4).tokens, out.tokens)
+
+
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
 def test_a_run_repeats_and_leaves_the_global_generators_alone(decoder):
     lm, state = tiny(), torch.random.get_rng_state()
