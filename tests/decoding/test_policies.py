@@ -105,6 +105,37 @@ def test_paper_prunes_to_the_most_likely_ties_to_the_lowest():
     assert overshoot.live_paths() == [3, 4, 4]
 
 
+def test_paper_does_not_branch_once_the_limit_is_reached():
+    """Not even where a path's second draw is more likely than another path's first."""
+    live, entropy = torch.ones(1, 2, dtype=torch.bool), torch.full((1, 2), 9.0)
+    logprobs = torch.tensor([[[-1.0, -1.5], [-8.0, -9.0]]])
+    state = (torch.zeros(1, 2, dtype=torch.float64), torch.arange(2)[None], torch.arange(4).view(1, 2, 2), logprobs)
+    source, alive, sums, seeds, split, _ = fork_paths(entropy, live, *state, torch.zeros(2, 2).int(), 0, 9, 4.0)
+    assert source.tolist() == [[0, 2]] and alive.all() and not split.any()
+    assert sums.tolist() == [[-1.0, -8.0]] and seeds.tolist() == [[0, 1]]
+
+
+def test_a_path_is_as_likely_as_its_tokens_and_children_draw_anew_at_every_depth():
+    live, entropy = torch.tensor([[True, True, False]]), torch.full((1, 3), 9.0)
+    logprobs = torch.tensor([[[-1.0, -2.0], [-1.0, -2.0], [0.0, 0.0]]])
+    total, tokens = torch.tensor([[-5.0, 0.0, 0.0]], dtype=torch.float64), torch.arange(6).view(1, 3, 2)
+    found = {}
+    for depth in (0, 1):
+        state = (total, torch.arange(3)[None], tokens, logprobs, torch.zeros(3, 2).int(), depth, 9, 4.0)
+        source, _, sums, seeds, _, _ = fork_paths(entropy, live, *state)
+        assert source.tolist() == [[0, 2, 3]] and sums.tolist() == [[-6.0, -1.0, -2.0]]
+        found[depth] = seeds[0].tolist()
+    assert found[0][:2] == found[1][:2] == [0, 1] and len({found[0][2], found[1][2], 0, 1}) == 4
+
+
+def test_the_rows_of_a_tree_are_what_its_policy_can_need():
+    sampling = Sampling(samples=5, max_paths=3)
+    assert {name: policy.width(sampling) for name, policy in POLICIES.items()} == {
+        "dedup": 5, "eab_paper": 3, "eab_particles": 3
+    }  # fmt: skip
+    assert POLICIES["eab_particles"].width(Sampling(samples=2, max_paths=3)) == 2
+
+
 def exact(new):
     """Every path of the small model and its probability: (V^G, G), (V^G,)."""
     return exact_paths(tiny(vocab=V, sharpness=SHARP).model, prompt_of(PROMPT, vocab=V), V, new)
