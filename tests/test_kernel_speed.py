@@ -116,12 +116,22 @@ WRONG = {
         lambda h, z, t, p: (h + 1e-3, z, t, p),
         lambda h, z, t, p: (h, z, (t + 1) % 130, p),
         lambda h, z, t, p: (h, z, t, p * float("nan")),
+        lambda h, z, t, p: (h, z + 1e-3, t, p),
+        lambda h, z, t, p: (h, z, t, p - 1e-3),
     ],
     "fork": [
         lambda tip, source, many, parts, below: (tip, source, many.roll(1, 1), parts, below),
         lambda tip, source, many, parts, below: (tip, source, many, parts, below + 1),
+        lambda tip, source, many, parts, below: (tip + 1, source, many, parts, below),
+        lambda tip, source, many, parts, below: (tip, source.flip(1), many, parts, below),
+        lambda tip, source, many, parts, below: (tip, source, many, parts + 1, below),
     ],
-    "tree_attention": [lambda out: out * 1.01, lambda out: out.roll(1, 0), lambda out: out * float("nan")],
+    "tree_attention": [
+        lambda out: out * 1.01,
+        lambda out: out * 1.0002,
+        lambda out: out.roll(1, 0),
+        lambda out: out * float("nan"),
+    ],
 }
 
 
