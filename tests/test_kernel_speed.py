@@ -1,32 +1,32 @@
 """The kernels' question: what it collects, what its formulas count, that a wrong kernel fails, what its report says."""
 
-import copy
-import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-ROOT = Path(__file__).parents[1]
+from mlexp import record
+
+from .command import ROOT, module_at
+
 QUESTION = ROOT / "benches" / "kernel_speed"
 PLUGINS = ("-p", "no:cacheprovider", "-p", "mlexp.harness.plugin")  # named, for where the package is not installed
 FIGURES = ("entropy_sample.png", "fork.png", "tree_attention.png")
 SMOKE = ("entropy_sample-rows20-eager", "fork-paths20-eager", "tree_attention-heads12_depth25-eager")
 
 
-def load_bench():
-    spec = importlib.util.spec_from_file_location("kernel_speed_bench", QUESTION / "bench_kernel_speed.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_bench()
+bench = module_at(QUESTION / "bench_kernel_speed.py")
+report = module_at(QUESTION / "report.py")
 
 
 def run(*words, env=()):
@@ -34,17 +34,6 @@ def run(*words, env=()):
         [sys.executable, "-m", *words], cwd=ROOT, env=os.environ | dict(env), capture_output=True, text=True
     )
     return done.returncode, done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    """The benchmark JSON of a smoke run on the CPU."""
-    place = tmp_path_factory.mktemp("kernel_speed")
-    where = ("--journal", str(place / "journal.jsonl"), "--benchmark-json", str(place / "out.json"))
-    words = ("--scale", "smoke", "--device", "cpu", *PLUGINS)
-    status, text = run("pytest", "benches/kernel_speed", *words, *where)
-    assert status == 0, text
-    return place / "out.json"
 
 
 def test_every_shape_is_of_one_kernel_and_no_name_is_part_of_another():
@@ -127,12 +116,22 @@ WRONG = {
         lambda h, z, t, p: (h + 1e-3, z, t, p),
         lambda h, z, t, p: (h, z, (t + 1) % 130, p),
         lambda h, z, t, p: (h, z, t, p * float("nan")),
+        lambda h, z, t, p: (h, z + 1e-3, t, p),
+        lambda h, z, t, p: (h, z, t, p - 1e-3),
     ],
     "fork": [
         lambda tip, source, many, parts, below: (tip, source, many.roll(1, 1), parts, below),
         lambda tip, source, many, parts, below: (tip, source, many, parts, below + 1),
+        lambda tip, source, many, parts, below: (tip + 1, source, many, parts, below),
+        lambda tip, source, many, parts, below: (tip, source.flip(1), many, parts, below),
+        lambda tip, source, many, parts, below: (tip, source, many, parts + 1, below),
     ],
-    "tree_attention": [lambda out: out * 1.01, lambda out: out.roll(1, 0), lambda out: out * float("nan")],
+    "tree_attention": [
+        lambda out: out * 1.01,
+        lambda out: out * 1.0002,
+        lambda out: out.roll(1, 0),
+        lambda out: out * float("nan"),
+    ],
 }
 
 
@@ -144,28 +143,123 @@ def test_the_gate_sees_a_wrong_result(kernel, spoil):
         bench.GATES[kernel](args, spoil(*out) if isinstance(out, tuple) else spoil(out))
 
 
-def test_a_planted_wrong_kernel_fails_its_cell_and_has_no_time(tmp_path):
-    (tmp_path / "planted.py").write_text(
-        "from mlexp.decoding.kernels import reference\n"
-        "right = reference.tree_attention\n"
-        "def wrong(q, k_pool, v_pool, *args):\n"
-        "    return right(q, k_pool, v_pool.roll(1, 0) if q.dtype.itemsize == 4 else v_pool, *args)\n"
-        "def pytest_runtest_call(item):\n"
-        "    reference.tree_attention = lambda *args, **named: right(**named) if named else wrong(*args)\n"
-    )
-    where = ("--journal", str(tmp_path / "journal.jsonl"), "--benchmark-json", str(tmp_path / "out.json"))
-    words = ("-k", "tree_attention", "--scale", "smoke", "--device", "cpu", *PLUGINS, "-p", "planted")
-    status, text = run(
-        "pytest",
-        "benches/kernel_speed",
-        *words,
-        *where,
-        env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
-    )
-    assert status == 1 and "relative error" in text, text
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert not written["benchmarks"] and len(written["unfinished"]) == 1
-    assert written["unfinished"][0]["extra_info"]["status"] == "failed"
+class Cell:
+    """What the harness gives a cell, as far as the question asks for it; times nothing."""
+
+    def __init__(self, **settings):
+        self.settings, self.seed = replace(bench.SETTINGS["smoke"], **settings), 7
+        self.device, self.dtype, self.values, self.timed = "cpu", "float32", {}, []
+
+    def time(self, run, **how):
+        self.timed.append((run, how))
+        self.record(timer="host_clock")
+        return run()
+
+    def copy_bytes_per_s(self):
+        return 2.5e9
+
+    def record(self, **values):
+        self.values |= record.validate(values, record.metrics_of(bench.METRICS))
+
+    def progress(self, *said):
+        pass
+
+
+CONFIG = SimpleNamespace(option=SimpleNamespace(require_gpu=False))
+
+
+@pytest.fixture
+def tiny_shapes(monkeypatch):
+    for kernel, dims in TINY.items():
+        monkeypatch.setitem(bench.SHAPES[kernel], "tiny", dims)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize("kernel", bench.KERNELS)
+def test_a_cell_checks_then_times_and_records_what_the_roofline_needs(kernel, dtype, size, tiny_shapes, monkeypatch):
+    checked, gate = [], bench.GATES[kernel]
+    monkeypatch.setitem(bench.GATES, kernel, lambda args, out: checked.append(len(cell.timed)) or gate(args, out))
+    cell = Cell(rounds=13)
+    cell.dtype = dtype
+    bench.test_kernel(cell, CONFIG, kernel, "tiny", "eager")
+    ((run, how),) = cell.timed
+    assert checked == [0] and how == {"rounds": 13, "device_time": True}
+    assert cell.values == {
+        "timer": "host_clock", "kernel_backend": "reference", "copy_bytes_per_s": 2.5e9,
+        "bytes_moved": TINY[kernel].bytes_moved(size),
+    }  # fmt: skip
+    want = inputs(kernel, 7, getattr(torch, dtype))  # of the cell's seed and precision
+    assert all(same_value(run.keywords[name], value) for name, value in want.items())
+    assert run.keywords["backend"] == "reference"
+
+
+def same_value(one, other):
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("kernel", bench.KERNELS)
+@pytest.mark.parametrize("backend", bench.BACKENDS)
+def test_a_backend_is_timed_and_recorded_under_its_own_name(kernel, backend, tiny_shapes, monkeypatch):
+    from mlexp.decoding import kernels
+    from mlexp.decoding.kernels import reference
+
+    asked, compiled, out = [], [], bench.function(kernel, "eager")(**inputs(kernel, 7))
+    monkeypatch.setattr(torch, "compile", lambda run, **how: compiled.append((run, how)) or run)
+    monkeypatch.setattr(kernels, kernel, lambda **args: asked.append(args["backend"]) or out)
+    monkeypatch.setattr(kernels, "missing", lambda *_: None)
+    monkeypatch.setattr(kernels, "choose", lambda kernel, device, backend="auto": f"{kernel} {device} {backend}")
+    cell = Cell()
+    bench.test_kernel(cell, CONFIG, kernel, "tiny", backend)
+    name = {"eager": "reference", "compile": "reference"}.get(backend, backend)
+    assert cell.values["kernel_backend"] == f"{kernel} cpu {name}"
+    if backend == "compile":
+        assert compiled == [(getattr(reference, kernel), {"dynamic": False})] and not asked
+    else:
+        assert asked == [name] * 2 and not compiled
+
+
+def test_a_backend_that_is_missing_is_skipped_or_fails(monkeypatch):
+    from mlexp.decoding import kernels
+
+    needs = []
+    monkeypatch.setattr(kernels, "missing", lambda backend, device: needs.append((backend, device)) or "no GPU")
+    for backend in bench.BACKENDS:
+        with pytest.raises(pytest.skip.Exception, match=f"entropy_sample on {backend}: no GPU"):
+            bench.test_kernel(Cell(), CONFIG, "entropy_sample", "rows20", backend)
+    assert needs == [("reference", "cpu"), ("triton", "cpu"), ("triton", "cpu"), ("cuda", "cpu")]
+    with pytest.raises(pytest.fail.Exception, match="no GPU"):
+        must = SimpleNamespace(option=SimpleNamespace(require_gpu=True))
+        bench.test_kernel(Cell(), must, "entropy_sample", "rows20", "cuda")
+
+
+@pytest.mark.parametrize("kernel", bench.KERNELS)
+def test_a_planted_wrong_kernel_fails_its_cell_and_has_no_time(kernel, tiny_shapes, monkeypatch):
+    from mlexp.decoding import kernels
+
+    right, cell = getattr(kernels, kernel), Cell()
+
+    def wrong(*args, **named):
+        out = right(*args, **named)
+        return WRONG[kernel][0](*out) if isinstance(out, tuple) else WRONG[kernel][0](out)
+
+    monkeypatch.setattr(kernels, kernel, wrong)
+    with pytest.raises(AssertionError):
+        bench.test_kernel(cell, CONFIG, kernel, "tiny", "eager")
+    assert not cell.timed and not cell.values
+
+
+def test_the_study_s_constants():
+    assert (bench.VOCAB, bench.TEMPERATURE, bench.TIPS, bench.PROMPT, bench.COLUMNS) == (50257, 0.8, 20, 200, 49)
+    assert (bench.WIDTH, bench.BRANCH_FACTOR) == (64, 3)
+    assert pytest.approx(0.4 * math.log(50257)) == bench.THRESHOLD
+    assert {name: s.rounds for name, s in bench.SETTINGS.items()} == {"smoke": 3, "quick": 10, "full": 100}
+    args = inputs("entropy_sample")
+    assert args["temperature"] == 0.8 and args["logits"].shape == (70, 130) and args["logits"].mean() < -20
+    args = inputs("fork")
+    rule = {"first_slot": 200, "branch_factor": 3, "max_paths": 6, "threshold": bench.THRESHOLD, "depth": 2}
+    assert {name: args[name] for name in rule} == rule
+    uncertain = (inputs("fork", 3)["entropy"] >= bench.THRESHOLD).float().mean()
+    assert 0.2 < uncertain < 0.8
 
 
 def test_a_cell_s_key_covers_every_backend():
@@ -176,50 +270,66 @@ def test_a_cell_s_key_covers_every_backend():
     assert names >= {"reference.py", "triton.py", "cuda.py", "entropy_sample.cu"}
 
 
-def test_a_record_holds_what_the_roofline_needs(output):
-    benchmarks = json.loads(output.read_text())["benchmarks"]
-    assert {b["name"] for b in benchmarks} == {f"test_kernel[{name}]" for name in SMOKE}
-    for info in (b["extra_info"] for b in benchmarks):
-        assert info["timer"] == "host_clock" and info["kernel_backend"] == "reference"
-        assert info["bytes_moved"] > 0 and info["copy_bytes_per_s"] > 1e8 and "roofline_share" not in info
-
-
-def report(tmp_path, path):
-    status, text = run("mlexp", "report", str(path), "--out", str(tmp_path / "results"))
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """The benchmark JSON of one cell on the CPU, as a user runs it."""
+    place = tmp_path_factory.mktemp("kernel_speed")
+    where = ("--journal", str(place / "journal.jsonl"), "--benchmark-json", str(place / "out.json"))
+    words = ("--scale", "smoke", "--device", "cpu", "-k", "fork", *PLUGINS)
+    status, text = run("pytest", "benches/kernel_speed", *words, *where)
     assert status == 0, text
-    return text, (tmp_path / "results" / "kernel_speed" / "summary.md").read_text()
+    return place / "out.json"
 
 
-def test_without_a_gpu_the_report_decides_nothing_and_draws_all(output, tmp_path):
-    text, summary = report(tmp_path, output)
-    assert len(re.findall(r"H\d undecided", text)) == 3 and "no GPU records" in summary
-    assert "unfinished grid" not in summary
-    for name in (*FIGURES, "kernel_speed.csv"):
-        assert (tmp_path / "results" / "kernel_speed" / name).stat().st_size > 100, name
+def test_the_command_line_gives_a_record_and_a_report_that_decides_nothing_without_a_gpu(output, tmp_path):
+    (one,) = json.loads(output.read_text())["benchmarks"]
+    info = one["extra_info"]
+    assert one["name"] == f"test_kernel[{SMOKE[1]}]" and len(one["stats"]["data"]) == 3
+    assert info["timer"] == "host_clock" and info["kernel_backend"] == "reference"
+    assert info["bytes_moved"] == bench.Forest(1).bytes_moved(4) and info["copy_bytes_per_s"] > 1e8
+    status, text = run("mlexp", "report", str(output), "--out", str(tmp_path / "results"))
+    assert status == 0 and len(re.findall(r"H\d undecided", text)) == 3, text
+    folder = tmp_path / "results" / "kernel_speed"
+    summary = (folder / "summary.md").read_text()
+    assert "no GPU records" in summary and "unfinished grid" not in summary
+    for name in ("fork.png", "kernel_speed.csv"):
+        assert (folder / name).stat().st_size > 100, name
 
 
-def as_if_on_a_gpu(output, seconds):
-    """The records of a GPU with these times, made from those of a CPU: (kernel, shape, backend) -> s."""
-    written = json.loads(output.read_text())
-    model, made = written["benchmarks"][0], []
-    for (kernel, shape, backend), wall in seconds.items():
-        one = copy.deepcopy(model)
-        one["params"] = {"kernel": kernel, "shape": shape, "backend": backend}
-        one["name"] = f"test_kernel[{kernel}-{shape}-{backend}]"
-        one["fullname"] = f"benches/kernel_speed/bench_kernel_speed.py::{one['name']}"
-        one["stats"] |= {
-            "median": wall,
-            "iqr": 0.02 * wall,
-            "rounds": 30,
-            "data": [wall * (1 + 0.02 * (i % 3 - 1)) for i in range(30)],
-        }
-        ran = {"eager": "reference", "compile": "reference"}.get(backend, backend)
-        info = {"cell": one["fullname"], "key": one["name"], "device": "cuda", "dtype": "bfloat16", "scale": "quick"}
-        info |= {"machine": "CPU + made-up GPU", "timer": "cuda_events", "kernel_backend": ran}
-        info |= {"copy_bytes_per_s": 4e12, "bytes_moved": bench.SHAPES[kernel][shape].bytes_moved(2)}
-        one["extra_info"] |= info
-        made.append(one)
-    return json.dumps(written | {"benchmarks": made, "series": {}})
+# The report, on made-up records of a GPU.
+
+
+def gpu_records(seconds, iqr=0.02, device="cuda"):
+    """Records with these times: (kernel, shape, backend) -> seconds."""
+    timer = "cuda_events" if device == "cuda" else "host_clock"
+    return pd.DataFrame([
+        {"kernel": kernel, "shape": shape, "backend": backend, "wall_s": wall, "wall_iqr_s": iqr * wall, "rounds": 30,
+         "device": device, "dtype": "bfloat16", "timer": timer, "copy_bytes_per_s": 4e12, "question": "kernel_speed",
+         "bytes_moved": bench.SHAPES[kernel][shape].bytes_moved(2), "kernel_backend": backend}
+        for (kernel, shape, backend), wall in seconds.items()
+    ])  # fmt: skip
+
+
+class Out:
+    """What a report says, as it says it."""
+
+    def __init__(self):
+        self.verdicts, self.tables, self.figures, self.texts = {}, {}, {}, []
+
+    def verdict(self, id, claim, verdict, effect="", interval=None, why=""):
+        self.verdicts[id] = SimpleNamespace(verdict=str(verdict), effect=effect, interval=interval, why=why)
+
+    def table(self, df, name, caption):
+        self.tables[name] = df
+
+    def figure(self, fig, name, caption):
+        self.figures[name] = (fig, caption)
+
+    def text(self, text):
+        self.texts.append(text)
+
+    def heading(self, text):
+        pass
 
 
 BASE = {
@@ -227,6 +337,48 @@ BASE = {
     for kernel, shape, backend in collected("quick", "cuda")
     for slower in [{"eager": 12.0, "compile": 4.0, "triton": 1.2, "cuda": 1.1}[backend]]
 }
+
+
+def judged(seconds, **more):
+    """The verdicts alone: tables without figures."""
+    df, out = gpu_records(seconds, **more), Out()
+    report.verdicts(df, report.speed_table(df), out)
+    return out.verdicts
+
+
+def ends(value, spreads, level=0.975):
+    """Two sides of 1.253 sd / sqrt(30) rounds, sd = IQR / 1.349, of logs that are independent."""
+    half = stats.norm.ppf(level) * math.hypot(*(1.253 * iqr / 1.349 / math.sqrt(30) for iqr in spreads))
+    return value * np.exp([-half, half])
+
+
+def test_the_table_and_the_figures_are_the_records_times_and_ratios():
+    df, out = gpu_records(BASE), Out()
+    report.report(df, out)
+    table = out.tables["kernel_speed.csv"]
+    assert len(table) == len(df) and list(table["kernel"].unique()) == list(bench.KERNELS)
+    for row in table.itertuples():
+        wall, moved = BASE[row.kernel, row.shape, row.backend], bench.SHAPES[row.kernel][row.shape].bytes_moved(2)
+        assert row.time_us == pytest.approx(1e6 * wall) and row.gb_per_s == pytest.approx(moved / wall / 1e9)
+        assert (row.low_us, row.high_us) == pytest.approx(tuple(ends(1e6 * wall, [0.02])))
+        assert row.share == pytest.approx(moved / wall / 4e12)
+        if row.backend == "eager":
+            assert math.isnan(row.speedup)
+        else:
+            ratio = BASE[row.kernel, row.shape, "eager"] / wall
+            assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((ratio, *ends(ratio, [0.02] * 2)))
+    assert set(out.figures) == set(FIGURES) and "CUDA events" in out.texts[0] and "moves 4000 GB/s" in out.texts[0]
+    for kernel in bench.KERNELS:
+        fig, caption = out.figures[f"{kernel}.png"]
+        mine = table[table["kernel"] == kernel]
+        assert "cuda, bfloat16" in caption
+        for ax, name in zip(fig.axes, ("time_us", "share"), strict=True):
+            drawn = {line.get_label(): line[0].get_ydata() for line in ax.containers}
+            assert set(drawn) == set(mine["backend"])
+            for backend, y in drawn.items():
+                assert list(y) == pytest.approx(list(mine[mine["backend"] == backend][name]))
+
+
 XL, ROWS = ("tree_attention", "heads25_depth49", "triton"), ("entropy_sample", "rows20", "eager")
 
 
@@ -243,6 +395,14 @@ XL, ROWS = ("tree_attention", "heads25_depth49", "triton"), ("entropy_sample", "
             {("entropy_sample", "rows20", b): BASE[ROWS] / 3 for b in ("triton", "cuda")},
             "undecided supported supported",
         ),
+        (
+            {("entropy_sample", "rows20", b): BASE[ROWS] / t for b, t in (("triton", 1.0), ("cuda", 3.2))},
+            "supported supported supported",
+        ),
+        (
+            {("entropy_sample", "rows20", b): BASE[ROWS] / 2.6 for b in ("triton", "cuda")},
+            "refuted supported supported",
+        ),
         ({("entropy_sample", "rows4096", b): 1e-3 for b in ("triton", "cuda")}, "supported refuted supported"),
         ({XL: 1.0}, "supported supported refuted"),
         ({XL: BASE[*XL[:2], "eager"]}, "supported supported undecided"),
@@ -250,12 +410,29 @@ XL, ROWS = ("tree_attention", "heads25_depth49", "triton"), ("entropy_sample", "
         ({ROWS: None}, "undecided supported supported"),
     ],
 )
-def test_verdicts_on_a_gpu(output, tmp_path, change, verdicts):
-    seconds = {cell: wall for cell, wall in (BASE | change).items() if wall}
-    (tmp_path / "gpu.json").write_text(as_if_on_a_gpu(output, seconds))
-    text, summary = report(tmp_path, tmp_path / "gpu.json")
-    assert " ".join(re.findall(r"H\d (\w+):", text)) == verdicts
-    assert "cuda, bfloat16" in summary and "CUDA events" in summary and "no GPU records" not in summary
+def test_verdicts_on_a_gpu(change, verdicts):
+    found = judged({cell: wall for cell, wall in (BASE | change).items() if wall})
+    assert " ".join(row.verdict for row in found.values()) == verdicts and list(found) == ["H1", "H2", "H3"]
+
+
+def test_effects_and_intervals_are_of_the_better_backend_and_of_the_worst_shape():
+    found = judged(BASE | {XL: BASE[*XL[:2], "eager"] / 1.5})
+    ratio = BASE[ROWS] / BASE["entropy_sample", "rows20", "cuda"]
+    assert found["H1"].effect == f"x{ratio:.2f}" and found["H1"].why.startswith("cuda, the faster of 2; 30 rounds")
+    assert found["H1"].interval == pytest.approx(tuple(ends(ratio, [0.02] * 2, 1 - 0.05 / 4)))  # Bonferroni over two
+    wall = BASE["entropy_sample", "rows4096", "cuda"]
+    share = bench.Logits(4096).bytes_moved(2) / wall / 4e12
+    assert found["H2"].effect == f"{share:.0%} of a copy"
+    assert found["H2"].interval == pytest.approx(tuple(ends(share, [0.02], 1 - 0.05 / 4)))
+    assert found["H3"].effect == "at least x1.50" and found["H3"].interval == pytest.approx(
+        tuple(ends(1.5, [0.02] * 2))
+    )
+    assert found["H3"].why == "triton, 6 shapes, least at heads25_depth49"
+
+
+def test_records_of_a_cpu_decide_nothing():
+    found = judged({ROWS: 1e-3}, device="cpu")
+    assert {row.verdict for row in found.values()} == {"undecided"} and len(found) == 3
 
 
 @pytest.mark.needs_gpu

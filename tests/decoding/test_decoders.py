@@ -52,6 +52,9 @@ def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, n
     assert len(got.live_paths) == new - 1
     if decoder not in TREE_DECODERS:
         assert got.live_paths == tuple(step_rows(decoder, sampling))
+    assert want.kv_bytes == want.kv_slots * kv_bytes_per_token(Shape.of(lm.model.config))
+    half = cost(lm.model.config, decoder, length, sampling, got.rows, bytes_per_value=2)
+    assert half.kv_bytes * 2 == want.kv_bytes
 
 
 FAMILIES = {kind: ({}, {"head_dim": 16} if kind in ("llama", "qwen3") else {}) for kind in MLP_MATRICES} | {
@@ -146,6 +149,22 @@ def test_prompts_decoded_together_are_each_as_alone(decoder, prompts, samples, n
         assert torch.equal(got.tokens, DECODERS["dedup"](lm, asked, sampling, seed).tokens)
 
 
+@pytest.mark.parametrize("decoder", TREE_DECODERS)
+def test_every_prompt_of_a_batch_is_read(decoder):
+    """Log-probabilities of each prompt's samples are those of plain forwards behind it."""
+    lm, prompts = tiny(), torch.stack([prompt_of(9, seed=i) for i in range(3)])
+    out = DECODERS[decoder](lm, prompts, SMALL, 4)
+    for i, prompt in enumerate(prompts):
+        tokens = out.tokens[out.prompt == i]
+        full = torch.cat([prompt.expand(len(tokens), -1), tokens], 1)
+        log_p = (lm.model(full, use_cache=False).logits[:, 8:-1] / SMALL.temperature).log_softmax(-1)
+        want = -log_p.gather(-1, tokens[..., None])[..., 0].numpy()
+        np.testing.assert_allclose(out.tree.surprisals()[(out.prompt == i).numpy()], want, atol=1e-9)
+    if decoder == "dedup":
+        for other in ("sequential", "shared_prefill"):
+            assert torch.equal(DECODERS[other](lm, prompts, SMALL, 4).tokens, out.tokens)
+
+
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
 def test_a_run_repeats_and_leaves_the_global_generators_alone(decoder):
     lm, state = tiny(), torch.random.get_rng_state()
@@ -167,6 +186,22 @@ def test_hf_batched_neither_stops_at_a_text_end_nor_avoids_it():
     assert tokens.shape == (40, 12)
     assert (tokens == 3).float().mean() > 0.05
     assert len(np.unique(tokens[:, 0])) > 1  # the defaults' top_k=1 had no say
+
+
+@pytest.mark.parametrize("stop", [(), (4, 7)])
+def test_hf_batched_asks_generate_for_the_settings(stop, monkeypatch):
+    lm, asked = tiny(), []
+
+    def generate(prompts, attention_mask, generation_config):
+        asked.append((generation_config, torch.initial_seed()))
+        return prompts.repeat_interleave(5, 0).repeat(1, 2)[:, : prompts.shape[1] + 6]
+
+    monkeypatch.setattr(lm.model, "generate", generate)
+    DECODERS["hf_batched"](lm, prompt_of(8), replace(SMALL, temperature=0.6, top_k=9, top_p=0.7, stop_tokens=stop), 77)
+    config, seed = asked[0]
+    want = {"do_sample": True, "num_return_sequences": 5, "max_new_tokens": 6, "temperature": 0.6, "top_k": 9,
+            "top_p": 0.7, "min_new_tokens": None if stop else 6, "eos_token_id": list(stop) or None}  # fmt: skip
+    assert {name: getattr(config, name) for name in want} == want and seed == 77
 
 
 def test_parameters_of_the_four_and_the_limits_of_the_spec():

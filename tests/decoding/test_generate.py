@@ -1,12 +1,15 @@
 """`sample` and `generate(custom_generate=...)`: log-probabilities against plain forwards and transformers' filters."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from transformers import BatchEncoding
 
-from mlexp.decoding import branching, sample
+from mlexp.decoding import branching, generate, sample
 from mlexp.decoding.attention import attention_as
+from mlexp.decoding.settings import Sampling
 
 from .architectures import PROMPT, build, double_throughout, prompt
 from .models import prompt_of, tiny
@@ -101,6 +104,32 @@ def test_generate_refuses_what_a_tree_cannot_do(change, message):
     ask = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": 4, "pad_token_id": 0} | change
     with pytest.raises(ValueError, match=message):
         tiny().model.generate(prompt_of(4)[None], custom_generate=branching(), **ask)
+
+
+def test_what_is_asked_reaches_the_engine(monkeypatch):
+    asked, tree = [], SimpleNamespace(tokens=lambda: np.zeros((2, 3), int), lengths=lambda: np.full(2, 3),
+                                      logprobs=lambda: np.zeros((2, 3)))  # fmt: skip
+    counts = SimpleNamespace(model_forwards=1, token_forwards=12, logit_rows=5)
+    monkeypatch.setattr(generate, "grow", lambda *args, **more: asked.append((*args, more)) or (tree, counts))
+    model, rest = tiny().model, {"branch_factor": 4, "max_paths": 3, "threshold": 0.7}
+    got = sample(model, None, [1, 2], 2, "dedup", 3, 0.6, top_k=5, top_p=0.9, eos_token_id=[4, 2], stop_tokens=7,
+                 seed=9, backend="reference", **rest)  # fmt: skip
+    given, ids, sampling, policy, seed, more = asked.pop()
+    assert sampling == Sampling(2, 3, 0.6, 0.7, 4, 3, 5, 0.9, (4, 2, 7)) and got.token_forwards == 12
+    assert (given, ids.tolist(), policy, seed, more) == (model, [1, 2], "dedup", 9, {"backend": "reference"})
+    sample(model, None, [1, 2])
+    _, _, sampling, policy, seed, more = asked.pop()
+    assert (policy, seed, more) == ("eab_particles", 0, {"backend": "auto"})
+    assert sampling == Sampling(20, 50, 0.8, 0.4, 3, 20, 0, 1.0, ())
+    ask = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": 3, "pad_token_id": 0}
+    model.generate(torch.tensor([[1, 2]]), custom_generate=branching("dedup", seed=3, **rest), top_k=6, top_p=0.8,
+                   temperature=0.9, eos_token_id=[4, 5], **ask)  # fmt: skip
+    _, ids, sampling, policy, seed, _ = asked.pop()
+    assert sampling == Sampling(2, 3, 0.9, 0.7, 4, 3, 6, 0.8, (4, 5))
+    assert (ids.tolist(), policy, seed) == ([[1, 2]], "dedup", 3)
+    model.generate(torch.tensor([[1, 2]]), custom_generate=branching(), top_k=0, **ask)
+    _, _, sampling, policy, seed, _ = asked.pop()
+    assert sampling == Sampling(2, 3, 1.0, 0.4, 3, 2, 0, 1.0, ()) and policy == "eab_particles"
 
 
 class Words:

@@ -67,6 +67,19 @@ def test_particles_part_into_contiguous_near_equal_groups():
     assert particle_groups(entropy, tip, count, 4.0, 3, 5, True)[0].tolist() == count.tolist()
 
 
+@pytest.mark.parametrize("decoder", ["eab_particles", "eab_paper"])
+@pytest.mark.parametrize(("entropy", "high"), [(1.0, True), (1.0 - 1e-12, False)])
+def test_an_entropy_at_the_threshold_branches_and_counts_as_high(decoder, entropy, high):
+    policy = POLICIES[decoder](Sampling(samples=4, branch_factor=2, max_paths=4), torch.arange(4)[None], 1.0)
+    entropy, k = torch.full((1, 4), entropy, dtype=torch.float64), policy.k
+    tokens, logprobs = torch.arange(4 * k).view(1, 4, k), torch.full((1, 4, k), -1.0, dtype=torch.float64)
+    needed = policy.needed(entropy)
+    grown = policy.advance(entropy, tokens, logprobs, torch.zeros(4, 3, dtype=torch.int32), 0, 9)
+    assert grown.high[0, 0] == grown.split[0, 0] == high
+    assert (grown.multiplicity > 0).sum() == (2 if high else 1)
+    assert decoder == "eab_paper" or needed.sum() == (2 if high else 1)
+
+
 def test_uniform_model_branches_wherever_it_may_and_a_sure_one_never():
     sampling = Sampling(samples=9, max_new_tokens=3, branch_factor=3, max_paths=9)
     wide = run("eab_particles", sampling, sharpness=0.0, vocab=4096)
@@ -90,6 +103,37 @@ def test_paper_prunes_to_the_most_likely_ties_to_the_lowest():
     assert split.tolist() == live.tolist()
     overshoot = run("eab_paper", Sampling(max_new_tokens=3, branch_factor=3, max_paths=4), sharpness=0.0)
     assert overshoot.live_paths() == [3, 4, 4]
+
+
+def test_paper_does_not_branch_once_the_limit_is_reached():
+    """Not even where a path's second draw is more likely than another path's first."""
+    live, entropy = torch.ones(1, 2, dtype=torch.bool), torch.full((1, 2), 9.0)
+    logprobs = torch.tensor([[[-1.0, -1.5], [-8.0, -9.0]]])
+    state = (torch.zeros(1, 2, dtype=torch.float64), torch.arange(2)[None], torch.arange(4).view(1, 2, 2), logprobs)
+    source, alive, sums, seeds, split, _ = fork_paths(entropy, live, *state, torch.zeros(2, 2).int(), 0, 9, 4.0)
+    assert source.tolist() == [[0, 2]] and alive.all() and not split.any()
+    assert sums.tolist() == [[-1.0, -8.0]] and seeds.tolist() == [[0, 1]]
+
+
+def test_a_path_is_as_likely_as_its_tokens_and_children_draw_anew_at_every_depth():
+    live, entropy = torch.tensor([[True, True, False]]), torch.full((1, 3), 9.0)
+    logprobs = torch.tensor([[[-1.0, -2.0], [-1.0, -2.0], [0.0, 0.0]]])
+    total, tokens = torch.tensor([[-5.0, 0.0, 0.0]], dtype=torch.float64), torch.arange(6).view(1, 3, 2)
+    found = {}
+    for depth in (0, 1):
+        state = (total, torch.arange(3)[None], tokens, logprobs, torch.zeros(3, 2).int(), depth, 9, 4.0)
+        source, _, sums, seeds, _, _ = fork_paths(entropy, live, *state)
+        assert source.tolist() == [[0, 2, 3]] and sums.tolist() == [[-6.0, -1.0, -2.0]]
+        found[depth] = seeds[0].tolist()
+    assert found[0][:2] == found[1][:2] == [0, 1] and len({found[0][2], found[1][2], 0, 1}) == 4
+
+
+def test_the_rows_of_a_tree_are_what_its_policy_can_need():
+    sampling = Sampling(samples=5, max_paths=3)
+    assert {name: policy.width(sampling) for name, policy in POLICIES.items()} == {
+        "dedup": 5, "eab_paper": 3, "eab_particles": 3
+    }  # fmt: skip
+    assert POLICIES["eab_particles"].width(Sampling(samples=2, max_paths=3)) == 2
 
 
 def exact(new):
@@ -152,7 +196,7 @@ def test_the_bias_of_eab_paper_is_the_one_that_enumeration_gives(k, limit):
     assert means.mean() > entropy or limit < k  # distinct children overweigh the unlikely; pruning undoes it and more
 
 
-@pytest.mark.parametrize(("limit", "sign"), [(99, 1), (4, -1)], ids=["never pruned", "pruned"])
+@pytest.mark.parametrize(("limit", "sign"), [(27, 1), (4, -1)], ids=["never pruned", "pruned"])
 def test_eab_paper_is_biased_over_whole_paths(limit, sign):
     _, p = exact(3)
     tree = run("eab_paper", Sampling(max_new_tokens=3, max_paths=limit, threshold=0.5), 3000, seed=3)

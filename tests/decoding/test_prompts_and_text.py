@@ -44,6 +44,26 @@ def test_the_question_ends_the_prompt_and_its_passage_is_nearest():
     assert "".join(map(chr, short.ids)) == "?\nAnswer:"
 
 
+def passages_of(text):
+    """The passages of a prompt of the shipped items in order, its own last, without the one that is cut on the left."""
+    *before, question = text.split("\n\n")
+    return [next(item for item in items() if item.passage == passage) for passage in before[1:]], question
+
+
+@given(number=st.integers(0, 24), seed=st.integers(0, 9))
+def test_before_its_own_passage_stand_the_others_in_an_order_of_the_prompt_s_own(number, seed):
+    made = make_prompts(items(), LETTERS, 25, 3000, seed)
+    own, count = items()[number % len(items())], len(items())
+    used, question = passages_of("".join(map(chr, made[number].ids)))
+    assert used.pop() == own and question == f"Question: {own.question}\nAnswer:"
+    assert made[number].answer == own.answer
+    assert own not in used  # so that no prompt holds its answer twice
+    rounds = [used[max(0, i - count + 1) : i] for i in range(len(used), 0, 1 - count)]
+    assert all(len({item.id for item in one}) == len(one) for one in rounds)
+    others = [passages_of("".join(map(chr, prompt.ids)))[0][:-1] for prompt in made]
+    assert len({tuple(item.id for item in other if item.id not in ("p00", "p01")) for other in others[:2]}) == 2
+
+
 def test_one_item_is_enough(tmp_path):
     (tmp_path / "one.jsonl").write_text(json.dumps(ROW) + "\n\n")
     made = make_prompts(read_prompts(tmp_path / "one.jsonl"), LETTERS, 3, 400)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.engine import grow
 from mlexp.decoding.quality import (
     contains_answer,
     distinct_n,
@@ -113,6 +114,21 @@ def test_forests_of_any_size_count_the_same_trees(monkeypatch):
                             progress=steps.append)  # fmt: skip
     assert steps == [0, 10, 20, 24, 34]
     assert all(len(each.parts) == 24 for each in got.by.values()) and "answer" in got.by
+
+
+def test_no_two_forests_share_their_seeds_and_the_independent_samples_are_dedup_s(monkeypatch):
+    lm, prompt, asked = tiny(vocab=6, sharpness=1.5), prompt_of(3, vocab=6), []
+
+    def watched(model, prompt, sampling, decoder, seed, trees):
+        asked.append((decoder, seed, trees, sampling))
+        return grow(model, prompt, sampling, decoder, seed, trees)
+
+    monkeypatch.setattr("mlexp.decoding.quality.grow", watched)
+    monkeypatch.setattr("mlexp.decoding.quality.ROWS", 10 * 8)
+    effective_samples(lm, prompt, SAMPLING, "eab_particles", 24, 100, iid_replicates=16)
+    trees = [("eab_particles", 100, 10), ("eab_particles", 110, 10), ("eab_particles", 120, 4)]
+    assert [row[:3] for row in asked] == [*trees, ("dedup", 124, 10), ("dedup", 134, 6)]
+    assert {row[3] for row in asked} == {SAMPLING}
 
 
 def test_no_variance_is_none_and_bad_requests_are_named():

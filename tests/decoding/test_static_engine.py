@@ -2,6 +2,7 @@
 replay."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlexp.decoding import kernels
+from mlexp.decoding import engine, kernels
 from mlexp.decoding.attention import tree_attention_on
 from mlexp.decoding.costs import cost
 from mlexp.decoding.decoders import DECODERS
@@ -132,6 +133,48 @@ def test_all_operands_of_a_step_are_on_the_device(kind, decoder, backend, monkey
                 forest.begin()
                 forest.step()
             assert forest.idle_rows and {x.device.type for x in forest.steps.values()} == {"cuda"}
+
+
+class Shape:
+    """A tensor on a GPU, as far as the keeping of graphs looks at it."""
+
+    is_cuda = True
+
+    def __init__(self, *shape):
+        self.shape = torch.Size(shape)
+
+    def to(self, device):
+        return self
+
+    def clone(self):
+        return self
+
+
+def test_graphs_are_kept_for_all_that_shapes_them(monkeypatch):
+    captured, replayed, held = [], [], {}
+
+    class Graphs:
+        def __init__(self, forest):
+            captured.append(forest)
+            self.forest = SimpleNamespace(harvest=lambda: forest)
+
+        def run(self, prompts, seeds):
+            replayed.append((prompts, seeds))
+
+    monkeypatch.setattr(engine, "Graphs", Graphs)
+    monkeypatch.setattr(engine, "Forest", lambda *args: args)
+    model = SimpleNamespace(device="cuda")
+    first = {"model": model, "prompts": Shape(1, 7), "seeds": Shape(1, 5), "sampling": SMALL, "decoder": "dedup"}
+    changes = [{"model": SimpleNamespace(device="cuda")}, {"prompts": Shape(2, 7)}, {"seeds": Shape(2, 5)},
+               {"sampling": alone(SMALL)}, {"decoder": "eab_paper"}, {"copies": 2}, {"backend": "triton"},
+               {"idle_rows": True}]  # fmt: skip
+    for change in changes:
+        for asked, more in ((first, 1), (first, 0), (first | change, 1), (first | change, 0)):
+            before = len(captured)
+            tree, _ = engine.decode(**asked, held=held)
+            assert tree[0] is asked["model"] and tree[3:5] == (asked["sampling"], asked["decoder"])
+            assert replayed[-1] == (asked["prompts"], asked["seeds"])
+            assert len(captured) == before + more and len(held) == 1
 
 
 def test_a_forest_can_run_again_on_other_prompts_and_seeds_in_place():

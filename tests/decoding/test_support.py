@@ -1,5 +1,6 @@
 """What cannot be decoded is refused, and what would be decoded wrongly is seen at the first use of a model."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 
 from mlexp.decoding import attention, support
 from mlexp.decoding.attention import attention_as, tree_attention_on
+from mlexp.decoding.caches import PoolLayer, RowsLayer
 from mlexp.decoding.decoders import DECODERS
 from mlexp.decoding.engine import grow
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
 from mlexp.decoding.support import check, distance
+from mlexp.flops import count_flops
 
 from .architectures import COMMON, NEW, build, prompt
 from .models import prompt_of, tiny
@@ -67,6 +70,38 @@ def test_comparisons_are_made_once_and_again_for_texts_twice_as_long(monkeypatch
     assert made == [5, 13, 30, 70]
     check(model, prompt_of(5), Sampling(max_new_tokens=3), "rows")
     assert made[-1] == 5 and len(made) == 5
+    model.to(torch.float32)
+    check(model, prompt_of(6), Sampling(max_new_tokens=3))
+    assert made[-1] == 6 and len(made) == 6
+
+
+def test_a_comparison_is_no_part_of_a_run_s_flops():
+    asked = Sampling(samples=3, max_new_tokens=3)
+    first, again = tiny().model, tiny().model
+    check(again, prompt_of(5), asked)
+    counts = [count_flops(lambda m=m: grow(m, prompt_of(5), asked, "dedup", 0))[1] for m in (first, again)]
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_difference_of_the_bound_is_refused_in_each_precision(monkeypatch):
+    off = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
+    assert off == support.BOUNDS
+    for dtype in (torch.float64, torch.float32):
+        for share, refused in ((0.8, False), (1.2, True)):
+            monkeypatch.setattr(support, "distance", lambda *_, error=share * off[dtype]: error)
+            with pytest.raises(ValueError, match="exactly") if refused else contextlib.nullcontext():
+                check(tiny(dtype=dtype).model, prompt_of(5), ASK)
+
+
+def test_every_node_of_both_branches_is_compared(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(support, "distance", lambda got, want: shapes.append((got.shape, want.shape)) or 0.0)
+    model = tiny().model
+    for path, depth in (("tree", 8), ("rows", 4)):
+        check(model, prompt_of(5), Sampling(max_new_tokens=8), path)
+        assert shapes.pop() == ((2, depth, 37), (2, depth, 37))
+    check(model, prompt_of(5), Sampling(max_new_tokens=90))
+    assert shapes.pop()[0] == (2, 65, 37)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -74,6 +109,17 @@ def test_comparisons_are_made_once_and_again_for_texts_twice_as_long(monkeypatch
 def test_rounding_is_no_difference(name, dtype):
     check(build(name, dtype), prompt(), ASK)
     check(build(name, dtype), prompt(), ASK, "rows")
+
+
+def test_a_cache_that_is_full_takes_no_more():
+    keys = torch.zeros(1, 2, 3, 4)
+    rows, pool = RowsLayer(5), PoolLayer(5)
+    rows.update(keys, keys)
+    pool.copies = 2
+    with pytest.raises(AssertionError, match="6 slots in a cache of 5"):
+        rows.update(keys, keys)
+    with pytest.raises(AssertionError, match="6 slots of prompts in a pool of 5"):
+        pool.update(keys, keys)
 
 
 def test_distance_is_in_nats_and_sees_nan():

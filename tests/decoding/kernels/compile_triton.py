@@ -1,5 +1,5 @@
 """Compile every Triton kernel for sm_90 without a GPU and print one JSON line a kernel: registers, shared memory,
-spills.
+spills. The argument says which of their variants: `all`, or the `tightest`.
 
 A program of its own: where TRITON_INTERPRET is set Triton's own functions are interpreted and nothing compiles.
 """
@@ -94,6 +94,15 @@ def everything():
             yield from attention(dtype, D, g, rows)
 
 
+def tightest():
+    """Of each kernel and each tile of attention the one that is nearest to its limits."""
+    yield from sampling("bf16", 8)
+    yield from forking(1024, 50, False)
+    for dtype, D, g in (("fp32", 64, 8), ("fp32", 100, 4), ("fp32", 128, 4), ("fp32", 512, 8), ("bf16", 128, 4),
+                        ("bf16", 256, 8), ("bf16", 512, 8)):  # fmt: skip
+        yield from attention(dtype, D, g, 64, features=FEATURES)
+
+
 def usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -104,7 +113,7 @@ def usage(cubin: bytes) -> dict[str, int]:
 
 
 def main():
-    for kernel, names, types, constants, options in everything():
+    for kernel, names, types, constants, options in {"all": everything, "tightest": tightest}[sys.argv[1]]():
         signature = dict(zip(names.split(), types.split(), strict=True)) | dict.fromkeys(constants, "constexpr")
         even = SLOTS | {name for name, width in HEADS.items() if constants.get(width, 0) % 16 == 0}
         aligned = [i for i, (name, kind) in enumerate(signature.items()) if kind[0] == "*" or name in even]

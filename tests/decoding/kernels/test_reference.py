@@ -34,6 +34,10 @@ def test_entropy_and_normaliser_are_the_definitions(rows, vocab, kind, seed, tem
     torch.testing.assert_close(
         log_z.double(), (given_logits.double() / temperature).logsumexp(-1), atol=1e-4, rtol=1e-6
     )
+    sampled = reference.entropy_sample(given_logits, temperature, path_seeds(seed, 1, rows)[0], 3)
+    assert torch.equal(sampled[0], h) and torch.equal(sampled[1], log_z)
+    possible = log_p.gather(1, sampled[2].clamp(min=0)).masked_fill(sampled[2] < 0, -math.inf)
+    torch.testing.assert_close(sampled[3].double(), possible, atol=2e-4, rtol=1e-5)
     assert (h >= 0).all() and (h <= math.log(vocab) + 1e-5).all()
     torch.testing.assert_close(reference.entropy(x + shift)[0], h, atol=2e-3, rtol=1e-3)  # x + shift itself is rounded
 
@@ -240,6 +244,16 @@ def test_the_front_door_says_what_it_took_and_what_is_missing(monkeypatch):
         kernels.choose("tree_attention", "cuda", "triton", torch.bfloat16, 513)
     with pytest.raises(RuntimeError, match="the tensors are float64; it computes in float32"):
         kernels.choose("tree_attention", "cuda", "triton", torch.float64)
+    asked = []
+    monkeypatch.setattr(kernels, "choose", lambda *what: asked.append(what) or "reference")
+    args = pools(np.random.default_rng(0), 2, (2, 1), 8, 5, 1, 3, torch.bfloat16, value_width=12)
+    kernels.tree_attention(**args)
+    kernels.entropy_sample(torch.zeros(1, 4).half(), 1.0, torch.zeros(1, dtype=torch.int64), 0, backend="auto")
+    assert asked == [
+        ("tree_attention", "cpu", "auto", torch.bfloat16, 12),
+        ("entropy_sample", "cpu", "auto", torch.float16),
+    ]
+    monkeypatch.undo()
     monkeypatch.setattr(kernels, "missing", lambda backend, *what: None if backend == "reference" else "gone")
     assert kernels.choose("entropy_sample", "cuda") == "reference"
     with pytest.raises(RuntimeError, match="entropy_sample on triton: gone"):
