@@ -1,4 +1,4 @@
-"""The shared training loop: AdamW as torch's, the best state, out of memory with the same gradient, exact repetition."""
+"""The shared training loop: AdamW as torch's, the best state kept, memory errors survived, exact repetition."""
 
 import contextlib
 import itertools
@@ -145,7 +145,7 @@ def test_steps_are_those_of_a_plain_loop_with_torch_s_adamw(told, batches):
 
 
 def test_one_step_is_adamw_by_hand():
-    """p - lr d p - lr m / (sqrt(v) + eps) with m = g, v = g² after one step, whatever the betas; no decay of vectors."""
+    """p - lr d p - lr g / (|g| + eps) after one step, whatever the betas; vectors are not decayed."""
     w, b, x, lr, decay, eps = 0.5, -0.25, 3e-8, 0.1, 0.2, 1e-8
     model = torch.nn.Linear(1, 1).double()
     model.weight.data, model.bias.data = torch.tensor([[w]]).double(), torch.tensor([b]).double()
