@@ -94,6 +94,7 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     cell = FakeCell(s)
     training = FakeTraining(cell)
     monkeypatch.setattr(train_module, "train", training)
+    monkeypatch.setattr(chars, "floors", told_floors)
     getattr(bench, function)(cell, value, SEED, name)
     tuned_as = "full" if name == "full_kappa0" else name.removesuffix("_twin")
     lr = bench.TUNED["smoke"]["learners"][tuned_as]["lr"]
@@ -101,7 +102,7 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     check_calls(training, cell, row, size, some, lr, length)
     model, log = training.model, log_of(row)
     test, train = (evaluate(model, chars.scored(part, length, s.least))[0] for part in (text.test[:400], some[:300]))
-    floors = chars.floors(some, text.test[:400], s.least)
+    floors = told_floors(some, text.test[:400], s.least)
     want = {
         "loss_nats": test,
         "perplexity": math.exp(test),
@@ -141,6 +142,21 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
         "checked_steps": log.checked_steps, "gradient_cosine": log.gradient_cosine, "inner_cosine": log.inner_cosine,
         "free_sweeps": log.free_sweeps, "nudged_sweeps": log.nudged_sweeps,
     }  # fmt: skip
+
+
+def told_floors(train, held, least=1):
+    """Numbers that tell what the floors were asked of: of these parts the real ones hardly differ."""
+    return {
+        "unigram": float(train.float().mean()) / 50,
+        "bigram": float(held.float().mean()) / 50 + least / 8 + len(held) / 1000,
+    }
+
+
+def test_updates_are_those_made_where_the_settings_name_epochs(bench, monkeypatch):
+    cell = FakeCell(replace(settings(bench), updates=None, epochs=1, least_batches=STEPS))
+    monkeypatch.setattr(train_module, "train", FakeTraining(cell))
+    bench.test_data_size(cell, "n300", SEED, "backprop")
+    assert cell.values["updates"] == STEPS and cell.values["n_tokens"] == STEPS * 4 * 16
 
 
 def check_calls(training, cell, row, size, some, lr, length):
