@@ -92,6 +92,9 @@ def test_every_way_to_multiply_is_counted(run, flops):
 def test_what_only_other_devices_run_is_counted_by_its_shapes():
     q = torch.empty(1, 2, 8, 4, device="meta")
     assert count_flops(lambda: aten._scaled_dot_product_fused_attention_overrideable(q, q, q))[1] == 4 * 2 * 8 * 8 * 4
+    k, v = torch.empty(1, 1, 6, 4, device="meta"), torch.empty(1, 1, 6, 3, device="meta")  # one head for both of q
+    flops = count_flops(lambda: aten._scaled_dot_product_fused_attention_overrideable(q, k, v))[1]
+    assert flops == 2 * 2 * 8 * 6 * (4 + 3)
     a, b = (torch.empty(shape, device="meta").to(torch.float8_e4m3fn) for shape in ((16, 32), (3, 48, 32)))
     scales, offs = (torch.empty(16, device="meta"), torch.empty(3, 48, device="meta")), torch.empty(3, device="meta")
     run = {"offs": offs.int(), "out_dtype": torch.bfloat16}

@@ -30,7 +30,9 @@ def phase_flops(network, x: Tensor, y: Tensor, rule: Rule | None) -> dict[str, i
 
     once = step(1, 1)
     nudged = step(1, 2) - once
-    sweep = count_flops(lambda: _sweep(network, network.clamp(x)))[1]
+    with torch.no_grad():
+        c = network.clamp(x)  # not in a sweep: looped_mlp's first matrix is multiplied once a step
+    sweep = count_flops(lambda: _sweep(network, c))[1]
     return {"free_sweep": sweep, "nudged_sweep": nudged, "update": once - sweep - nudged}
 
 
@@ -71,7 +73,8 @@ def saved_bytes(run: Callable[[], Any]) -> int:
     def pack(tensor: Tensor) -> _Held:
         nonlocal now, peak
         one, storage = _Held(tensor), tensor.untyped_storage()
-        if not (tensor.is_leaf and tensor.requires_grad):
+        whole = tensor if tensor._base is None else tensor._base  # a linear layer saves its weight's transpose
+        if not isinstance(whole, torch.nn.Parameter):
             key, size = storage._cdata, storage.nbytes()
             held[key] += 1
             if held[key] == 1:

@@ -1,11 +1,14 @@
 """The text: an alphabet that no text moves, parts that share nothing, every position scored once, honest floors."""
 
+import hashlib
 import math
 import random
+import re
+from statistics import fmean
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlexp.eqprop.chars import batches, bigram, encode, excerpt, floors, leak, load, scored, unigram
@@ -80,3 +83,100 @@ def test_floors_are_distributions_finite_and_in_order(text):
         found = floors(text.train[:n], text.test)
         assert all(map(math.isfinite, found.values())) and max(found.values()) < math.log(ALPHABET)
     assert found["bigram"] < found["unigram"] - 0.4
+
+
+def marked_corpus(folder):
+    """A folder of documents, each paragraph with a mark of its own."""
+    rng = random.Random(0)
+    for i in range(240):
+        words = "\n\n".join(f"[{i}.{j}] " + "".join(rng.choices("abcdefghij \n", k=200)) for j in range(3))
+        (folder / f"{i:03}.txt").write_text(words)
+    return folder
+
+
+def marks(part):
+    return set(re.findall(r"\[\d+\.\d+\]", "".join(map(chr, (part + 31).tolist()))))
+
+
+def test_the_parts_of_a_corpus_of_ones_own_share_no_paragraph(tmp_path):
+    made = load(marked_corpus(tmp_path))
+    found = [marks(part) for part in (made.train, made.validation, made.test)]
+    assert made.name == tmp_path.name and [len(made.validation), len(made.test)] == [20_000, 40_000]
+    assert all(len(some) > 50 for some in found)
+    assert sum(map(len, found)) == len(set().union(*found))
+    assert made.leak == 0
+    parts = [bytes(part.tolist()) for part in (made.train, made.validation, made.test)]
+    assert made.hash == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    assert made.hash != load(None).hash
+
+
+@given(st.data())
+def test_the_leak_is_that_of_an_enumeration(data):
+    held = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+    train = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+    window = data.draw(st.integers(1, 4))
+    have = [train[i : i + window] for i in range(len(train)) if len(train[i : i + window]) == window]
+    mine = [held[i : i + window] for i in range(len(held)) if len(held[i : i + window]) == window]
+    share = sum(some in have for some in mine) / len(mine) if mine else 0
+    assert leak(torch.tensor(held), torch.tensor(train), window) == share
+
+
+def test_the_leak_is_of_all_that_is_held_out(monkeypatch):
+    """Of the test text as of the validation text."""
+    from mlexp.eqprop import chars
+
+    parts = {"train": ["abcd" * 40], "validation": ["efgh" * 40], "test": ["abcd" * 40]}
+    monkeypatch.setattr(chars, "split", lambda corpus, held_out: parts)
+    assert chars.load().leak == pytest.approx((160 - 59) / (320 - 59))
+    parts |= {"validation": ["abcd" * 40], "test": ["efgh" * 40]}
+    assert chars.load().leak == pytest.approx((160 - 59) / (320 - 59))
+
+
+def test_an_excerpt_is_a_stretch_of_the_text_as_on_a_ring_placed_by_the_seed_alone():
+    train = torch.arange(500)
+    starts = [int(excerpt(train, 1, seed)[0]) for seed in range(200)]
+    assert len(set(starts)) > 120 and min(starts) < 25 and max(starts) > 475
+    for seed, start in enumerate(starts[:20]):
+        for n in (2, 499, 500):
+            assert excerpt(train, n, seed).tolist() == [(start + i) % 500 for i in range(n)]
+
+
+def test_every_window_is_drawn_and_no_seed_repeats_another_s_batches():
+    train, seen = torch.arange(20), set()
+    batch = batches(train, 8, 6, 3)
+    for step in range(30):
+        x, y = batch(step)
+        assert torch.equal(y, x + 1) and torch.equal(x, x[:, :1] + torch.arange(6))
+        seen |= set(x[:, 0].tolist())
+    assert seen == set(range(20 - 6))
+    drawn = [batches(torch.arange(10_000), 8, 6, seed)(step)[0] for seed in range(4) for step in range(6)]
+    assert len({tuple(x.flatten().tolist()) for x in drawn}) == 24
+    assert batches(train, 2, 4, 0, "meta")(0)[0].device.type == "meta"
+
+
+def witten_bell(train):
+    """Both models in plain Python: (log-probability of a character, of a character after another)."""
+    n, kinds = len(train), len(set(train))
+
+    def alone(c):
+        return (train.count(c) + kinds / ALPHABET) / (n + kinds)
+
+    def after(b, c):
+        successors = [train[i + 1] for i in range(n - 1) if train[i] == b]
+        kinds = max(1, len(set(successors)))
+        return (successors.count(c) + kinds * alone(c)) / (len(successors) + kinds)
+
+    return alone, after
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_floors_are_witten_bell_s_counted_by_hand(data):
+    some = st.lists(st.integers(0, 5), min_size=2, max_size=25)
+    train, held = data.draw(some), data.draw(some)
+    least = data.draw(st.integers(1, len(held) - 1))
+    alone, after = witten_bell(train)
+    found = floors(torch.tensor(train), torch.tensor(held), least)
+    scored_at = range(least, len(held))
+    assert found["unigram"] == pytest.approx(-fmean(math.log(alone(held[i])) for i in scored_at))
+    assert found["bigram"] == pytest.approx(-fmean(math.log(after(held[i - 1], held[i])) for i in scored_at))

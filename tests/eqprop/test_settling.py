@@ -11,7 +11,7 @@ from mlexp.eqprop.costs import phase_flops, saved_bytes, step_limit
 from mlexp.eqprop.exact import exact, unrolled
 from mlexp.eqprop.learners import ALPHABET, LEARNERS, SIZES, Size, learner, n_params
 from mlexp.eqprop.rule import Rule, contrast
-from mlexp.eqprop.settle import Stop, free, nudged
+from mlexp.eqprop.settle import Stop, cross_entropy, free, frozen, nudged
 from mlexp.eqprop.train import Caps, network, plain_loss, predict
 
 MINI = Size(width=16, layers=2, heads=2, length=12, context=3, embed=8)
@@ -150,3 +150,30 @@ def test_flops_are_those_of_the_sweeps_made():
     _, whole = count_flops(lambda: exact(model, x, x, stop, stop))
     assert whole == 3 * sum(twin[phase] for phase in ("free_sweep", "nudged_sweep")) + twin["update"]
     assert step_limit(1, 1, "symmetric") == pytest.approx(11 / 3) and step_limit(1, 1, "split") == 2
+
+
+@given(seed=st.integers(0, 2**31 - 1), count=st.integers(1, 4), length=st.integers(1, 7))
+def test_cross_entropy_is_summed_over_each_sequence(seed, count, length):
+    logits = torch.randn(count, length, 11, generator=torch.Generator().manual_seed(seed)).double()
+    y = torch.randint(11, (count, length), generator=torch.Generator().manual_seed(seed))
+    log_p = logits - logits.exp().sum(-1, keepdim=True).log()
+    want = [-sum(float(log_p[b, t, y[b, t]]) for t in range(length)) for b in range(count)]
+    assert cross_entropy(logits, y).tolist() == pytest.approx(want)
+
+
+def test_an_adjoint_that_does_not_converge_says_so():
+    model, x = made("full").double(), characters(7, 3, MINI.length)
+    for stop, converged in ((Stop(1e-9, 2), False), (Stop(1e-9, 500), True)):
+        rest, adjoint = exact(model, x, x, stop, stop)[2]
+        assert rest.converged is adjoint.converged is converged
+        assert (adjoint.residual <= 1e-9) is converged and (adjoint.sweeps == 2) is not converged
+
+
+def test_settling_gives_back_parameters_as_they_were():
+    model, x = made("full"), characters(8, 3, MINI.length)
+    model.places.weight.requires_grad_(False)
+    with frozen(model):
+        assert not any(p.requires_grad for p in model.parameters())
+    rest = free(model, model.clamp(x), Stop(0.0, 2))
+    nudged(model, model.clamp(x).detach(), x, rest.states, torch.full((3,), 0.1), Stop(0.0, 2))
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["places.weight"]

@@ -1,16 +1,19 @@
 """Training: repeatable, the same for micro-batches, logged as it was, and better than the floors."""
 
+import math
 from functools import cache
+from statistics import fmean
 
 import pytest
 import torch
 
+from mlexp.eqprop import train as training
 from mlexp.eqprop.chars import batches, excerpt, floors, load, scored
 from mlexp.eqprop.learners import LEARNERS, Size
-from mlexp.eqprop.rule import Rule, contrast, loss_of
-from mlexp.eqprop.settle import Stop
-from mlexp.eqprop.train import evaluate, network, plain_loss, train
-from mlexp.training import backward
+from mlexp.eqprop.rule import Alignment, Rule, contrast, loss_of
+from mlexp.eqprop.settle import Settled, Stop
+from mlexp.eqprop.train import Log, evaluate, network, plain_loss, predict, train
+from mlexp.training import Fit, backward
 
 MINI = Size(width=32, layers=2, heads=2, length=16, context=3, embed=16)
 SETTLED = [name for name, row in LEARNERS.items() if row.rule == "eqprop"]
@@ -93,6 +96,148 @@ def test_learners_learn(name):
     _, result, _ = trained(name, 60, lr=1e-2, checks=2)
     floor = floors(excerpt(text().train, 5000, 0), text().validation[:800])["unigram"]
     assert result.held_out[result.best_step] < floor
+
+
+def settled(sweeps, residual, converged):
+    return Settled([], sweeps, residual, converged)
+
+
+def test_the_log_keeps_both_phases_apart_and_every_check_under_its_name():
+    log = Log()
+    log.note(settled(3, 0.25, True), settled(7, 0.5, False))
+    log.note(settled(4, 0.125, False), settled(9, 0.75, False))
+    log.check(5, Alignment(0.9, 0.8, 1.5))
+    log.check(6, Alignment(0.7, 0.6, 2.5))
+    assert log == Log(
+        free_sweeps=[3, 4], nudged_sweeps=[7, 9], free_residual=[0.25, 0.125], nudged_residual=[0.5, 0.75],
+        unconverged=3, checked_steps=[5, 6], gradient_cosine=[0.9, 0.7], inner_cosine=[0.8, 0.6],
+        gradient_ratio=[1.5, 2.5],
+    )  # fmt: skip
+    assert log.unconverged_fraction == 3 / 4 and Log().unconverged_fraction == 0
+
+
+class Spy:
+    """Stands in for mlexp.training.fit: keeps what it was given, calls `after` as fit does, evaluates once."""
+
+    def __init__(self, monkeypatch):
+        self.scored, self.aligned = [], []
+        real_evaluate, real_alignment = training.evaluate, training.alignment
+
+        def evaluate(model, windows, batch=64):
+            self.scored.append(windows)
+            return real_evaluate(model, windows, batch)
+
+        def alignment(model, x, y, rule):
+            self.aligned.append((x, y, rule))
+            return real_alignment(model, x, y, rule)
+
+        monkeypatch.setattr(training, "fit", self.fit)
+        monkeypatch.setattr(training, "evaluate", evaluate)
+        monkeypatch.setattr(training, "alignment", alignment)
+
+    def fit(self, model, loss, batches, **told):
+        self.model, self.loss, self.batches, self.told = model, loss, batches, told
+        for step in range(1, told["steps"] + 1):
+            told["after"](step)
+        self.held = told["evaluate"]()
+        return Fit()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_what_reaches_the_loop_is_what_was_asked_for(name, monkeypatch):
+    row, spy = LEARNERS[name], Spy(monkeypatch)
+    rules = []
+    monkeypatch.setattr(training, "loss_of", lambda rule, note: rules.append((rule, note)) or loss_of(rule, note))
+    model = network(row, MINI, 0)
+    windows = scored(text().validation[:400], MINI.length, 5)
+    told = {"lr": 0.123, "weight_decay": 0.045, "evaluate_every": 7, "checks": 3, "progress": print}
+    result, log = train(row, model, batches(text().train[:999], 4, 16, 0), windows, 41, **told)
+    assert isinstance(result, Fit) and spy.model is model
+    got = {name: spy.told[name] for name in ("steps", "lr", "weight_decay", "evaluate_every", "progress", "warmup")}
+    want = {"steps": 41, "lr": 0.123, "weight_decay": 0.045, "evaluate_every": 7, "progress": print, "warmup": 3}
+    assert got == want  # a twentieth of 41 steps, rounded up
+    assert set(spy.told) == set(want) | {"evaluate", "after"}  # clip, floor and the rest are the loop's own
+    (judged,) = spy.scored
+    assert all(a is b for a, b in zip(judged, windows, strict=True)) and spy.held == evaluate(model, windows)[0]
+    if row.rule == "eqprop":
+        assert log.checked_steps == [0, 20, 41] and len(spy.aligned) == 3
+        for x, y, rule in spy.aligned:  # on held-out text
+            assert torch.equal(x, windows[0][:8]) and torch.equal(y, windows[1][:8])
+            assert rule == Rule(row.beta, row.nudge)
+    else:
+        assert not spy.aligned and not log.checked_steps
+    if row.rule == "backprop":
+        assert spy.loss is plain_loss and not rules
+    else:
+        ((rule, note),) = rules
+        assert rule == (Rule(row.beta, row.nudge) if row.rule == "eqprop" else None) and note.__self__ is log
+    train(row, model, batches(text().train[:999], 4, 16, 0), windows, 20)
+    assert (spy.told["lr"], spy.told["weight_decay"], spy.told["warmup"]) == (row.lr, 0.01, 1)
+    assert spy.told["evaluate_every"] == 25
+
+
+@pytest.mark.parametrize("name", [name for name, row in LEARNERS.items() if row.rule != "backprop"])
+def test_every_network_with_caps_is_held_to_them_before_the_first_step_and_after_each(name, monkeypatch):
+    row, spy = LEARNERS[name], Spy(monkeypatch)
+    model = network(row, MINI, 0)
+    (weight, cap), *_ = model.capped()
+    norms = []
+
+    class Loud(training.Caps):
+        def __call__(self):
+            norms.append(torch.linalg.matrix_norm(weight.detach(), 2).item())
+            super().__call__()
+            with torch.no_grad():
+                weight.mul_(3)  # a step that is too long
+
+    monkeypatch.setattr(training, "Caps", Loud)
+    train(row, model, batches(text().train[:999], 4, 16, 0), scored(text().validation[:400], 16), 5, checks=1)
+    assert len(norms) == 6 and max(norms[2:]) < 3.5 * cap and spy.model is model
+
+
+def test_rules_of_ones_own_reach_loss_and_checks(monkeypatch):
+    spy, rule = Spy(monkeypatch), Rule(0.07, "positive", Stop(0.0, 3), Stop(0.0, 2))
+    model, some = network(LEARNERS["full"], MINI, 0), batches(text().train[:999], 4, 16, 0)
+    _, log = train(LEARNERS["full"], model, some, scored(text().validation[:400], 16), 3, rule=rule)
+    assert {aligned[2] for aligned in spy.aligned} == {rule}
+    spy.loss(model, *some(0))
+    assert log.free_sweeps == [3] and log.nudged_sweeps == [2]
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_score_is_the_mean_over_the_targets_that_count(name):
+    model = network(LEARNERS[name], MINI, 0, drop=0.3)
+    x, y, counts = windows = scored(text().test[:217], MINI.length, 6)
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for row_x, row_y, row_counts in zip(x, y, counts, strict=True):
+            p = predict(model, row_x[None])[0][0].double().softmax(-1)
+            losses += [-math.log(p[t, c]) for t, c in enumerate(row_y.tolist()) if row_counts[t]]
+        worst = max(predict(model, some)[1] for some in x.split(4))
+    model.train()
+    score, residual = evaluate(model, windows, batch=4)
+    assert len(losses) == 217 - 6 and score == pytest.approx(fmean(losses), rel=1e-5)
+    assert residual == pytest.approx(worst) and model.training
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_network_s_first_weights_come_from_its_seed_alone(name):
+    row, state = LEARNERS[name], torch.get_rng_state()
+    try:
+        one, again, other = (flat(network(row, MINI, seed)) for seed in (3, 3, 4))
+    finally:
+        torch.set_rng_state(state)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    made = network(row, MINI, 0, drop=0.25)
+    assert made.training and getattr(made, "drop", 0.25) == 0.25
+    layers = len(getattr(made, "blocks", None) or made.layers)
+    assert layers == (row.layers or MINI.layers) and getattr(made, "kappa", row.kappa) == row.kappa
+    assert next(network(row, MINI, 0, device="meta").parameters()).device.type == "meta"
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.mark.slow
