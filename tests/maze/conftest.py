@@ -1,4 +1,4 @@
-"""Data sets of these tests are kept in a folder of their own: what an earlier run left elsewhere is not what is tested."""
+"""Data sets of these tests are cached in a folder of their own, where no earlier run has left any."""
 
 import pytest
 

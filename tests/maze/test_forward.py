@@ -1,4 +1,4 @@
-"""The solvers' forward against their formulas written out, their initial values, and the probes that switch parts off."""
+"""The solvers' forward against their formulas written out, their initial values, and what is measured of them."""
 
 import math
 from dataclasses import replace
@@ -75,7 +75,11 @@ def test_initial_values_are_drawn_with_the_spread_that_is_said(arch):
     model = build(SIZES["tiny"], ARCHS[arch], 4, 4)
     layers = 8 if arch == "baseline_deep" else 2
     for name, p in model.named_parameters():
-        if name.startswith("gates.routers") or name == "gates.scores" or name.endswith("bias") and "gates" not in name:
+        if (
+            name.startswith("gates.routers")
+            or name == "gates.scores"
+            or (name.endswith("bias") and "gates" not in name)
+        ):
             assert not p.any(), name
         elif p.ndim == 2 and "gates" not in name:
             std = (3 * 128) ** -0.5 / (math.sqrt(2 * layers) if "out." in name or "down." in name else 1)

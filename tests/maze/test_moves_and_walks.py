@@ -1,6 +1,7 @@
 """Labels against plain search, symmetries, new endpoints, walks, floors and the oracle."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mlexp.maze.data import Recipe, mazes
-from mlexp.maze.moves import FAR, distances, features, neighbours, new_endpoints, optimal_moves, symmetries, transform
+from mlexp.maze.moves import FAR, distances, features, new_endpoints, optimal_moves, symmetries, transform
 from mlexp.maze.rollout import FLOORS, Walks, at_random, manhattan, optimal, oracle, walk
 
 from .plain import best_moves, follow, neighbour, search
@@ -50,7 +51,7 @@ def corridor(n):
     """A maze that is one corridor through all cells, boustrophedon: (open (1, N, 4), its cells from end to end)."""
     cells = [r * n + (c if r % 2 == 0 else n - 1 - c) for r in range(n) for c in range(n)]
     open = torch.zeros(1, n * n, 4, dtype=torch.bool)
-    for a, b in zip(cells, cells[1:], strict=False):
+    for a, b in itertools.pairwise(cells):
         for one, other in ((a, b), (b, a)):
             open[0, one, {-n: 0, n: 1, -1: 2, 1: 3}[other - one]] = True
     return open, cells

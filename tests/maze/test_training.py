@@ -164,9 +164,7 @@ def test_a_training_is_adamw_by_hand(known, monkeypatch):
     torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("steps", "warmup"), [(1, 1), (20, 1), (21, 2), (400, 20), (2000, 100), (2001, 100), (10**5, 100)]
-)
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (20, 1), (21, 2), (2000, 100), (2001, 100), (10**5, 100)])
 def test_what_training_asks_of_the_loop(steps, warmup, monkeypatch):
     asked = {}
     monkeypatch.setattr(learn, "fit", lambda model, loss, batches, **options: asked.update(options))
