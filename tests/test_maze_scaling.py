@@ -1,4 +1,4 @@
-"""The maze question: settings, one cell whose every number is found again by plain walks, and a run as a user types it."""
+"""The maze question: its settings, one cell whose every number is found again by plain walks, and a run as typed."""
 
 import json
 import math
