@@ -102,7 +102,7 @@ TINY = {"maze_size": 6, "train": 12, "test": 40, "epochs": 3, "batch": 4, "R": 3
         "larger": (4, 5)}  # fmt: skip
 CELLS = {  # arm: settings other than the defaults, so that one that is not forwarded shows
     "baseline": {"generator": "dfs_loops", "augment": False, "loss": "path"},
-    "poh_hrm": {"generator": "dfs_loops"},
+    "poh_hrm": {"generator": "dfs_loops", "epochs": 8},
     "poh_t_inf": {"epochs": 1, "heads": None, "lr": None, "larger": ()},
     "baseline_long": {"min_path": 0.3, "epochs": 12},
 }
@@ -244,13 +244,18 @@ def test_what_a_cell_records_can_be_told_apart(bench, one_process_and_a_cache):
     assert evaluate.probes(ran.model, ran.known) != evaluate.probes(ran.model, ran.test)
     assert len(set(ran.arrays["accuracy_by_iteration"])) > 1 and len(set(ran.arrays["larger_accuracy"])) == 2
     assert len(set(ran.arrays["accuracy_by_step"])) > 1
+    far = [data.mazes(ran.recipe(n, 8, SEED + 100_000)) for n in ran.settings.larger]
+    first = [share(outcomes(ran.logits(mazes)[0], mazes).solved) for mazes in far]
+    assert first != pytest.approx(list(ran.arrays["larger_accuracy"]))
     again = Ran(bench, one_process_and_a_cache, "poh_hrm")  # the same key gives the same quality, bit for bit
     assert again.values == ran.values
     assert all(np.array_equal(again.arrays[name], array, equal_nan=True) for name, array in ran.arrays.items())
 
 
-def test_a_cell_that_would_be_judged_on_its_training_mazes_fails(bench, monkeypatch):
-    cell = OneCell(bench, replace(bench.SETTINGS["smoke"], **TINY | {"test": 12, "larger": ()}), CELL_SEED)
+@pytest.mark.parametrize("side", [6, 8])
+def test_a_cell_that_would_be_judged_on_its_training_mazes_fails(bench, monkeypatch, side):
+    change = TINY | {"maze_size": side, "test": 12, "larger": ()}
+    cell = OneCell(bench, replace(bench.SETTINGS["smoke"], **change), CELL_SEED)
     make = data.mazes
     monkeypatch.setattr(data, "mazes", lambda recipe, **_: make(replace(recipe, seed=SEED)))
     with pytest.raises(AssertionError, match="a test maze was trained on"):

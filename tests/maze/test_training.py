@@ -15,6 +15,8 @@ from mlexp.maze.models import ARCHS, build
 from mlexp.maze.objective import Batches, pointer_loss
 from mlexp.maze.sizes import SIZES, Size
 
+from tests.adamw import by_hand, schedule
+
 from .plain import best_moves, neighbour, search
 
 MINI = Size(16, 2, 24, 2, 1e-3)
@@ -118,30 +120,6 @@ def test_cells_without_a_way_to_the_goal_do_not_count():
     assert pointer_loss(torch.zeros(1, 1, 9, 4), best, counts).item() == pytest.approx(math.log(4))
 
 
-def by_hand(model, batches, steps, lr, warmup):
-    """AdamW (.9, .95), decay .01 of matrices alone, gradients clipped to 1, linear warm-up, cosine to a twentieth."""
-    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()]
-    losses = []
-    for step in range(steps):
-        done = (step - warmup) / (steps - warmup)
-        rate = lr * ((step + 1) / warmup if step < warmup else 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2)
-        x, best, counts = batches(step)
-        loss = pointer_loss(model(x.double()), best, counts)
-        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-        norm = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
-        for p, g, (m, v) in zip(model.parameters(), gradients, moments, strict=True):
-            if g is None:
-                continue
-            g = g / max(1.0, norm.item() + 1e-6)
-            m.mul_(0.9).add_(0.1 * g)
-            v.mul_(0.95).add_(0.05 * g * g)
-            with torch.no_grad():
-                p -= rate * 0.01 * p * (p.ndim == 2)
-                p -= rate * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8)
-        losses.append(loss.item())
-    return losses
-
-
 class Doubles(Batches):
     def __call__(self, step):
         x, *rest = super().__call__(step)
@@ -149,19 +127,26 @@ class Doubles(Batches):
 
 
 def test_a_training_is_adamw_by_hand(known, monkeypatch):
+    """Decay .01, gradients clipped to 1, warm-up of a twentieth of the steps, a cosine to a twentieth of the rate."""
     monkeypatch.setattr(learn, "pointer_loss", lambda logits, *rest: pointer_loss(logits.double(), *rest))
-    models = []
-    for run in (learn.train, by_hand):
+    batches, models = Doubles(known, 4, 5, min_length=LEAST), []
+    for _ in range(2):
         torch.manual_seed(0)
-        model = build(MINI, ARCHS["poh_hrm"], 2, 2).double()
-        torch.nn.init.normal_(model.head.weight, std=3.0)  # gradients that are clipped
-        batches = Doubles(known, 4, 5, min_length=LEAST)
-        if run is learn.train:
-            losses = run(model, batches, 41, 0.02).losses
-        else:
-            torch.testing.assert_close(losses, run(model, batches, 41, 0.02, warmup=3), atol=1e-4, rtol=1e-3)
-        models.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-    torch.testing.assert_close(*models, atol=1e-4, rtol=1e-3)
+        models.append(build(MINI, ARCHS["poh_hrm"], 2, 2).double())
+        torch.nn.init.normal_(models[-1].head.weight, std=3.0)  # gradients that are clipped
+    ours, theirs = models
+    losses = []
+
+    def gradients(step):
+        x, *labels = batches(step)
+        losses.append(pointer_loss(theirs(x), *labels))
+        return torch.autograd.grad(losses[-1], list(theirs.parameters()), allow_unused=True)
+
+    by_hand(theirs.parameters(), gradients, 41, schedule(0.02, 41, 3, 0.05), decay=0.01, clip=1.0)
+    found = learn.train(ours, batches, 41, 0.02).losses
+    torch.testing.assert_close(found, [loss.item() for loss in losses], atol=1e-4, rtol=1e-3)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (20, 1), (21, 2), (2000, 100), (2001, 100), (10**5, 100)])
