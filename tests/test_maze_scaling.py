@@ -98,8 +98,8 @@ def test_bad_settings_name_what_is_allowed(bench, change, message):
 # --- one cell
 
 
-TINY = {"maze_size": 6, "train": 12, "test": 40, "epochs": 3, "batch": 4, "R": 3, "T": 2, "heads": 8, "lr": 3e-3,
-        "larger": (4, 5)}  # fmt: skip
+TINY = {"maze_size": 6, "train": 12, "test": 60, "epochs": 3, "batch": 4, "R": 3, "T": 2, "heads": 8, "lr": 3e-3,
+        "larger": (3, 4, 5)}  # fmt: skip
 CELLS = {  # arm: settings other than the defaults, so that one that is not forwarded shows
     "baseline": {"generator": "dfs_loops", "augment": False, "loss": "path"},
     "poh_hrm": {"generator": "dfs_loops", "epochs": 8},
@@ -157,7 +157,7 @@ def ran(request, bench, one_process_and_a_cache):
 
 def test_a_cell_trains_on_its_seed_s_mazes_and_is_judged_on_others(ran):
     s = ran.settings
-    far = [ran.recipe(n, 8, SEED + 100_000) for n in s.larger]
+    far = [ran.recipe(n, 12, SEED + 100_000) for n in s.larger]
     assert ran.made == [ran.recipe(6, s.train, SEED), ran.recipe(6, s.test, SEED + 100_000), *far]
     assert not set(ran.known.layouts()) & set(ran.test.layouts())
     for name in ("open", "start", "goal"):
@@ -188,7 +188,7 @@ def test_every_number_of_a_cell_is_found_again(ran):
     batch = Batches(ran.known, s.batch, CELL_SEED, augment=s.augment, min_length=ran.least, loss=s.loss)(0)
     twin = build(SIZES["tiny"], ran.arm, s.R, s.T, s.heads).train()
     _, step_flops = count_flops(lambda: learn.loss_in(torch.float32)(twin, *batch).backward())
-    beyond = [share(ran.judged(data.mazes(ran.recipe(n, 8, SEED + 100_000))).solved) for n in s.larger]
+    beyond = [share(ran.judged(data.mazes(ran.recipe(n, 12, SEED + 100_000))).solved) for n in s.larger]
     want = {
         "accuracy": share(found.solved),
         "optimality": share(found.optimal),
@@ -242,9 +242,9 @@ def test_what_a_cell_records_can_be_told_apart(bench, one_process_and_a_cache):
     assert len({ran.values[m] for m in ("accuracy", "optimality", "strict_accuracy", "cell_accuracy")}) == 4
     assert ran.values["accuracy"] != share(ran.judged(ran.known).solved)
     assert evaluate.probes(ran.model, ran.known) != evaluate.probes(ran.model, ran.test)
-    assert len(set(ran.arrays["accuracy_by_iteration"])) > 1 and len(set(ran.arrays["larger_accuracy"])) == 2
+    assert len(set(ran.arrays["accuracy_by_iteration"])) > 1 and len(set(ran.arrays["larger_accuracy"])) > 1
     assert len(set(ran.arrays["accuracy_by_step"])) > 1
-    far = [data.mazes(ran.recipe(n, 8, SEED + 100_000)) for n in ran.settings.larger]
+    far = [data.mazes(ran.recipe(n, 12, SEED + 100_000)) for n in ran.settings.larger]
     first = [share(outcomes(ran.logits(mazes)[0], mazes).solved) for mazes in far]
     assert first != pytest.approx(list(ran.arrays["larger_accuracy"]))
     again = Ran(bench, one_process_and_a_cache, "poh_hrm")  # the same key gives the same quality, bit for bit
@@ -280,15 +280,16 @@ def test_dtype_compile_and_progress_reach_training(bench, monkeypatch, dtype, co
     assert asked == [(getattr(torch, dtype), compiled, cell.progress)]
 
 
-def test_what_happened_to_memory_is_recorded(bench, monkeypatch):
+@pytest.mark.parametrize("relieved", [False, True])
+def test_what_happened_to_memory_is_recorded(bench, monkeypatch, relieved):
     def train(model, batches, steps, lr, dtype, **_):
-        model.relieve()
-        return SimpleNamespace(losses=[1.0] * steps, micro_batch=3, captured=True)
+        model.checkpointing = relieved
+        return SimpleNamespace(losses=[1.0] * steps, micro_batch=3, captured=not relieved)
 
     monkeypatch.setattr(learn, "train", train)
     cell = OneCell(bench, replace(bench.SETTINGS["smoke"], **TINY | {"larger": ()}), 0)
     bench.test_train(cell, "tiny", SEED, "baseline")
-    assert [cell.values[name] for name in ("micro_batch", "captured", "checkpointing")] == [3, True, True]
+    assert [cell.values[name] for name in ("micro_batch", "captured", "checkpointing")] == [3, not relieved, relieved]
 
 
 # --- as a user runs it
