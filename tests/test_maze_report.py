@@ -124,7 +124,8 @@ def test_gains_are_paired_differences_with_the_arm_first(all_of_it):
 def test_the_cause_is_said_in_points_and_what_is_not_told_from_nothing_is_marked(report):
     base = {"arm": "", "against": "", "seeds": 3, "p_holm": 0.01}
     rows = [("the whole of PoH-HRM", 0.2, 0.1, 0.3), ("iterating (effective depth)", 0.15, 0.05, 0.25),
-            ("routing, of any kind", 0.05, -0.01, 0.11), ("the slow state (hierarchy)", -0.03, -0.05, -0.01)]  # fmt: skip
+            ("routing, of any kind", 0.05, -0.01, 0.11),
+            ("the slow state (hierarchy)", -0.03, -0.05, -0.01)]  # fmt: skip
     gains = pd.DataFrame([base | {"size": "tiny", "part": p, "difference": d, "low": lo, "high": hi}
                           for p, d, lo, hi in rows])  # fmt: skip
     (line,) = report.cause_words(gains)

@@ -66,7 +66,9 @@ def test_a_decoder_is_its_blocks_one_after_the_other(name, experts):
     tokens = torch.randint(11, (2, 7), generator=torch.Generator().manual_seed(0))
     logits, balance = plain(model, tokens, ARMS[name])
     torch.testing.assert_close(model(tokens), logits, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(model.hidden(tokens)[1].double(), torch.as_tensor(balance).double(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        model.hidden(tokens)[1].double(), torch.as_tensor(balance).double(), atol=1e-6, rtol=1e-5
+    )
     targets = tokens.roll(1)
     loss = cross_entropy(logits.flatten(0, 1), targets.flatten()) + balance
     torch.testing.assert_close(learn.loss_in(torch.float32)(model, tokens, targets), loss, atol=1e-6, rtol=1e-5)
@@ -89,11 +91,12 @@ def test_initial_values_are_drawn_with_the_spread_that_is_said(name, experts):
 
 
 def test_shapes_and_costs_of_the_cache_are_the_question_s():
-    assert SHAPES == {
+    shapes = {
         "full": Shape(512, 8, 8, 2048, 49152, 512, 8, 2),
         "natural": Shape(128, 4, 4, 512, 1024, 128, 0, 2),
         "quick": Shape(64, 2, 4, 256, 64, 64, 0, 2),
     }
+    assert shapes == SHAPES
     full = SHAPES["full"]
     assert [kv_bytes_per_token(VARIANTS[name], full) for name in ("baseline", "mqa", "gqa", "mla_true", "mha_pi")] == [
         16384, 2048, 4096, 1536, 16384]  # fmt: skip

@@ -14,7 +14,6 @@ from mlexp.maze.data import Mazes, Recipe, mazes
 from mlexp.maze.models import ARCHS, build
 from mlexp.maze.objective import Batches, pointer_loss
 from mlexp.maze.sizes import SIZES, Size
-
 from tests.adamw import by_hand, schedule
 
 from .plain import best_moves, neighbour, search
