@@ -10,6 +10,7 @@ ARCHS = (
     *("baseline_wide", "baseline_deep", "baseline_long"),
 )
 LOSSES = ("dense", "path")
+SINGULAR = {"sizes": "size", "archs": "arch"}
 FIVE = ("tiny", "small", "medium", "large", "xl")
 SNAPSHOTS = 10  # points of the curve of accuracy over training
 SAMPLES = 4  # test mazes whose walks are kept to be drawn
@@ -48,7 +49,7 @@ class Settings:
             values = getattr(self, what)
             for value in (values,) if isinstance(values, str) else values:
                 if value not in known:
-                    raise ValueError(f"unknown {what.rstrip('s')} {value!r}; choose from {', '.join(known)}")
+                    raise ValueError(f"unknown {SINGULAR.get(what, what)} {value!r}; choose from {', '.join(known)}")
         for name in ("train", "test", "epochs", "batch", "R", "T"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")

@@ -6,25 +6,28 @@ import numpy as np
 import pytest
 import torch
 
+from mlexp.attention import text as module
 from mlexp.attention.text import (
     PARTS,
     Batches,
     Part,
     Source,
+    Text,
     _check_apart,
     floors,
     natural_text,
     shared_windows,
     synthetic_text,
 )
+from mlexp.corpus import read_corpus, split
 
 LENGTHS = dict.fromkeys(PARTS, 20_000)
 HELD_OUT = dict.fromkeys(PARTS[1:], 12_000)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_the_true_distribution_is_what_counting_finds():
@@ -56,6 +59,55 @@ def test_the_bayes_floor_is_what_the_true_predictor_loses_and_others_lose_more()
     assert met.mean() < -np.log(0.99 * p + 0.01 / 64)[np.arange(len(p)), tokens[8:]].mean()
     share = np.bincount(text.parts["train"].tokens, minlength=64) / 200_000
     assert text.floors["unigram"] == pytest.approx(-(share * np.log(share)).sum(), abs=0.02)
+
+
+def test_the_source_is_the_one_that_is_drawn():
+    source = Source()
+    assert (source.vocab, source.lags, source.weights, source.exponent) == (64, (1, 3, 8), (0.35, 0.30, 0.20), 0.8)
+    zipf = np.arange(1, 65) ** -0.8
+    np.testing.assert_allclose(source.law, zipf / zipf.sum())
+    tokens = source.stream(200_000, (1,))
+    for lag, weight, table in zip(source.lags, source.weights, source.tables, strict=True):
+        follows = (tokens[lag:] == table[tokens[:-lag]]).mean()  # by this lag, or by chance
+        assert weight < follows < weight + 0.15
+    p = source.predictive(tokens[:500])
+    assert source.bayes(tokens[:500]) == pytest.approx(-(p * np.log(p)).sum() / 492)
+
+
+def test_a_stream_begins_after_its_burn_in(monkeypatch):
+    late = Source().stream(100, (3,))
+    monkeypatch.setattr(module, "BURN_IN", 0)
+    assert (late == Source().stream(164, (3,))[64:]).all()
+
+
+def test_the_bayes_floor_is_the_test_part_s():
+    source, text = Source(), synthetic_text({"test": 300, "train": 900}, seed=3)
+    assert text.floors["bayes"] == source.bayes(text.parts["test"].tokens) != source.bayes(text.parts["train"].tokens)
+
+
+def test_parts_that_share_text_are_refused_wherever_they_come_from(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "stream", lambda self, length, seed: np.arange(length) % self.vocab)
+        with pytest.raises(AssertionError, match="train and test have 64 windows of 32 tokens in common"):
+            synthetic_text({"train": 200, "test": 200})
+    corpus = a_corpus(tmp_path / "corpus", "to be or not to be that is the question")
+    monkeypatch.setattr(module, "_apart", lambda documents, progress: documents)  # quoting documents are left in
+    with pytest.raises(AssertionError, match="windows of 32 tokens in common"):
+        natural_text(dict.fromkeys(PARTS[1:], 5_000), 300, corpus, a_tokenizer(tmp_path / "own"))
+
+
+def test_documents_are_where_they_start_and_a_hash_is_of_every_token():
+    part = Part(np.arange(9), np.array([0, 3, 4]), 27)
+    assert part.documents().tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2] and part.bytes_per_token == 3
+    tokens = np.arange(500)
+
+    def text(**parts):
+        return Text("", 9, {name: Part(tokens, np.zeros(1)) for name, tokens in parts.items()}, {}).hash
+
+    hashes = {text(train=tokens, test=tokens[:9]), text(train=tokens[:9], test=tokens), text(test=tokens, tune=tokens)}
+    for at in (0, 250, 499):
+        hashes |= {text(train=np.where(tokens == at, 7000, tokens), test=tokens[:9])}
+    assert len(hashes) == 6
 
 
 def test_floors_of_pairs_by_hand():
@@ -96,6 +148,39 @@ def test_natural_text_is_split_by_documents_and_carries_its_bytes():
         assert np.bincount(part.documents()).sum() == len(part.tokens)
         assert all(shared_windows(part.tokens, text.parts[other].tokens) == 0 for other in PARTS[a + 1 :])
     assert 3 < text.floors["bigram"] < text.floors["unigram"] < text.floors["uniform"]
+
+
+def documents_of(text, part, decode):
+    """The texts of a part's documents, without the tokens that end them."""
+    part = text.parts[part]
+    return [decode(tokens[:-1]) for tokens in np.split(part.tokens, part.starts[1:])]
+
+
+def test_the_tokens_of_a_part_are_its_own_documents_and_nothing_held_out_reached_the_tokenizer(tmp_path, monkeypatch):
+    corpus = a_corpus(tmp_path / "corpus", " äöü — une œuvre entière ")
+    held_out, learnt, train = dict.fromkeys(PARTS[1:], 3_000), [], module._train
+
+    def noted(documents, *rest):
+        learnt.append(documents)
+        return train(documents, *rest)
+
+    monkeypatch.setattr(module, "_train", noted)
+    text = natural_text(held_out, 300, corpus, progress=lambda *_: None)
+    texts = split(read_corpus(corpus), held_out)
+    assert learnt == [texts["train"]] and text.name == "corpus"
+    (file,) = (module.cache_dir() / "tokenizers").glob("documents-300-*.json")
+    bpe = module._parse(file.read_bytes())
+    for name in PARTS:
+        found = documents_of(text, name, lambda tokens: bpe.decode(tokens.tolist()))
+        assert set(found) <= set(texts[name]) and (name != "train" or found == texts["train"])
+        assert text.parts[name].n_bytes == sum(len(document.encode()) for document in found)
+        assert len(found) == len(text.parts[name].starts)
+    assert text.parts["train"].n_bytes > sum(map(len, texts["train"]))  # some letters take two bytes
+    for change, again in ((["one", "two"], 1), (["one", "three"], 2), (["one", "two"], 2)):
+        module._trained(change, 300, lambda *_: None)
+        assert len(learnt) == 1 + again
+    module._trained(["one", "two"], 400, lambda *_: None)
+    assert len(learnt) == 4
 
 
 def a_tokenizer(folder, end="<fin>"):
