@@ -14,8 +14,8 @@ from mlexp.analysis.gate import Verdict
 from mlexp.harness import grid
 from mlexp.journal import Entry, Journal
 
-from .bench import CellInHand, load
 from .command import ROOT, run
+from .stand_ins import OneCell, Pages, load
 
 QUESTION = "benches/harness/bench_gate.py"
 FIELDS = {"status": "passed", "reason": None, "scale": "full", "settings": "{}", "device": "cpu", "machine": "m"}
@@ -85,7 +85,7 @@ def test_a_comparison_leaves_its_rounds(tmp_path):
 )
 def test_bad_settings_are_named(override, told):
     with pytest.raises(ValueError, match=told):
-        grid.override(load("harness/bench_gate.py").SETTINGS["quick"], [grid.parse_override(override)])
+        grid.override(load("harness", "bench_gate").SETTINGS["quick"], [grid.parse_override(override)])
 
 
 DUEL = Duel("c", Verdict.SAME, 1.02, 0.97, 1.08, 3, 7, base_s=[1.0, 2.0], head_s=[3.0, 4.0])
@@ -94,25 +94,26 @@ DUEL.base_mean_s, DUEL.head_mean_s = [5.0, 6.0], [7.0, 8.0]
 
 @pytest.mark.parametrize(("truth", "factor"), [("same", 1.0), ("longer", 1.5)])
 def test_a_comparison_is_recorded_as_it_was_found(monkeypatch, truth, factor):
-    bench, heads = load("harness/bench_gate.py"), []
+    bench, heads = load("harness", "bench_gate"), []
     monkeypatch.setattr(bench, "both_rules", lambda head, *terms: heads.append((head, *terms)) or (DUEL, [9.0, 10.0]))
     settings = bench.Settings(slowdown=0.5, budget_s=2.0, margin=0.1)
-    cell = CellInHand(bench, settings, seed=77)
+    cell = OneCell(bench, settings, seed=77)
     bench.test_gate(cell, f"{truth}00", truth)
-    assert heads == [(factor, 2.0, 0.1, 77)] and cell.timed == {"rounds": 1, "warmup": False}
+    assert heads == [(factor, 2.0, 0.1, 77)] and cell.timed == [(1, False)]
     assert cell.values == {
         "ab_verdict": "SAME", "ab_ratio": 1.02, "ab_low": 0.97, "ab_high": 1.08, "ab_blocks": 3,
         "base_mean_s": 9.0, "head_mean_s": 10.0,
     }  # fmt: skip
-    assert cell.arrays["base_s"] == [1.0, 2.0] and cell.arrays["head_s"] == [3.0, 4.0]
-    assert cell.arrays["base_step_mean_s"] == [5.0, 6.0] and cell.arrays["head_step_mean_s"] == [7.0, 8.0]
+    assert {name: list(array) for name, array in cell.arrays.items()} == {
+        "base_s": [1.0, 2.0], "head_s": [3.0, 4.0], "base_step_mean_s": [5.0, 6.0], "head_step_mean_s": [7.0, 8.0],
+    }  # fmt: skip
 
 
 def test_the_slower_head_is_slower_and_both_rules_see_the_same_two(monkeypatch):
     """`both_rules` writes the factor into the work: its loops, counted in the commits and in the separate runs."""
     from mlexp import ab
 
-    bench, seen, runs = load("harness/bench_gate.py"), [], []
+    bench, seen, runs = load("harness", "bench_gate"), [], []
 
     def revisions(base, head, args, budget, margin, where, seed):
         for ref in (base, head):
@@ -138,7 +139,7 @@ def test_the_slower_head_is_slower_and_both_rules_see_the_same_two(monkeypatch):
 
 
 def test_each_ruler_has_the_medians_of_its_own_cells(monkeypatch):
-    bench = load("harness/bench_harness.py")
+    bench = load("harness", "bench_harness")
 
     def of(name, begins):
         rounds = ([1.0, 2.0, 9.0], [3.0, 3.0, 4.0])
@@ -147,17 +148,17 @@ def test_each_ruler_has_the_medians_of_its_own_cells(monkeypatch):
 
     asked = []
     monkeypatch.setattr(bench, "session", lambda *args: asked.append(args) or (of("bare", 0.0), of("cell", 100.0)))
-    cell = CellInHand(bench, bench.Settings(blocks=2, rounds=3))
+    cell = OneCell(bench, bench.Settings(blocks=2, rounds=3), seed=1)
     bench.test_overhead(cell, "spin")
     assert asked == [(0.1, 2, 3)] and cell.values == {"work_s": 0.1}
-    assert cell.arrays == {
+    assert {name: list(array) for name, array in cell.arrays.items()} == {
         "bare_s": [2.0, 3.0], "bare_began_s": [0.0, 1.0], "cell_s": [102.0, 103.0], "cell_began_s": [100.0, 101.0],
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.002])
 def test_a_session_measures_under_both_rulers(seconds):
-    bare, ours = load("harness/bench_harness.py").session(seconds, blocks=2, rounds=2)
+    bare, ours = load("harness", "bench_harness").session(seconds, blocks=2, rounds=2)
     assert [b["name"] for b in bare] == ["test_bare[0]", "test_bare[1]"]
     assert [b["name"] for b in ours] == ["test_cell[0]", "test_cell[1]"]
     for bench in bare + ours:
@@ -167,31 +168,15 @@ def test_a_session_measures_under_both_rulers(seconds):
     assert order == (interleaved if seconds else ["test_bare[0]", "test_bare[1]", "test_cell[0]", "test_cell[1]"])
 
 
-class Said:
-    """What a report says, without files."""
-
-    def __init__(self, series):
-        self.series, self.verdicts, self.tables = series, {}, {}
-
-    def verdict(self, id, claim, verdict, effect="", interval=None, why=""):
-        self.verdicts[id] = str(verdict), effect, interval
-
-    def table(self, df, name, caption=""):
-        self.tables[name] = df
-
-    def figure(self, fig, name, caption=""):
-        pass
-
-
 @pytest.mark.parametrize(("factor", "said"), [(1.01, "supported"), (1.5, "refuted"), (0.9, "supported")])
 def test_the_ruler_s_share_is_its_duration_over_the_bare_one(factor, said):
     bare = np.linspace(0.1, 0.2, 12)
     series = {"k": {"bare_s": bare, "cell_s": factor * bare}}
-    out = Said(series.get)
-    load("harness/report.py").overhead(frame(work="spin"), out)
-    verdict, effect, interval = out.verdicts["H1"]
-    assert (verdict, effect) == (said, f"{100 * (factor - 1):+.3f} %")
-    assert interval == pytest.approx((100 * (factor - 1),) * 2)
+    out = Pages(series)
+    load("harness", "report").overhead(frame(work="spin"), out)
+    found = out.verdicts["H1"]
+    assert (found.said, found.effect) == (said, f"{100 * (factor - 1):+.3f} %")
+    assert found.interval == pytest.approx((100 * (factor - 1),) * 2)
 
 
 @pytest.mark.parametrize(("ours", "said"), [(0.12, "supported"), (0.2, "refuted"), (0.166, "undecided")])
@@ -199,13 +184,13 @@ def test_what_the_ruler_adds_is_a_difference_of_gaps(ours, said):
     rng = np.random.default_rng(0)
     gaps = {"bare": 0.1 + rng.normal(0, 0.004, 9), "cell": ours + rng.normal(0, 0.02, 9)}
     series = {"k": {f"{name}_began_s": np.cumsum([0.0, *values]) for name, values in gaps.items()}}
-    out = Said(series.get)
-    load("harness/report.py").overhead(frame(work="noop"), out)
+    out = Pages(series)
+    load("harness", "report").overhead(frame(work="noop"), out)
     added = gaps["cell"] - np.median(gaps["bare"])
     want = scipy_stats.ttest_1samp(added, 0).confidence_interval()
-    verdict, effect, interval = out.verdicts["H2"]
-    assert (verdict, effect) == (said, f"{1e3 * added.mean():.1f} ms")
-    assert interval == pytest.approx((1e3 * want.low, 1e3 * want.high))
+    found = out.verdicts["H2"]
+    assert (found.said, found.effect) == (said, f"{1e3 * added.mean():.1f} ms")
+    assert found.interval == pytest.approx((1e3 * want.low, 1e3 * want.high))
 
 
 def frame(**columns):

@@ -31,13 +31,17 @@ class Fault:
     new: str
     survives: str = ""
 
+    def planted(self, text):
+        """The text of the file with the fault in it."""
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.name}: {self.old!r} stands {count} times in {self.path}; it must stand there once")
+        return text.replace(self.old, self.new)
+
     def plant(self, root):
         """Change the file under `root`; returns the text that stood there."""
         file = Path(root) / self.path
         text = file.read_text()
-        if (count := text.count(self.old)) != 1:
-            raise ValueError(f"{self.name}: {self.old!r} stands {count} times in {self.path}; it must stand there once")
-        file.write_text(text.replace(self.old, self.new))
+        file.write_text(self.planted(text))
         return text
 
 

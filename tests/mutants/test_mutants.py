@@ -94,16 +94,14 @@ def test_a_planted_fault_is_noticed(fault, checkout, request):
     assert seen, f"{fault.path}: nothing noticed\n- {fault.old}\n+ {fault.new}\n{printed}"
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_every_listed_fault_still_has_its_place(fault, tmp_path):
-    target = tmp_path / fault.path
-    target.parent.mkdir(parents=True)
-    shutil.copy(ROOT / fault.path, target)
-    fault.plant(tmp_path)
-    if target.suffix == ".py":
-        ast.parse(target.read_text())
-    assert fault.old != fault.new
-    assert fault.tests and all((ROOT / test.split("::")[0]).exists() for test in fault.tests)
+@pytest.mark.parametrize("name", sorted({fault.name.partition("-")[0] for fault in FAULTS}))
+def test_every_listed_fault_still_has_its_place(name):
+    for fault in (fault for fault in FAULTS if fault.name.partition("-")[0] == name):
+        planted = fault.planted((ROOT / fault.path).read_text())
+        if fault.path.endswith(".py"):
+            ast.parse(planted)
+        assert fault.old != fault.new, fault.name
+        assert fault.tests and all((ROOT / test.split("::")[0]).exists() for test in fault.tests), fault.name
 
 
 def test_the_lists_cover_every_kind_and_no_fault_twice():
