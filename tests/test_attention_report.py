@@ -255,6 +255,25 @@ def test_one_thing_at_a_time_is_the_arm_with_it_minus_the_arm_without(whole):
     check_pairs(table, list(FACTORS.values()), whole)
 
 
+def test_main_effects_are_means_over_the_other_two_options(whole):
+    """Arms by (query rank, interpolation, bias): an effect is the mean with it minus the mean without."""
+    records, _, pages = whole
+    arms = {"000": "mla_plain", "100": "lora_small", "010": "mla_only_pi", "001": "bias_only", "110": "mla_q_pi",
+            "101": "mla_q_bias", "011": "mla_bias_pi", "111": "mla_all_three"}  # fmt: skip
+    table = pages.tables["factorial.csv"].set_index("effect")
+    names, p = ("query rank", "interpolation", "biases"), []
+    for effect, row in table.iterrows():
+        which = [names.index(name) for name in effect.split(" x ")]
+        sides = {True: [], False: []}
+        for levels, arm in arms.items():  # an even number of the options left out counts as having all
+            sides[sum(levels[i] == "0" for i in which) % 2 == 0].append(of(records, arm))
+        gap = (sum(sides[True]) - sum(sides[False])) / 4
+        assert row[["difference", "low", "high"]].tolist() == pytest.approx([gap.mean(), *t_interval(gap)]), effect
+        p.append(stats.ttest_1samp(gap, 0).pvalue)
+    assert len(table) == 7
+    np.testing.assert_allclose(table["p_holm"], adjusted(p))
+
+
 @pytest.mark.parametrize("budget", ["finished", "original"])
 @pytest.mark.parametrize("control", ["mla_plain", "baseline"])
 def test_every_arm_is_tested_against_the_controls(whole, budget, control):
