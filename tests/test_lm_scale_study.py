@@ -110,6 +110,12 @@ def test_the_report_writes_the_seeds_outputs(place):
     )
 
 
+@pytest.fixture(scope="module")
+def committed():
+    (path,) = (ROOT / "results/raw").glob("lm_scale_study-quick-*.json")
+    return contexts(load(path))[0][1], load_series(path)
+
+
 @pytest.mark.parametrize(
     ("keep", "files"),
     [
@@ -120,8 +126,8 @@ def test_the_report_writes_the_seeds_outputs(place):
         (r"test_gradient\[full", {"gradient.csv", "gradient.png"}),
     ],
 )
-def test_a_part_of_the_records_has_its_report(place, report_module, keep, files):
-    records, series = load(place / "out.json"), load_series(place / "out.json")
+def test_a_part_of_the_records_has_its_report(committed, report_module, keep, files):
+    records, series = committed
     some = records[records["cell"].str.contains(keep)].reset_index(drop=True)
     out = Output("lm_scale_study", contexts(records)[0][0], records.iloc[:0], lambda key: series.get(key, {}))
     report_module.report(some, out)

@@ -132,7 +132,7 @@ PLAIN = {"warmup": 0, "weight_decay": 0.0, "clip": 1.0, "floor": 0.1}  # the def
         ({"micro_batch": 2}, uneven),
         ({"micro_batch": 3, "warmup": 4, "weight_decay": 0.1, "clip": 3.0, "floor": 0.0}, uneven),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else "-".join(value) or "defaults",
 )
 def test_steps_are_those_of_a_plain_loop_with_torch_s_adamw(told, batches):
     model, steps = Bend(), 9
