@@ -164,3 +164,40 @@ def test_the_nudged_states_are_stationary_for_autograd_of_the_whole_energy(name)
         slope = flat(torch.autograd.grad(whole, states)).norm()
         assert end.converged and end.residual <= tolerance
         assert slope <= 2 * tolerance * pull.norm(), tolerance
+
+
+def slope_and_pull(model, c, y, states, beta):
+    """Autograd's dF/dz of every block, and beta dC/dz at the top."""
+    states = [z.detach().clone().requires_grad_() for z in states]
+    cost = (beta * cross_entropy(model.logits(states[-1]), y)).sum()
+    (pull,) = torch.autograd.grad(cost, states[-1], retain_graph=True)
+    whole = sum(model.energy(block, states, c).sum() for block in range(len(states))) + cost
+    return torch.autograd.grad(whole, states), pull
+
+
+def test_a_hopfield_residual_is_the_gradient_that_each_layer_met():
+    model, (x, y) = trained("looped_mlp", 30), batch()
+    beta = torch.tensor([0.3, -0.3, 0.3, -0.3], dtype=torch.float64)
+    with torch.no_grad():
+        c = model.clamp(x)
+    states = list(free(model, c, Stop(0.0, 3)).states)
+    end, met = nudged(model, c, y, states, beta, Stop(0.0, 1)), []
+    pull = slope_and_pull(model, c, y, states, beta)[1]
+    for layer in reversed(range(len(states))):
+        slope = slope_and_pull(model, c, y, states, beta)[0][layer]
+        met.append(slope.norm())
+        states[layer] = (states[layer].atanh() - slope).tanh()
+    assert end.residual == pytest.approx(float(torch.stack(met).norm() / pull.norm()))
+    torch.testing.assert_close(end.states, states)
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", RINGS)
+def test_a_ring_s_residual_is_no_less_than_the_gradient_left(name, sweeps):
+    model, (x, y) = trained(name, 30), batch()
+    beta = torch.tensor([0.3, -0.3, 0.3, -0.3], dtype=torch.float64)
+    with torch.no_grad():
+        c = model.clamp(x)
+    end = nudged(model, c, y, free(model, c, TIGHT).states, beta, Stop(0.0, sweeps))
+    slopes, pull = slope_and_pull(model, c, y, end.states, beta)
+    assert flat(slopes).norm() <= end.residual * pull.norm() * 1.05

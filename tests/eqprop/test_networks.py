@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import gelu, layer_norm
 
 from mlexp.eqprop.learners import ALPHABET, LEARNERS, Size
-from mlexp.eqprop.residual import Norm
+from mlexp.eqprop.residual import Norm, Residual
 from mlexp.eqprop.settle import Stop, free
 from mlexp.eqprop.train import Caps, network, predict
 
@@ -116,6 +116,13 @@ def test_predictions_are_those_of_the_plain_equations(name, seed, count, length)
     else:
         want = hopfield(w, x, SIZE, 40)
     with torch.no_grad():
+        torch.testing.assert_close(predict(model, x)[0], want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_ring_s_feedback_is_as_strong_as_asked():
+    model, x = Residual(SIZE, 0.6).double(), characters(6, 2, SIZE.length)
+    with torch.no_grad():
+        want = residual(dict(model.state_dict()), x, SIZE, SIZE.layers, 0.6, 12)
         torch.testing.assert_close(predict(model, x)[0], want, rtol=1e-9, atol=1e-9)
 
 
