@@ -212,6 +212,8 @@ def test_parameters_of_the_four_and_the_limits_of_the_spec():
     assert cost(MODELS["gpt2_small"], "shared_prefill", 200, full).token_forwards == 1180
     kib = [kv_bytes_per_token(Shape.of(row), 2) / 1024 for row in MODELS.values()][1:]
     assert kib == [36, 96, 180, 300]
+    half, whole = (cost(MODELS["gpt2_xl"], "shared_prefill", 200, full, None, size) for size in (2, 4))
+    assert whole.kv_bytes == 2 * half.kv_bytes == 2 * (20 * 249) * 300 * 1024
     # the spec's count of 200 tokens has the head on every one of them
     small = Shape.of(MODELS["gpt2_small"])
     assert (prompt_flops(small, 200) + 199 * 2 * small.head_weights) / 1e9 == pytest.approx(50.887, abs=2e-3)

@@ -59,6 +59,29 @@ def test_the_random_words_are_the_references(block):
     assert torch.equal(words.cpu()[tokens.cpu().argsort()] & 0xFFFFFFFF, token_words(seeds, position, 1024)[0])
 
 
+@triton.jit
+def _show_gumbel(words, to, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(to + i, ours._gumbel(tl.load(words + i).to(tl.uint32)))
+
+
+def test_gumbel_numbers_are_their_definition_from_the_first_word_to_the_last():
+    words = torch.cat([torch.tensor([0, 1, 2, 3, 7]), torch.logspace(1, 32, 123, 2).long() - 1])
+    got = torch.full((128,), math.nan, device=DEVICE)
+    _show_gumbel[1,](words.to(DEVICE), got, 128)
+    v = ((words.double() + 0.5) / 2**32).clamp(max=1 - 2.0**-24)
+    torch.testing.assert_close(got.cpu().double(), -(-torch.log1p(-v)).log(), atol=2e-6, rtol=2e-6)
+
+
+def draws_case(**change):
+    case = {"rows": 2, "draws": 3, "vocab": 1000, "kind": "sharp", "dtype": torch.float32, "k": 3, "block": 128,
+            "position": 5, "seed": 1}  # fmt: skip
+    return example(**case | change)
+
+
+@draws_case()  # many blocks, each with a maximum of its own
+@draws_case(kind="holes", vocab=129, dtype=torch.float16, k=4)
+@draws_case(kind="empty", vocab=33, dtype=torch.bfloat16, block=4096)
 @given(rows=st.integers(1, 3), draws=st.integers(1, 5), vocab=VOCABULARIES, kind=st.sampled_from(KINDS), dtype=FLOATS,
        k=st.integers(1, 4), block=st.sampled_from([128, 512, 4096]), position=st.integers(0, 2**31),
        seed=SEEDS)  # fmt: skip
@@ -131,6 +154,17 @@ def test_fork_is_the_references_to_the_bit(trees, particles, spare, k, threshold
     want = reference.fork(*state.values(), depth, 50, *rule)
     assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
     assert (got[2].sum(1) == particles).all()
+
+
+@pytest.mark.parametrize("limit", [9, 14, 40])
+def test_a_tip_splits_at_the_threshold_itself_as_far_as_the_limit_allows(limit):
+    state = forest(np.random.default_rng(3), 3, 20, 20, 4)
+    state["entropy"].fill_(0.5)
+    live = int((state["multiplicity"] > 0).sum(1).max())
+    got = kernels.fork(**put(state), depth=2, first_slot=50, threshold=0.5, branch_factor=3, max_paths=live + limit,
+                       backend="triton")  # fmt: skip
+    want = reference.fork(*state.values(), 2, 50, 0.5, 3, live + limit)
+    assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True)) and (want[3] > 1).any()
 
 
 def test_trees_do_not_see_each_other_in_a_fork():
