@@ -105,9 +105,10 @@ def test_documents_are_where_they_start_and_a_hash_is_of_every_token():
         return Text("", 9, {name: Part(tokens, np.zeros(1)) for name, tokens in parts.items()}, {}).hash
 
     hashes = {text(train=tokens, test=tokens[:9]), text(train=tokens[:9], test=tokens), text(test=tokens, tune=tokens)}
+    hashes |= {text(train=tokens, tune=tokens[:9]), text(tune=tokens, test=tokens[:9])}  # a part's name counts
     for at in (0, 250, 499):
         hashes |= {text(train=np.where(tokens == at, 7000, tokens), test=tokens[:9])}
-    assert len(hashes) == 6
+    assert len(hashes) == 8
 
 
 def test_floors_of_pairs_by_hand():
