@@ -1,6 +1,5 @@
 """Commands as a user types them, for the tests that run a question from end to end."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,11 +19,3 @@ def run(place, *words) -> tuple[int, str]:
     """(status, what it printed)."""
     done = subprocess.run(**command(place, *words), capture_output=True)
     return done.returncode, done.stdout + done.stderr
-
-
-def module_at(path):
-    """A bench file or a report as a module of its own, imported from its place."""
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,31 +1,20 @@
 """What the tests of the language-model question share: its modules, a text whose parts are told apart, a fake cell."""
 
-import importlib.util
-import sys
 from types import SimpleNamespace
 
 import torch
 
 from mlexp.eqprop.chars import Text
-from mlexp.flops import count_flops
 
-from .command import ROOT
+from .stand_ins import OneCell, load
 
 CORPUS = "a folder of mine"
 RANGES = {"train": (1, 40), "validation": (41, 60), "test": (61, 90)}  # no part has a character of another
 
 
 def module(name):
-    """A file of the question as a module; `tune` finds its bench file by its plain name."""
-    folder = str(ROOT / "benches/lm_scale_study")
-    spec = importlib.util.spec_from_file_location(f"lm_{name}", f"{folder}/{name}.py")
-    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(made)
-    finally:
-        sys.path.remove(folder)
-    return made
+    """A file of the question as a module."""
+    return load("lm_scale_study", name)
 
 
 def marked_text() -> Text:
@@ -42,30 +31,12 @@ def part_of(*tensors) -> str:
     return name
 
 
-class FakeCell:
-    """Keeps what a cell records; times by running once."""
+class FakeCell(OneCell):
+    """A cell of this question."""
 
     def __init__(self, settings, scale="smoke", seed=11):
-        self.settings, self.scale, self.seed = settings, scale, seed
-        self.device, self.dtype, self.options = "cpu", "float32", SimpleNamespace(corpus=CORPUS)
-        self.values, self.arrays, self.timed, self.timing = {}, {}, [], False
-
-    def time(self, run, rounds=1, warmup=True):
-        self.timed.append((rounds, warmup))
-        self.timing = True
-        result = run()
-        self.timing = False
-        return result
-
-    def count(self, run):
-        return count_flops(run)
-
-    def record(self, **values):
-        assert not values.keys() & self.values.keys()
-        self.values |= values
+        super().__init__(module("bench_lm_scale_study"), settings, seed, options=SimpleNamespace(corpus=CORPUS))
+        self.scale = scale
 
     def series(self, **arrays):
-        self.arrays |= arrays
-
-    def progress(self, done, total, what):
-        pass
+        self.arrays |= arrays  # as they were given: ragged or not

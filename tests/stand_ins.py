@@ -18,12 +18,16 @@ OPTIONS = SimpleNamespace(weights=None, prompts=None, corpus=None, model={})
 
 
 def load(question, file):
-    """`benches/<question>/<file>.py` as a module."""
-    name = f"{question}_{file}"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benches" / question / f"{file}.py")
+    """`benches/<question>/<file>.py` as a module of its own, which finds those beside it by their names."""
+    name, folder = f"{question}_{file}", ROOT / "benches" / question
+    spec = importlib.util.spec_from_file_location(name, folder / f"{file}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(folder))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
     return module
 
 
@@ -33,21 +37,23 @@ class OneCell:
     def __init__(self, bench, settings, seed, dtype="float32", device="cpu", options=OPTIONS):
         self.settings, self.seed, self.dtype, self.device, self.options = settings, seed, dtype, device, options
         self.values, self.arrays, self.timed, self._table = {}, {}, [], metrics_of(bench.METRICS)
+        self.timing = False  # whether `time` runs now
 
     def time(self, run, rounds=1, warmup=True, **_):
         assert not self.timed
         self.timed.append((rounds, warmup))
-        return run()
+        self.timing = True
+        result = run()
+        self.timing = False
+        return result
 
     def count(self, run):
         return count_flops(run)
 
     def record(self, **values):
-        assert not values.keys() & self.values.keys()
         self.values |= validate(values, self._table)
 
     def series(self, **arrays):
-        assert not arrays.keys() & self.arrays.keys()
         self.arrays |= {name: np.asarray(array) for name, array in arrays.items()}
 
     def progress(self, done, total, what):

@@ -15,9 +15,8 @@ import pytest
 import torch
 from scipy import stats
 
-from mlexp import record
-
-from .command import ROOT, module_at
+from .command import ROOT
+from .stand_ins import OneCell, load
 
 QUESTION = ROOT / "benches" / "kernel_speed"
 PLUGINS = ("-p", "no:cacheprovider", "-p", "mlexp.harness.plugin")  # named, for where the package is not installed
@@ -25,8 +24,7 @@ FIGURES = ("entropy_sample.png", "fork.png", "tree_attention.png")
 SMOKE = ("entropy_sample-rows20-eager", "fork-paths20-eager", "tree_attention-heads12_depth25-eager")
 
 
-bench = module_at(QUESTION / "bench_kernel_speed.py")
-report = module_at(QUESTION / "report.py")
+bench, report = load("kernel_speed", "bench_kernel_speed"), load("kernel_speed", "report")
 
 
 def run(*words, env=()):
@@ -143,12 +141,11 @@ def test_the_gate_sees_a_wrong_result(kernel, spoil):
         bench.GATES[kernel](args, spoil(*out) if isinstance(out, tuple) else spoil(out))
 
 
-class Cell:
-    """What the harness gives a cell, as far as the question asks for it; times nothing."""
+class Cell(OneCell):
+    """A cell on the CPU; `timed` is what it was asked to time, and how."""
 
     def __init__(self, **settings):
-        self.settings, self.seed = replace(bench.SETTINGS["smoke"], **settings), 7
-        self.device, self.dtype, self.values, self.timed = "cpu", "float32", {}, []
+        super().__init__(bench, replace(bench.SETTINGS["smoke"], **settings), seed=7)
 
     def time(self, run, **how):
         self.timed.append((run, how))
@@ -157,12 +154,6 @@ class Cell:
 
     def copy_bytes_per_s(self):
         return 2.5e9
-
-    def record(self, **values):
-        self.values |= record.validate(values, record.metrics_of(bench.METRICS))
-
-    def progress(self, *said):
-        pass
 
 
 CONFIG = SimpleNamespace(option=SimpleNamespace(require_gpu=False))

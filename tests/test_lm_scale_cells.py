@@ -201,7 +201,7 @@ def spent(row, model, batch, log):
 
 def test_the_judged_texts_are_the_test_text_and_what_was_trained_on(bench, monkeypatch):
     """Selection sees validation alone, judging comes after it; a real training of every kind of learner."""
-    seen, real, cell = [], train_module.evaluate, FakeCell(settings(bench))
+    seen, real = [], train_module.evaluate
 
     def watched(model, windows, batch=64):
         seen.append((cell.timing, part_of(*windows[:2])))
@@ -210,7 +210,7 @@ def test_the_judged_texts_are_the_test_text_and_what_was_trained_on(bench, monke
     monkeypatch.setattr(train_module, "evaluate", watched)
     for name in ("backprop", "full", "looped_mlp_twin"):
         seen.clear()
-        cell.values.clear()
+        cell = FakeCell(settings(bench))
         bench.test_data_size(cell, "n500", SEED, name)
         assert seen == [(False, "validation"), (True, "validation"), (True, "validation"), (False, "test"),
                         (False, "train")]  # fmt: skip

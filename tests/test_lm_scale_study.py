@@ -1,12 +1,10 @@
 """The language-model question as a user runs it, at smoke scale: every learner, records, the seed's outputs, errors."""
 
 import csv
-import importlib.util
 import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -19,6 +17,7 @@ from mlexp.analysis.results import contexts, load, load_series
 from mlexp.harness.grid import override, parse_override
 
 from .command import ROOT, command, run
+from .lm_scale import module
 
 EQPROP = ("looped_mlp", "recurrent_core", "full", "full_kappa0")
 TWINS = ("looped_mlp_twin", "recurrent_core_twin", "full_twin")
@@ -171,13 +170,6 @@ def finished(journal) -> int:
     """Cells that the journal holds; a line that is being written does not count."""
     lines = journal.read_text().splitlines() if journal.exists() else []
     return sum(line.startswith('{"event":"cell"') and line.endswith("}") for line in lines)
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"lm_{name}", ROOT / f"benches/lm_scale_study/{name}.py")
-    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The question about the training loop: every loop takes the same steps, and the report finds a planted ratio."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,8 +12,8 @@ from scipy import stats as scipy_stats
 
 from mlexp.flops import count_flops
 
-from .command import ROOT, run
-from .lm_scale import FakeCell
+from .command import run
+from .stand_ins import OneCell, load
 
 QUESTION = "benches/training_speed"
 FEW = ("--set", "workloads=maze_baseline,attention_baseline")
@@ -59,16 +57,9 @@ def test_bad_settings_are_named(tmp_path):
         assert status == 4 and said in text, text
 
 
-def module(name):
-    spec = importlib.util.spec_from_file_location(f"speed_{name}", ROOT / QUESTION / f"{name}.py")
-    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
 @pytest.fixture
 def bench():
-    return module("bench_training_speed")
+    return load("training_speed", "bench_training_speed")
 
 
 class Loop:
@@ -86,7 +77,7 @@ class Loop:
 
 
 def cell_of(bench, monkeypatch, **changes):
-    cell = FakeCell(replace(bench.SETTINGS["smoke"], steps=7, rounds=3, **changes))
+    cell = OneCell(bench, replace(bench.SETTINGS["smoke"], steps=7, rounds=3, **changes), seed=11)
     cell.time = lambda run, rounds=1, warmup=True, plain=cell.time: plain(run, rounds, warmup)
     return cell, Loop(cell, bench, monkeypatch)
 
@@ -128,7 +119,7 @@ def test_seed_and_dtype_of_the_cell_reach_the_workload(bench, monkeypatch, subje
     learn = __import__(f"mlexp.{subject}.learn", fromlist=["loss_in"])
     monkeypatch.setattr(learn, "loss_in", lambda dtype: dtypes.append(dtype) or dtype)
     for seed in (1000, 1000, 2000):  # alike in the last three digits: the data are the same, their order is not
-        cell = FakeCell(bench.SETTINGS["smoke"], seed=seed)
+        cell = OneCell(bench, bench.SETTINGS["smoke"], seed=seed)
         model, _, batches, *_ = getattr(bench, subject)(cell, "baseline")
         weights = torch.cat([p.flatten() for p in model.parameters()])
         found.append((weights, [batches(k)[0] for k in range(3)]))
@@ -207,7 +198,7 @@ def made_up():
 
 
 def test_ratios_are_plain_over_ours_within_a_block():
-    report, records = module("report"), made_up()
+    report, records = load("training_speed", "report"), made_up()
     table = report.ratio_table(records).set_index(["workload", "loop"])
     assert set(table.index) == set(RATIOS)
     for key, ratios in RATIOS.items():
@@ -223,7 +214,7 @@ def test_ratios_are_plain_over_ours_within_a_block():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_better_loop_is_held_to_what_was_asked_for(device):
-    report, said = module("report"), {}
+    report, said = load("training_speed", "report"), {}
     ignored = dict.fromkeys(("heading", "text", "table", "figure"), lambda *_: None)
     out = SimpleNamespace(
         verdict=lambda id, claim, verdict, effect, interval, why: said.update({id: (claim, str(verdict), effect)}),

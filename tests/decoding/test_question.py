@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from mlexp import record
 from mlexp.decoding import kernels
 from mlexp.decoding.decoders import DECODERS
 from mlexp.decoding.effective import Estimate
@@ -25,12 +24,12 @@ from mlexp.decoding.recipes import Nano
 from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS
 from mlexp.flops import count_flops
 
-from ..command import ROOT, module_at
+from ..stand_ins import OneCell, load
 from .models import tiny
 from .test_ends_and_filters import filtered
 from .test_quality import plain_self_bleu
 
-bench = module_at(ROOT / "benches/decoding_speedup/bench_decoding_speedup.py")
+bench = load("decoding_speedup", "bench_decoding_speedup")
 VOCAB, LENGTH, PEAK = 26, 40, 1000
 ITEMS = [
     {"id": f"p{i:02d}", "passage": f"{word} " * 9, "question": f"What is {word}, of {i}?", "answer": answer}
@@ -50,24 +49,20 @@ class Letters:
         return "".join(chr(97 + token) for token in ids)
 
 
-class Cell:
-    """What the harness gives a cell, as far as the question asks for it; times nothing."""
+class Cell(OneCell):
+    """A cell that asks for these prompts; `rounds` is how often it was to be timed, `said` its progress."""
 
     def __init__(self, prompts, **settings):
-        self.settings = replace(bench.SETTINGS["smoke"], **ASKED | settings)
-        self.options = SimpleNamespace(weights=None, prompts=prompts, corpus=None, model={})
-        self.device, self.dtype, self.seed = "cpu", "float32", 11
-        self.values, self.arrays, self.rounds, self.said = {}, {}, None, []
+        options = SimpleNamespace(weights=None, prompts=prompts, corpus=None, model={})
+        super().__init__(bench, replace(bench.SETTINGS["smoke"], **ASKED | settings), seed=11, options=options)
+        self.rounds, self.said = None, []
 
     def time(self, run, rounds):
         self.values["peak_bytes"], self.rounds = PEAK, rounds
         return run()
 
-    def record(self, **values):
-        self.values |= record.validate(values, record.metrics_of(bench.METRICS))
-
     def series(self, **arrays):
-        self.arrays |= arrays
+        self.arrays |= arrays  # as they were given
 
     def progress(self, *args, **more):
         self.said.append((args, more))

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from ..command import ROOT, module_at
+from ..stand_ins import load
 
-report = module_at(ROOT / "benches/decoding_speedup/report.py")
+report = load("decoding_speedup", "report")
 ARMS = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
 SIZES = {"gpt2_nano": 10, "gpt2_small": 100, "gpt2_medium": 300, "gpt2_large": 700, "gpt2_xl": 1500}
 PAIR = ("sequential", "eab_particles")
