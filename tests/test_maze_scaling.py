@@ -1,5 +1,6 @@
 """The maze question: its settings, one cell whose every number is found again by plain walks, and a run as typed."""
 
+import functools
 import json
 import math
 from dataclasses import asdict, replace
@@ -150,9 +151,15 @@ class Ran:
         return outcomes(self.logits(mazes)[-1], mazes)
 
 
+@pytest.fixture(scope="module")
+def first_run(bench, one_process_and_a_cache):
+    """A cell of an arm, run once."""
+    return functools.cache(lambda arch: Ran(bench, one_process_and_a_cache, arch))
+
+
 @pytest.fixture(scope="module", params=CELLS)
-def ran(request, bench, one_process_and_a_cache):
-    return Ran(bench, one_process_and_a_cache, request.param)
+def ran(request, first_run):
+    return first_run(request.param)
 
 
 def test_a_cell_trains_on_its_seed_s_mazes_and_is_judged_on_others(ran):
@@ -236,9 +243,9 @@ def test_every_series_of_a_cell_is_found_again(ran):
     ran.model.load_state_dict(last)
 
 
-def test_what_a_cell_records_can_be_told_apart(bench, one_process_and_a_cache):
+def test_what_a_cell_records_can_be_told_apart(bench, one_process_and_a_cache, first_run):
     """Or the two tests above could not fail."""
-    ran = Ran(bench, one_process_and_a_cache, "poh_hrm")
+    ran = first_run("poh_hrm")
     assert len({ran.values[m] for m in ("accuracy", "optimality", "strict_accuracy", "cell_accuracy")}) == 4
     assert ran.values["accuracy"] != share(ran.judged(ran.known).solved)
     assert evaluate.probes(ran.model, ran.known) != evaluate.probes(ran.model, ran.test)
