@@ -97,6 +97,33 @@ def test_what_the_kernel_cannot_do_is_refused():
         cuda.entropy_sample(logits.double(), 1.0, seeds, position, 1, None)
 
 
+def test_kernels_are_compiled_and_kept_for_their_device_number_of_draws_and_type(monkeypatch):
+    compiled, loaded = [], []
+
+    class Driver:
+        @staticmethod
+        def cuModuleLoadData(module, cubin):
+            loaded.append(cubin)
+            return 0
+
+        @staticmethod
+        def cuModuleGetFunction(kernel, module, name):
+            loaded.append(name)
+            return 0
+
+    monkeypatch.setattr(cuda, "_driver", Driver)
+    monkeypatch.setattr(cuda, "compile_source", lambda *what: compiled.append(what) or b"cubin")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, device))
+    cuda._kernels.cache_clear()
+    source, low, full = cuda.SOURCE.read_bytes(), torch.bfloat16, torch.float32
+    asked = [(0, 3, low), (0, 2, low), (0, 3, full), (1, 3, full)]
+    for each in (*asked, *asked):
+        cuda._kernels(*each)
+    cuda._kernels.cache_clear()
+    assert compiled == [(source, f"sm_9{d}", {"K": k, "DTYPE": cuda.DTYPES[dtype]}) for d, k, dtype in asked]
+    assert loaded[:3] == [b"cubin", b"sample_block", b"merge_blocks"]
+
+
 @given(draws=st.integers(1, 10**5), vocabulary=st.integers(1, 10**6), multiprocessors=st.sampled_from([1, 108, 132]))
 def test_every_multiprocessor_has_work_and_no_block_is_idle(draws, vocabulary, multiprocessors):
     blocks, groups = cuda.vocabulary_blocks(draws, vocabulary, multiprocessors), -(-vocabulary // 128)
