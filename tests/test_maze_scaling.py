@@ -104,7 +104,7 @@ TINY = {"maze_size": 6, "train": 12, "test": 60, "epochs": 3, "batch": 4, "R": 3
 CELLS = {  # arm: settings other than the defaults, so that one that is not forwarded shows
     "baseline": {"generator": "dfs_loops", "augment": False, "loss": "path"},
     "poh_hrm": {"generator": "dfs_loops", "epochs": 8},
-    "poh_t_inf": {"epochs": 1, "heads": None, "lr": None, "larger": ()},
+    "poh_t_inf": {"epochs": 1, "heads": None, "lr": None, "larger": (), "train": 10},  # batches of 4, 4 and 2
     "baseline_long": {"min_path": 0.3, "epochs": 12},
 }
 
@@ -192,9 +192,11 @@ def test_a_cell_trains_the_arm_as_its_settings_say(ran):
 def test_every_number_of_a_cell_is_found_again(ran):
     s, v, found = ran.settings, ran.values, ran.judged(ran.test)
     solved = [x for x in found.excess if not math.isnan(x)]
-    batch = Batches(ran.known, s.batch, CELL_SEED, augment=s.augment, min_length=ran.least, loss=s.loss)(0)
+    batches = Batches(ran.known, s.batch, CELL_SEED, augment=s.augment, min_length=ran.least, loss=s.loss)
     twin = build(SIZES["tiny"], ran.arm, s.R, s.T, s.heads).train()
-    _, step_flops = count_flops(lambda: learn.loss_in(torch.float32)(twin, *batch).backward())
+    step_flops = [
+        count_flops(lambda i=i: learn.loss_in(torch.float32)(twin, *batches(i)).backward())[1] for i in range(3)
+    ]
     beyond = [share(ran.judged(data.mazes(ran.recipe(n, 12, SEED + 100_000))).solved) for n in s.larger]
     want = {
         "accuracy": share(found.solved),
@@ -204,7 +206,7 @@ def test_every_number_of_a_cell_is_found_again(ran):
         "cell_accuracy": found.cells,
         "larger_accuracy": np.mean(beyond) if beyond else None,
         "n_params": sum(p.numel() for p in twin.parameters()),
-        "flops": step_flops * v["steps"],
+        "flops": sum(step_flops) * v["steps"] / 3,
         "n_tokens": v["steps"] / 3 * len(ran.known) * 36,
         "steps": len(ran.states),
         "loss_nats": np.mean(ran.fit.losses[-3:]),  # of the last epoch

@@ -111,7 +111,9 @@ def test_train(cell, size, seed, arch):
     model, dtype = solver(size, arch, s.R, s.T, s.heads, cell.seed, cell.device), getattr(torch, cell.dtype)
     batches = Batches(known, s.batch, cell.seed, cell.device, s.augment, s.least(s.maze_size), s.loss)
     steps = batches.per_epoch * s.epochs * (s.R if arm.long else 1)
-    _, flops = cell.count(lambda: loss_in(dtype)(model, *batches(0)).backward())
+    epochs = steps // batches.per_epoch
+    ends = [batches(0), batches(batches.per_epoch - 1)]  # the last batch of an epoch may be smaller
+    first, last_one = (cell.count(lambda batch=batch: loss_in(dtype)(model, *batch).backward())[1] for batch in ends)
     lr = SIZES[size].lr if s.lr is None else s.lr
     states = Snapshots(model, steps, min(SNAPSHOTS, s.epochs))
     result = cell.time(
@@ -129,8 +131,8 @@ def test_train(cell, size, seed, arch):
     solved = last.solved.float()
     cell.record(
         n_params=sum(p.numel() for p in model.parameters()),
-        flops=flops * steps,
-        n_tokens=steps * s.batch * s.maze_size**2,
+        flops=epochs * ((batches.per_epoch - 1) * first + last_one),
+        n_tokens=epochs * len(known) * s.maze_size**2,
         steps=steps,
         micro_batch=result.micro_batch,
         captured=result.captured,
