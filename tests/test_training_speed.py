@@ -11,6 +11,7 @@ import torch
 from scipy import stats as scipy_stats
 
 from mlexp.flops import count_flops
+from mlexp.harness import grid
 
 from .command import run
 from .stand_ins import OneCell, load
@@ -19,16 +20,17 @@ QUESTION = "benches/training_speed"
 FEW = ("--set", "workloads=maze_baseline,attention_baseline")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    place = tmp_path_factory.mktemp("training")
+@pytest.fixture
+def place(tmp_path):
+    place = tmp_path / "training"
+    place.mkdir()
     where = ("--journal", str(place / "journal.jsonl"), "--benchmark-json", str(place / "out.json"))
     status, text = run(place, "pytest", QUESTION, "--scale", "smoke", "-p", "no:cacheprovider", *FEW, *where)
     assert status == 0, text
     return place
 
 
-def test_every_loop_does_the_same_work(place):
+def test_every_loop_does_the_same_work_and_the_report_finds_a_planted_ratio(place, tmp_path):
     found = {tuple(b["params"].values()): b["extra_info"] for b in
              json.loads((place / "out.json").read_text())["benchmarks"]}  # fmt: skip
     assert len(found) == 2 * 2 * 2
@@ -37,10 +39,12 @@ def test_every_loop_does_the_same_work(place):
         assert all(info[name] == plain[name] > 0 for name in ("flops", "n_params", "n_tokens", "steps"))
         # the same batches and start, but other betas, decay and schedule: near, not equal
         assert info["final_loss_nats"] == pytest.approx(plain["final_loss_nats"], rel=0.4), loop
+    for factor, want in ((2.0, "supported"), (1.0, "refuted")):
+        plant(place, tmp_path, factor, want)
 
 
-@pytest.mark.parametrize(("factor", "want"), [(2.0, "supported"), (1.0, "refuted")])
-def test_the_report_finds_a_planted_ratio(place, tmp_path, factor, want):
+def plant(place, tmp_path, factor, want):
+    """The report of the same records, had the plain loop taken so many times as long."""
     content = json.loads((place / "out.json").read_text())
     for i, b in enumerate(content["benchmarks"]):
         time = (1 + 1e-3 * (i % 3)) * (factor if b["params"]["loop"] == "plain" else 1.0)
@@ -51,10 +55,10 @@ def test_the_report_finds_a_planted_ratio(place, tmp_path, factor, want):
     assert (tmp_path / "results/training_speed/training_speed.png").stat().st_size > 100
 
 
-def test_bad_settings_are_named(tmp_path):
+def test_bad_settings_are_named(bench):
     for words, said in (("loops=fast", "unknown loop 'fast'; choose from plain, shared"), ("steps=0", "steps is 0")):
-        status, text = run(tmp_path, "pytest", QUESTION, "--set", words, "--collect-only", "-p", "no:cacheprovider")
-        assert status == 4 and said in text, text
+        with pytest.raises(ValueError, match=said):
+            grid.override(bench.SETTINGS["quick"], [grid.parse_override(words)])
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from tests.mutants.planted import KINDS, ROOT, Fault, all_faults, parse
 
 FAULTS = all_faults()
+SLOW_IMPORTS = ("numpy", "scipy.stats", "pandas", "matplotlib.figure", "hypothesis", "pytest", "torch", "transformers")
 TIMEOUT_S = 400  # a fault that makes a test loop forever is noticed too
 
 
@@ -35,11 +36,11 @@ def copy_of(source, target):
 class Checkout:
     """A copy of the repository in which faults are planted, and a process that runs its tests."""
 
-    def __init__(self, root):
+    def __init__(self, root, imports=SLOW_IMPORTS):
         self.root, self._log = root, root / "pytest.log"
         env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         env |= {"PYTHONPATH": str(root), "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        argv = [sys.executable, str(Path(__file__).with_name("warm.py")), str(root)]
+        argv = [sys.executable, str(Path(__file__).with_name("warm.py")), str(root), *imports]
         self._warm = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run_tests(self, *args):
@@ -80,7 +81,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture
 def toy_checkout(tmp_path):
-    opened = Checkout(tmp_path)
+    opened = Checkout(tmp_path, imports=("pytest",))
     yield opened
     opened.close()
 

@@ -1,8 +1,8 @@
 """A process that has imported the slow libraries and forks once for each pytest run that it is asked for.
 
-`python warm.py ROOT` imports nothing of the project itself, which may change between two runs. A request is a line of
-JSON, {"args": pytest's arguments, "log": the file for what it prints, "timeout_s": seconds}, the answer the exit status
-of the run, 1 where it ran out of time.
+`python warm.py ROOT MODULE...` imports nothing of the project itself, which may change between two runs. A request is a
+line of JSON, {"args": pytest's arguments, "log": the file for what it prints, "timeout_s": seconds}, the answer the
+exit status of the run, 1 where it ran out of time.
 """
 
 import importlib
@@ -12,14 +12,12 @@ import signal
 import sys
 import time
 
-SLOW_IMPORTS = ("numpy", "scipy.stats", "pandas", "matplotlib.figure", "hypothesis", "pytest", "torch", "transformers")
-
 
 def main() -> None:
-    root = sys.argv[1]
+    _, root, *modules = sys.argv
     sys.path[0] = root  # in the place of this file's folder
     os.chdir(root)
-    for name in SLOW_IMPORTS:
+    for name in modules:
         importlib.import_module(name)
     for line in sys.stdin:
         print(run(**json.loads(line)), flush=True)
