@@ -84,6 +84,7 @@ def test_a_wrong_question_is_refused(df, change, told):
         ("weights", None, "weights is 'random' and nan"),
         ("weights_hash", "w2", "did not do the same work in block {'model': 'xl', 'prompt': 'p03'}: weights_hash"),
         ("prompts_hash", "p2", "prompts_hash is 'p1' and 'p2'"),
+        ("corpus_hash", "c2", "same work in block {'model': 'xl', 'prompt': 'p03'}: corpus_hash"),
         ("question", "other", "question is 'speed' and 'other'"),
     ],
 )

@@ -28,10 +28,10 @@ def test_columns_are_axes_metrics_provenance_source(make, tmp_path):
 
 
 def test_timing_is_the_median_the_interquartile_range_and_the_count(make, tmp_path):
-    entries = [make.bench({"n": "n1"}, [4.0, 1.0, 2.0, 3.0]), make.bench({"n": "n2"}, [5.0])]
+    entries = [make.bench({"n": "n1"}, [44.0, 1.0, 2.0, 3.0]), make.bench({"n": "n2"}, [5.0])]
     df = load(make.write_json(tmp_path / "a.json", entries))
     assert df["wall_s"].tolist() == [2.5, 5.0]
-    assert df["wall_iqr_s"][0] == np.subtract(*np.percentile([1, 2, 3, 4], [75, 25]))
+    assert df["wall_iqr_s"][0] == np.subtract(*np.percentile([1, 2, 3, 44], [75, 25]))
     assert np.isnan(df["wall_iqr_s"][1])  # a single round has no spread
     assert df["rounds"].tolist() == [4, 1]
 
@@ -101,6 +101,21 @@ def test_unfinished_records_come_only_when_asked_for(make, tmp_path):
     assert load(path, status="oom")["reason"].tolist() == ["big"]
     with pytest.raises(ValueError, match=r"unknown status 'green'; choose from passed, failed, oom"):
         load(path, status="green")
+
+
+def test_an_unfinished_cell_of_another_program_s_file_has_not_passed(tmp_path):
+    entry = {"fullname": "t.py::test_a", "params": {}, "extra_info": {}}
+    timed = entry | {"fullname": "t.py::test_b", "stats": {"median": 0.5, "iqr": 0.1, "rounds": 5}}
+    (tmp_path / "a.json").write_text(json.dumps({"benchmarks": [timed], "unfinished": [entry]}))
+    assert load(tmp_path)["cell"].tolist() == ["t.py::test_b"]
+    assert load(tmp_path, status=None)["status"].tolist() == ["passed", "failed"]
+
+
+def test_of_one_key_the_last_line_of_a_journal_counts(make, tmp_path):
+    when = {"key": "k", "when": "2026-01-01T09:00:00+00:00"}
+    entries = [make.bench({"n": "n1"}, accuracy=accuracy, **when) for accuracy in (0.25, 0.75)]
+    df = load(make.write_journal(tmp_path / "j.jsonl", entries))
+    assert df["accuracy"].tolist() == [0.75]
 
 
 def test_a_seed_axis_and_the_recorded_seed_are_one_column(make, tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 from scipy import stats as scipy_stats
@@ -204,6 +204,24 @@ def test_crossover_without_noise_is_exact_and_directed():
     assert stats.crossover(x, -table)[:4] == pytest.approx((5, 5, 5, False), rel=1e-3)
 
 
+@pytest.mark.parametrize(("means", "open_end"), [((-0.02, 1, 2), "low"), ((-2, -1, 0.02), "high")])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_crossover_near_an_end_of_the_range_may_lie_beyond_that_end(means, open_end, sign):
+    """Blocks enough for a bootstrap, in a third of whose resamples the advantage has no change of sign."""
+    noise = 0.3 * np.random.default_rng(0).standard_normal((25, 3))
+    table = sign * (np.array(means) + noise - noise.mean(axis=0))
+    found = stats.crossover([1, 2, 4], table)
+    assert (found.low, found.high)[open_end == "high"] == {"low": 0.0, "high": math.inf}[open_end]
+    assert 1 <= (found.high if open_end == "low" else found.low) <= 4 and found.missing_fraction > 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "null", "p"), [([2, 2, 2], 2, 1.0), ([2, 2], 0, 0.0), ([0, 0], 2, 0.0), ([0, 0], 0, 1.0)]
+)
+def test_identical_values_are_the_null_or_not(values, null, p):
+    assert stats.mean_p(values, null) == p
+
+
 def test_no_crossover_is_none_and_a_touch_is_none():
     x = [1.0, 2.0, 4.0]
     assert stats.crossover(x, [[1, 2, 3], [2, 2, 2]]) is None
@@ -348,6 +366,15 @@ def test_the_crossed_interval_covers_where_that_of_items_alone_does_not():
 
     assert coverage(lambda x: stats.crossed_interval(x, resamples=300), 6, draw) > 0.93
     assert coverage(lambda x: stats.bootstrap_interval(x.mean(0), resamples=300), 6, draw) < 0.9
+
+
+@given(st.integers(3, 8), st.integers(0, 2**31 - 1))
+@settings(max_examples=10)
+def test_where_items_do_not_differ_the_crossed_interval_is_student_s_of_the_runs(runs, seed):
+    effects = np.random.default_rng(seed).standard_normal(runs)
+    found = stats.crossed_interval(np.repeat(effects[:, None], 5, axis=1), resamples=8000)
+    want = scipy_stats.ttest_1samp(effects, 0).confidence_interval()
+    assert (found.high - found.low) == pytest.approx(want.high - want.low, rel=0.05)
 
 
 def test_the_crossed_interval_weighs_its_items():
