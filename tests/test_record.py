@@ -71,3 +71,14 @@ def test_a_bad_declaration_is_refused(declared, message):
 def test_a_declared_metric_is_known():
     table = record.metrics_of({"token_forwards": ("tokens", "lower", "tokens pushed through the model")})
     assert record.validate({"token_forwards": 7}, table) == {"token_forwards": 7}
+
+
+def test_the_shared_metrics_have_these_units_and_directions():
+    """Costs and losses are better lower, shares of correct outcomes higher; what is only told has no direction."""
+    lower = {"wall_s": "s", "flops": "FLOP", "peak_bytes": "bytes", "energy_j": "J", "loss_nats": "nats"}
+    lower |= {"perplexity": "ratio", "unconverged_fraction": "fraction"}
+    higher = {"accuracy": "fraction", "optimality": "fraction", "effective_samples": "samples"}
+    told = {"wall_iqr_s": "s", "rounds": "count", "timer": "name", "flops_closed_form": "FLOP", "peak_method": "name"}
+    told |= {"n_params": "count", "n_tokens": "tokens"}
+    for better, units in (("lower", lower), ("higher", higher), ("none", told)):
+        assert {name: metric.unit for name, metric in record.METRICS.items() if metric.better == better} == units

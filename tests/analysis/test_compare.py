@@ -324,9 +324,11 @@ def test_files_of_two_contexts_are_refused_in_one_line(make, tmp_path, base, cap
         assert f"{field} is" in line and old in line and new in line
 
 
-def test_other_inputs_are_other_work(compared, base):
-    with pytest.raises(gate.Refused, match="prompts_hash is 'p1' in the base and 'p2' in the head") as refused:
-        compared(base, changed(base, one_cell, prompts_hash="p2"))
+@pytest.mark.parametrize("field", ["prompts_hash", "corpus_hash", "weights_hash"])
+def test_other_inputs_are_other_work(compared, base, field):
+    one = changed(base, **{field: "p1"})
+    with pytest.raises(gate.Refused, match=f"{field} is 'p1' in the base and 'p2' in the head") as refused:
+        compared(one, changed(one, one_cell, **{field: "p2"}))
     assert refused.value.status == gate.INCOMPARABLE
 
 
