@@ -45,3 +45,16 @@ def test_markdown_is_the_little_that_reports_need():
 )
 def test_cells_are_rounded_for_people(value, text):
     assert output.cell_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        ({"weights": "random", "corpus": "pydoc_topics"}, "stand-in weights and corpus"),
+        ({"weights": "trained on pydoc_topics", "corpus": "a folder"}, "stand-in weights"),
+        ({"weights": "pretrained", "corpus": "pydoc_topics, split"}, "stand-in corpus"),
+        ({"weights": "pretrained_q4_1", "corpus": None}, ""),
+    ],
+)
+def test_a_stand_in_is_never_shown_as_the_real_thing(context, said):
+    assert output.stand_ins(context) == said

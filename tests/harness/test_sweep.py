@@ -11,7 +11,8 @@ import pytest
 
 from mlexp import journal
 from mlexp.harness import measure
-from mlexp.harness.sweep import FORWARDED, Share, Sweep
+from mlexp.harness.session import PLAN
+from mlexp.harness.sweep import FORWARDED, Dispatch, Share, Sweep, Worker
 
 pytest_plugins = ["pytester"]
 
@@ -166,3 +167,22 @@ def test_no_room_is_an_error_and_runs_nothing(toy, swept, share):
     args = ["--device", "cpu"] if share.gpus else []
     assert swept(OneNode(), *args, share=share) == pytest.ExitCode.USAGE_ERROR
     assert toy.ran() == []
+
+
+def test_a_cell_has_the_key_and_the_record_the_name_of_the_machine_that_ran_it():
+    started, ended, dispatch = [], [], Dispatch.__new__(Dispatch)
+    plan = SimpleNamespace(name="c", key="key here")
+    item = SimpleNamespace(stash={PLAN: plan})
+    dispatch.state = SimpleNamespace(
+        key_on=lambda plan, machine: f"key on {machine}",
+        journal=SimpleNamespace(start=lambda *line: started.append(line[:2])),
+        new_entry=lambda plan, *ended: journal.Entry("c", plan.key, "q", {}, {"machine": "the driver's"}),
+        swept=lambda plan, entry: ended.append(entry),
+    )
+    dispatch.waiting, dispatch.done = {}, 0
+    actor = SimpleNamespace(run=SimpleNamespace(remote=lambda *args: args))
+    dispatch.hand_out(Worker(actor, machine="another"), item)
+    assert plan.key == "key on another"
+    assert started == list(dispatch.waiting) == [("c", "key on another")]
+    dispatch.crashed(item, "another", "lost")
+    assert [(entry.key, entry.record["machine"]) for entry in ended] == [("key on another", "another")]
