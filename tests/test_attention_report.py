@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from .command import ROOT
+from .referees import adjusted, t_interval
 from .stand_ins import Pages, lines, load
 
 QUESTION = ROOT / "benches" / "attention_search"
@@ -206,19 +207,6 @@ def of(records, arm, metric="loss_nats", budget="finished", match="same_shape"):
     """A metric of an arm, by seed."""
     mine = records[(records["variant"] == arm) & (records["budget"] == budget) & (records["match"] == match)]
     return mine.set_index("seed")[metric].sort_index()
-
-
-def t_interval(x, confidence=0.95):
-    return stats.t.interval(confidence, len(x) - 1, np.mean(x), stats.sem(x))
-
-
-def adjusted(p):
-    """Holm's, by its definition."""
-    order, worst, out = np.argsort(p), 0.0, np.empty(len(p))
-    for rank, i in enumerate(order):
-        worst = max(worst, (len(p) - rank) * p[i])
-        out[i] = min(1.0, worst)
-    return out
 
 
 def check_pairs(table, pairs, whole, budget="finished"):

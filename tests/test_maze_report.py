@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from .referees import adjusted, t_interval
 from .stand_ins import Pages, lines, load
 
 SIZES = {"tiny": 4e5, "small": 2e6, "medium": 1e7, "large": 4e7}
@@ -76,19 +77,6 @@ def values(records, size, arm, metric="accuracy"):
     """A metric of an arm, by seed."""
     mine = records[(records["size"] == size) & (records["arch"] == arm)]
     return mine.set_index("seed")[metric].sort_index()
-
-
-def t_interval(x, confidence=0.95):
-    return stats.t.interval(confidence, len(x) - 1, np.mean(x), stats.sem(x))
-
-
-def adjusted(p):
-    """Holm's, by its definition."""
-    order, worst, out = np.argsort(p), 0.0, np.empty(len(p))
-    for rank, i in enumerate(order):
-        worst = max(worst, (len(p) - rank) * p[i])
-        out[i] = min(1.0, worst)
-    return out
 
 
 def test_the_accuracy_table_is_means_over_seeds(all_of_it):
