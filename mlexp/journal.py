@@ -32,7 +32,8 @@ class Entry:
     record: dict
     durations: list = field(default_factory=list)
     series: dict = field(default_factory=dict)
-    metrics: dict = field(default_factory=dict)  # the question's own: name -> [unit, better, what]
+    metrics: dict = field(default_factory=dict)  # the question's own: name -> [unit, better, what, compare]
+    study: dict = field(default_factory=dict)  # mlexp.study.Study.declaration as it stood when the cell ran
     group: str | None = None
     imports: dict = field(default_factory=dict)
     packages: dict = field(default_factory=dict)
@@ -46,7 +47,7 @@ OWN_FOLDER = ".mlexp"
 BEGIN = '{"event":"'  # of every line
 KINDS = {
     **dict.fromkeys(("cell", "key", "question"), str),
-    **dict.fromkeys(("params", "record", "series", "metrics", "imports", "packages"), dict),
+    **dict.fromkeys(("params", "record", "series", "metrics", "study", "imports", "packages"), dict),
     "durations": list,
     "group": str | None,
 }

@@ -13,12 +13,32 @@ STATUSES = ("passed", "failed", "oom", "diverged", "crashed", "skipped", "xfaile
 EXPECTED = ("oom", "diverged")  # outcomes that a sweep over sizes is entitled to: reported, not a failure of the run
 
 
+COMPARED = ("exact", "time", "memory", "quality", "other")  # how `mlexp compare` judges a metric
+COUNTED = ("FLOP", "count", "tokens", "rows", "nodes", "paths", "prompts", "steps", "cells", "items", "flag", "name")
+
+
 class Metric(NamedTuple):
-    """A named quantity: its unit, which direction is better (`lower`, `higher` or `none`) and what it is."""
+    """A named quantity: its unit, which direction is better (`lower`, `higher` or `none`), what it is, and how
+    `mlexp compare` judges it (one of COMPARED; empty: as its unit has it)."""
 
     unit: str
     better: str
     what: str
+    compare: str = ""
+
+    @property
+    def compared(self) -> str:
+        """How two files' values are compared: exactly what a program counts, by their noise times, sizes and qualities;
+        `other` is shown where it differs and fails nothing."""
+        if self.compare:
+            return self.compare
+        if self.unit in COUNTED:
+            return "exact"
+        if self.unit in ("s", "J") or self.unit.endswith("/s"):
+            return "time"
+        if self.unit == "bytes":
+            return "memory"
+        return "quality" if self.better != "none" else "other"
 
 
 METRICS = {
@@ -40,7 +60,9 @@ METRICS = {
     "effective_samples": Metric("samples", "higher", "independent samples that would carry the same information"),
     "unconverged_fraction": Metric("fraction", "lower", "share of steps or items that stopped short of convergence"),
 }
-"""What any question may record; its own it declares in its bench file: METRICS = {name: (unit, better, what it is)}."""
+"""What any question may record; its own it declares: METRICS = {name: (unit, better, what it is)}. Where the unit does
+not say how to compare it, a fourth entry does, one of COMPARED.
+"""
 
 CONDITIONS = {
     "involuntary_switches": Metric("count", "none", "times that a thread of the process had to leave its core"),
@@ -87,8 +109,10 @@ def metrics_of(declared: Mapping[str, tuple] | None = None) -> dict[str, Metric]
             raise ValueError(f"METRICS: {name!r} is not a metric name; use lower case, digits and underscores")
         if name in table or name in PROVENANCE:
             raise ValueError(f"METRICS: {name!r} is already defined by mlexp.record; drop it or choose another name")
-        if len(row) != 3 or row[1] not in ("lower", "higher", "none"):
+        if len(row) not in (3, 4) or row[1] not in ("lower", "higher", "none"):
             raise ValueError(f"METRICS[{name!r}] is {row!r}; give (unit, 'lower' | 'higher' | 'none', what it is)")
+        if len(row) == 4 and row[3] not in ("", *COMPARED):
+            raise ValueError(f"METRICS[{name!r}]: compare is {row[3]!r}; choose from {', '.join(COMPARED)}")
         table[name] = Metric(*row)
     return table
 

@@ -42,7 +42,14 @@ def write(path: Path, content: bytes):
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

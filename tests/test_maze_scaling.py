@@ -12,8 +12,8 @@ import torch
 
 from mlexp.flops import count_flops
 from mlexp.maze import data, evaluate, learn
+from mlexp.maze.archs import ARCHS as ARMS
 from mlexp.maze.data import Recipe
-from mlexp.maze.models import ARCHS as ARMS
 from mlexp.maze.models import build
 from mlexp.maze.moves import features
 from mlexp.maze.objective import Batches

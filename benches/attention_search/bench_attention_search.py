@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlexp.attention.variants import (
@@ -19,105 +18,18 @@ from mlexp.attention.variants import (
     training_flops_per_token,
 )
 from mlexp.corpus import read_corpus
+from mlexp.study import beside
 
-CONTROL, REFERENCE = "mla_plain", "baseline"  # what arms differ from; whose parameters or FLOPs they are given
-AGAIN, HALF = "again", "half_size"  # the control from other initial values (A/A); the reference at half of everything
-PLAIN = VARIANTS[CONTROL]
-FACTORIAL = {  # with mla_plain, lora_small and bias_only: every combination of query rank, interpolation and bias
-    "mla_only_pi": replace(PLAIN, factor=2.0),
-    "mla_q_pi": replace(PLAIN, q_rank=32, factor=2.0),
-    "mla_q_bias": replace(PLAIN, q_rank=32, bias=True),
-    "mla_bias_pi": replace(PLAIN, bias=True, factor=2.0),
-    "mla_all_three": replace(PLAIN, q_rank=32, bias=True, factor=2.0),
-}
-KINDS = {**VARIANTS, AGAIN: PLAIN, HALF: VARIANTS[REFERENCE], **FACTORIAL}
-ARMS = (*VARIANTS, AGAIN, HALF)
-MATCHES = ("same_shape", "same_params", "same_flops")
-BUDGETS = {"original": "seed", "finished": "finished"}  # budget -> recipe of mlexp.attention.learn
-SEED_LR = 1e-4  # the original's, constant, for all arms
-TEXTS = ("synthetic", "natural")
-SINGULAR = {"budgets": "budget", "matches": "match", "variants": "variant"}
+declared = beside(__file__)
+STUDY = declared.STUDY
+AGAIN, BUDGETS, CONTROL, HALF, KINDS, REFERENCE = (
+    getattr(declared, name) for name in ("AGAIN", "BUDGETS", "CONTROL", "HALF", "KINDS", "REFERENCE")
+)
+ORIGINAL_LR = 1e-4  # constant, for all arms
 PARTS = ("tune", "validation", "test")  # the same for every seed; the training text is the seed's
 RATES = Path(__file__).with_name("learning_rates.json")
 ANEW = 1_000_000  # added to the seed that the A/A arm's parameters are drawn from
 TAIL = 10  # the last tenth of the steps is what train_loss_nats is the mean of
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The seed's numbers. matches: what arms have in common; same_params: the reference's parameters, by another
-    feed-forward width; same_flops: its FLOPs, by another number of steps (an epoch that ends early begins again).
-    held_out: characters of each held-out part of natural text; tokenizer: a tokenizer.json for it instead of one
-    trained on it; micro_batch: items that a step takes at a time; compile: train by torch.compile; lr: for every arm,
-    instead of the tuned ones; untuned_lr: where none was tuned."""
-
-    budgets: tuple[str, ...] = tuple(BUDGETS)
-    matches: tuple[str, ...] = ("same_shape",)
-    seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
-    variants: tuple[str, ...] = ARMS
-    shape: str = "full"
-    text: str = "natural"
-    steps: int = 50
-    batch: int = 16
-    eval_batches: int = 10
-    held_out: int = 40_000
-    tokenizer: str | None = None
-    micro_batch: int | None = None
-    compile: bool = False
-    lr: float | None = None
-    untuned_lr: float = 1e-3
-    factors: tuple[int, ...] = (1, 2, 4)
-    longer_windows: int = 16
-
-    def __post_init__(self):
-        lists = (("budgets", BUDGETS), ("matches", MATCHES), ("variants", KINDS), ("shape", SHAPES), ("text", TEXTS))
-        for what, known in lists:
-            values = getattr(self, what)
-            for value in (values,) if isinstance(values, str) else values:
-                if value not in known:
-                    raise ValueError(f"unknown {SINGULAR.get(what, what)} {value!r}; choose from {', '.join(known)}")
-        for name in ("steps", "batch", "eval_batches", "held_out", "longer_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
-        for name in ("lr", "untuned_lr"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; above 0")
-        if min(self.factors) < 1:
-            raise ValueError(f"factors is {self.factors}; each at least 1")
-
-
-QUICK = Settings(budgets=("finished",), variants=(*ARMS, *FACTORIAL), shape="quick", text="synthetic", steps=100,
-                 batch=32, untuned_lr=1e-2, longer_windows=64)  # fmt: skip
-SETTINGS = {
-    "smoke": replace(QUICK, seeds=(42, 43), steps=6, batch=8, eval_batches=2, longer_windows=4),
-    "quick": QUICK,
-    "full": Settings(micro_batch=8),
-}
-AXES = {"budget": "budgets", "match": "matches", "seed": "seeds", "variant": "variants"}
-METRICS = {
-    "train_loss_nats": ("nats", "lower", "training loss (with a mixture's balance loss), mean over the last tenth"),
-    "validation_loss_nats": ("nats", "lower", "loss on the validation part; loss_nats is on the test part"),
-    "validation_accuracy": ("fraction", "higher", "share of validation tokens guessed"),
-    "bits_per_byte": ("bits", "lower", "test loss by UTF-8 byte; null where the tokens were never text"),
-    "evaluation_tokens": ("tokens", "none", "test tokens scored (as many of the validation part, where it has them)"),
-    "attention_params": ("count", "none", "parameters of all attention layers"),
-    "active_params": ("count", "none", "parameters that one token meets"),
-    "saved_activation_bytes": ("bytes", "lower", "kept by autograd for a step, from batches of 1 and 2 extrapolated"),
-    "micro_activation_bytes": ("bytes", "lower", "the same of a micro-batch"),
-    "kv_bytes_per_token": ("bytes", "lower", "cache per token in bfloat16, read off a decode step"),
-    "kv_bytes_closed_form": ("bytes", "none", "the same in closed form"),
-    "attention_kernel": ("name", "none", "torch's attention kernel"),
-    "steps": ("steps", "none", "optimiser steps"),
-    "micro_batch": ("items", "none", "items that a step took at a time"),
-    "lr": ("ratio", "none", "peak learning rate"),
-    "lr_tuned": ("flag", "none", "whether that rate was found for this arm, text and budget by tune.py"),
-    "shared_windows": ("count", "none", "stretches of 32 tokens that held-out parts and training text have in common"),
-    "text_hash": ("name", "none", "of all tokens of the cell's text: the same for all arms of a seed"),
-    "uniform_loss_nats": ("nats", "none", "floor: guessing"),
-    "unigram_loss_nats": ("nats", "none", "floor: frequencies of the training text"),
-    "bigram_loss_nats": ("nats", "none", "floor: its pairs"),
-    "bayes_loss_nats": ("nats", "none", "the best possible loss, where the source is known"),
-}  # fmt: skip
 
 
 def inputs(params, settings, options) -> dict[str, object]:
@@ -130,7 +42,7 @@ def inputs(params, settings, options) -> dict[str, object]:
     return dict(zip(("corpus", "corpus_hash"), corpus_identity(options.corpus, settings.tokenizer), strict=True))
 
 
-def check_together(s: Settings):
+def check_together(s):
     """What no one field can say: `--set` changes them one by one."""
     if s.micro_batch is not None and not 1 <= s.micro_batch <= s.batch:
         raise ValueError(f"micro_batch is {s.micro_batch}; 1 to batch={s.batch}, or none for the whole batch")
@@ -154,23 +66,23 @@ def corpus_identity(path: str | None, tokenizer: str | None) -> tuple[str, str]:
     return corpus.name, f"{corpus.hash}-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
 
 
-def place(settings: Settings, corpus: str) -> str:
+def place(settings, corpus: str) -> str:
     """Where in learning_rates.json the rates for these settings stand."""
     return f"{settings.shape}-{corpus}-{settings.steps}x{settings.batch}"
 
 
-def rate(settings: Settings, budget: str, variant: str, corpus: str) -> tuple[float, bool]:
+def rate(settings, budget: str, variant: str, corpus: str) -> tuple[float, bool]:
     """(peak learning rate, whether it was tuned for this arm)."""
     if settings.lr is not None:
         return settings.lr, False
     if budget == "original":
-        return SEED_LR, False
+        return ORIGINAL_LR, False
     tuned = json.loads(RATES.read_text()).get(place(settings, corpus), {"rates": {}})["rates"]
     arm = CONTROL if variant == AGAIN else variant
     return (tuned[arm], True) if arm in tuned else (settings.untuned_lr, False)
 
 
-def build_plan(settings: Settings, match: str, variant: str) -> tuple[Variant, Shape, int]:
+def build_plan(settings, match: str, variant: str) -> tuple[Variant, Shape, int]:
     """(arm, shape, steps) of a cell: what `match` asks for. Half the size is that on any terms."""
     arm, shape, steps = KINDS[variant], SHAPES[settings.shape], settings.steps
     reference = VARIANTS[REFERENCE]
@@ -184,7 +96,7 @@ def build_plan(settings: Settings, match: str, variant: str) -> tuple[Variant, S
 
 
 @functools.lru_cache(maxsize=2)
-def material(settings: Settings, seed: int, corpus: str | None = None):
+def material(settings, seed: int, corpus: str | None = None):
     """The text of a seed: on synthetic text a training stream of its own, on natural text an order of its own."""
     from mlexp.attention import text
 
@@ -295,7 +207,7 @@ def kept_bytes(arm: Variant, shape: Shape, batch: int, micro: int, dtype, device
 
 
 @functools.lru_cache(maxsize=2)
-def shared_windows(settings: Settings, seed: int, corpus: str | None) -> int:
+def shared_windows(settings, seed: int, corpus: str | None) -> int:
     """Stretches of 32 tokens of the training text that stand in a held-out part too."""
     from mlexp.attention import text
 

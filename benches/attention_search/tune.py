@@ -19,7 +19,7 @@ from bench_attention_search import (
     BUDGETS,
     KINDS,
     RATES,
-    SETTINGS,
+    STUDY,
     build_plan,
     inputs,
     material,
@@ -31,7 +31,7 @@ GROWTH = 3  # steps beyond either end, at most
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", default="quick", choices=SETTINGS)
+    parser.add_argument("--scale", default="quick", choices=STUDY.settings)
     parser.add_argument("--variants", default=",".join(k for k in KINDS if k != AGAIN), help="comma-separated")
     parser.add_argument("--rates", default="0.005,0.01,0.02", help="the grid to begin with, a factor of two apart")
     parser.add_argument("--seeds", default="7,8", help="must not be seeds that are reported on")
@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--workers", type=int, default=1, help="arms tuned at a time")
     options = parser.parse_args()
-    settings, seeds = SETTINGS[options.scale], tuple(map(int, options.seeds.split(",")))
+    settings, seeds = STUDY.settings[options.scale], tuple(map(int, options.seeds.split(",")))
     if set(seeds) & set(settings.seeds):
         parser.error(f"--seeds {options.seeds}: {settings.seeds} are reported on")
     where = place(settings, inputs({}, settings, options)["corpus"])

@@ -4,113 +4,19 @@ import functools
 import hashlib
 import math
 import statistics
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token
 from mlexp.decoding.models import MODELS
 from mlexp.decoding.prompts import make_prompts, read_prompts
 from mlexp.decoding.recipes import Nano
-from mlexp.decoding.settings import DECODER_NAMES, Sampling
 from mlexp.decoding.weights import checkpoint_identity, identity
+from mlexp.study import beside
 
+STUDY = beside(__file__).STUDY
 CORRELATED = ("eab_paper", "eab_particles")
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
-
-
-def p(count: int) -> tuple[str, ...]:
-    """The names of the first prompts; the generator makes any number of them."""
-    return tuple(f"p{i:02d}" for i in range(count))
-
-
-def b(count: int) -> tuple[str, ...]:
-    """The names of the first batches of prompts that are decoded together."""
-    return tuple(f"b{i:02d}" for i in range(count))
-
-
-@dataclass(frozen=True)
-class Settings(Sampling):
-    """The seed's numbers: Sampling's, and these. `replicates`: trees a prompt behind worst_effective_samples, untimed;
-    it is null for fewer than 16.
-
-    Batch j of `batches` is `batch_prompts` prompts decoded together: those behind batch j - 1's.
-    """
-
-    models: tuple[str, ...] = tuple(MODELS)
-    prompts: tuple[str, ...] = p(10)
-    decoders: tuple[str, ...] = DECODER_NAMES
-    prompt_tokens: int = 200
-    batches: tuple[str, ...] = b(3)
-    batch_prompts: int = 10
-    batch_models: tuple[str, ...] = tuple(MODELS)
-    rounds: int = 3
-    replicates: int = 128
-    replicate_models: tuple[str, ...] = tuple(MODELS)
-    nano_steps: int = Nano.steps
-
-    def __post_init__(self):
-        super().__post_init__()
-        one_of("models", self.models, MODELS)
-        for name in ("replicate_models", "batch_models"):
-            one_of(name, getattr(self, name), ("none", *MODELS))
-        one_of("decoders", self.decoders, DECODER_NAMES)
-        for what in ("prompt", "batch"):
-            for name in getattr(self, what + ("es" if what == "batch" else "s")):
-                if not (name[:1] == what[0] and name[1:].isdigit()):
-                    few = ", ".join(f"{what[0]}{i:02d}" for i in range(3))
-                    raise ValueError(f"unknown {what} {name!r}; choose from {few}, ... (any number)")
-        for name in ("prompt_tokens", "rounds", "nano_steps", "batch_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
-        if self.replicates < 2:
-            raise ValueError(f"replicates is {self.replicates}; a variance needs at least 2")
-
-
-def one_of(what: str, values: tuple[str, ...], known) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"unknown {what[:-1]} {value!r}; choose from {', '.join(known)}")
-
-
-# Below full, replicates are grown for gpt2_nano alone: for the larger ones they would cost more than all that is timed.
-NANO = ("gpt2_nano",)
-FEW = ("gpt2_nano", "gpt2_small")
-SMALL = Settings(prompts=p(3), prompt_tokens=24, samples=4, max_new_tokens=4, max_paths=4, rounds=1,
-                 replicate_models=NANO, batch_prompts=3, batch_models=FEW)  # fmt: skip
-TINY = {"prompts": p(1), "prompt_tokens": 16, "samples": 2, "max_new_tokens": 3, "replicates": 16, "nano_steps": 20,
-        "batches": b(1), "batch_prompts": 2}  # fmt: skip
-SETTINGS = {"smoke": replace(SMALL, **TINY), "quick": replace(SMALL, replicates=64), "full": Settings()}
-AXES = {"model": "models", "prompt": "prompts", "batch": "batches", "decoder": "decoders"}
 CUDA_ROUNDS = 5  # at least so many on a GPU: the first untimed ones capture the graphs that the timed ones replay
-METRICS = {
-    "n_prompts": ("prompts", "none", "prompts decoded together"),
-    "kernel_backend": ("name", "none", "what entropy_sample and tree_attention of the tree arms ran on"),
-    "token_forwards": ("tokens", "lower", "tokens pushed through the model, counted by a hook on it"),
-    "model_forwards": ("count", "lower", "calls of the model"),
-    "logit_rows": ("rows", "lower", "rows for which the head was computed"),
-    "flops_arm_closed_form": ("FLOP", "none", "linear layers, attention and head by the arm's formula"),
-    "n_samples": ("samples", "none", "samples returned; eab_paper cannot fix their number"),
-    "bytes_per_sample": ("bytes", "lower", "peak_bytes over n_samples"),
-    "kv_bytes": ("bytes", "lower", "keys and values held at the end, over all rows"),
-    "branch_count": ("nodes", "none", "nodes with at least two children, the prompt included"),
-    "branch_rate": ("fraction", "none", "share of decided positions whose entropy reaches the threshold"),
-    "branch_position_first": ("tokens", "none", "new tokens before the first branching"),
-    "branch_position_mean": ("tokens", "none", "new tokens before a branching, mean"),
-    "branch_position_last": ("tokens", "none", "new tokens before the last branching"),
-    "final_paths": ("paths", "none", "live paths at the end"),
-    "worst_effective_samples": ("samples", "higher", "independent samples that those of a tree are worth, at worst"),
-    "worst_effective_samples_error": ("samples", "none", "jackknife standard error, by worst_functional"),
-    "worst_functional": ("name", "none", "what the samples of a tree estimate worst: token_0, surprisal, ..."),
-    "surprisal_effective_samples": ("samples", "higher", "the same by the path's surprisal"),
-    "first_token_effective_samples": ("samples", "higher", "the same by the first new token"),
-    "unique_samples": ("samples", "higher", "distinct sequences among the samples"),
-    "mean_length": ("tokens", "none", "mean length of the texts, their stop token included"),
-    "mean_surprisal_nats": ("nats", "none", "mean of -log p(sample) under the tempered model, over whole samples"),
-    "distinct_1": ("fraction", "higher", "distinct unigrams over all unigrams of the samples"),
-    "distinct_2": ("fraction", "higher", "distinct bigrams over all bigrams of the samples"),
-    "self_bleu": ("fraction", "lower", "mean BLEU-4 of each sample against the others"),
-    "logit_gain": ("ratio", "none", "what the logits of random weights were multiplied by"),
-}
 
 
 def more(options) -> dict[str, tuple[str, ...]]:
@@ -206,8 +112,8 @@ def measure(cell, model, decoder, numbers):
 
 
 def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
-    """What the arm spent, beside the formula for it and the seed's own (2 * params * tokens); null where a formula does
-    not describe the model (a mixture of experts multiplies by a part of its parameters)."""
+    """What the arm spent, beside the formula for it and the original's own (2 * params * tokens); null where a formula
+    does not describe the model (a mixture of experts multiplies by a part of its parameters)."""
     s, width = cell.settings, {"float32": 4, "bfloat16": 2}[cell.dtype]
     shape = Shape.of(lm.model.config)
     formula = cost(lm.model.config, decoder, s.prompt_tokens, s, out.rows, width, len(ids))

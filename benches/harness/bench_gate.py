@@ -3,9 +3,13 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from mlexp.study import OneOf, beside
+from mlexp.study import Settings as Base
 
 WORK = '''
 ITEMS = {items}
@@ -25,20 +29,18 @@ INI = "[pytest]\naddopts = -p no:hypothesispytest -p no:anyio -p no:jaxtyping\n"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Base):
     """Trials whose names begin with `same` compare identical code; in those that begin with `longer` the head is slower
     by `slowdown`."""
 
     trials: tuple[str, ...] = (*(f"same{i:02d}" for i in range(50)), *(f"longer{i:02d}" for i in range(10)))
-    truths: tuple[str, ...] = ("same", "longer")
+    truths: Annotated[tuple[str, ...], OneOf(("same", "longer"))] = ("same", "longer")
     slowdown: float = 0.1
     budget_s: float = 8.0
     margin: float = 0.03
 
-    def __post_init__(self):
-        for truth in self.truths:
-            if truth not in ("same", "longer"):
-                raise ValueError(f"unknown truth {truth!r}; choose from same, longer")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for trial in self.trials:
             if not trial.startswith(("same", "longer")):
                 raise ValueError(f"unknown trial {trial!r}; same or longer and a number, such as same00")
@@ -60,6 +62,8 @@ METRICS = {
     "head_mean_s": ("s", "none", "the same on the head, right after it"),
 }
 
+STUDY = replace(beside(__file__).STUDY, settings=SETTINGS, axes=AXES, metrics=METRICS)
+
 
 def collects(params, settings, device) -> bool:
     return params["trial"].startswith(params["truth"])
@@ -78,7 +82,7 @@ def test_gate(cell, trial, truth):
 
 
 def both_rules(head: float, budget_s: float, margin: float, seed: int) -> tuple:
-    """(the duel of `mlexp ab`, (mean of the base, mean of the head) of two runs of pytest-benchmark)."""
+    """(the comparison of `mlexp ab`, (mean of the base, mean of the head) of two runs of pytest-benchmark)."""
     from mlexp import ab
 
     with TemporaryDirectory() as folder:
@@ -94,8 +98,8 @@ def commit(repository: Path, tag: str, factor: float) -> None:
     """Put the work, so much longer, into a commit of that name."""
     write(repository, factor)
     git = ["git", "-c", "user.name=gate", "-c", "user.email=gate@localhost", "-c", "commit.gpgsign=false"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", tag], ["tag", tag]):
-        subprocess.run([*git, *words], cwd=repository, check=True, capture_output=True)
+    for argv in (["init", "-q"], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", tag], ["tag", tag]):
+        subprocess.run([*git, *argv], cwd=repository, check=True, capture_output=True)
 
 
 def mean_of_a_run(folder: Path, factor: float) -> float:

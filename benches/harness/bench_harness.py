@@ -1,12 +1,16 @@
-"""What does the ruler itself cost?  Bare `benchmark.pedantic` and `cell.time`, interleaved in one pytest run."""
+"""What does the harness itself cost?  Bare `benchmark.pedantic` and `cell.time`, interleaved in one pytest run."""
 
 import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from mlexp.study import AtLeast, OneOf, beside
+from mlexp.study import Settings as Base
 
 WORKS = {"noop": 0.0, "spin": 0.1}  # seconds that the measured function takes
 
@@ -15,7 +19,7 @@ import time
 import pytest
 
 def work(end={seconds}):
-    """Busy for a fixed time: what is measured beyond it is the ruler's."""
+    """Busy for a fixed time: what is measured beyond it is the harness's."""
     end += time.perf_counter()
     while time.perf_counter() < end:
         pass
@@ -32,31 +36,24 @@ def test_cell(cell, benchmark, n):
 '''
 INTERLEAVE = '''
 def pytest_collection_modifyitems(items):
-    """bare cell, cell bare, bare cell, ...: drift hits both rulers alike."""
+    """bare cell, cell bare, bare cell, ...: drift hits both alike."""
     items.sort(key=lambda item: (item.callspec.params["n"], ("cell" in item.name) ^ (item.callspec.params["n"] % 2)))
 '''
 
 
 @dataclass(frozen=True)
-class Settings:
-    """`blocks` cells of `rounds` rounds under each ruler."""
+class Settings(Base):
+    """`blocks` cells of `rounds` rounds, bare and under the harness."""
 
-    works: tuple[str, ...] = tuple(WORKS)
-    blocks: int = 60
-    rounds: int = 3
-
-    def __post_init__(self):
-        for work in self.works:
-            if work not in WORKS:
-                raise ValueError(f"unknown work {work!r}; choose from {', '.join(WORKS)}")
-        for name in ("blocks", "rounds"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 2")
+    works: Annotated[tuple[str, ...], OneOf(WORKS)] = tuple(WORKS)
+    blocks: Annotated[int, AtLeast(2)] = 60
+    rounds: Annotated[int, AtLeast(2)] = 3
 
 
 SETTINGS = {"smoke": Settings(blocks=3, rounds=2), "quick": Settings(blocks=20), "full": Settings()}
 AXES = {"work": "works"}
 METRICS = {"work_s": ("s", "none", "what the measured function takes by itself")}
+STUDY = replace(beside(__file__).STUDY, arm="work", settings=SETTINGS, axes=AXES, metrics=METRICS)
 
 
 def test_overhead(cell, work):
@@ -72,7 +69,7 @@ def test_overhead(cell, work):
 
 
 def session(seconds: float, blocks: int, rounds: int) -> tuple[list[dict], list[dict]]:
-    """The benchmarks of each ruler, from one pytest run. A no-op is run ruler by ruler, to time the gaps."""
+    """The benchmarks, bare and under the harness, from one pytest run; no-ops each kind in a row, to time the gaps."""
     with TemporaryDirectory() as folder:
         bench, out = Path(folder, "test_rulers.py"), Path(folder, "out.json")
         bench.write_text(SESSION.format(seconds=seconds, blocks=blocks, rounds=rounds))

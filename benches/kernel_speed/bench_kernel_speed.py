@@ -3,9 +3,12 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pytest
+
+from mlexp.study import Above, All, Any, AtLeast, Claim, Given, OneOf, Study
+from mlexp.study import Settings as Base
 
 VOCAB, TEMPERATURE = 50257, 0.8
 TIPS, PROMPT, COLUMNS, WIDTH = 20, 200, 49, 64  # of a tree: paths; tokens before it; ancestors of a path; of a head
@@ -68,29 +71,26 @@ SHAPES = {
 
 LARGE = ("rows4096",)  # 823 MB in float32: on a CPU only where it is asked for
 KERNELS = tuple(SHAPES)
+ALL_SHAPES = tuple(shape for shapes in SHAPES.values() for shape in shapes)
 BACKENDS = ("eager", "compile", "triton", "cuda")
 WITHOUT_CUDA = ("fork", "tree_attention")  # kernels that have no CUDA C++ of their own
 FRONT = {"eager": "reference", "compile": "reference"}  # what the kernels' front door calls a backend, if not the same
 NEEDS = {"eager": "reference", "compile": "triton"}  # torch.compile writes its own Triton
 
 
+OURS = ("triton", "cuda")
+MIN_SPEEDUP, MIN_SHARE = 3.0, 0.7  # the bounds that the claims name
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Base):
     """`large_on_cpu`: whether shapes of close to a gigabyte run on a CPU too."""
 
-    kernels: tuple[str, ...] = KERNELS
-    shapes: tuple[str, ...] = tuple(shape for shapes in SHAPES.values() for shape in shapes)
-    backends: tuple[str, ...] = BACKENDS
-    rounds: int = 30
+    kernels: Annotated[tuple[str, ...], OneOf(KERNELS)] = KERNELS
+    shapes: Annotated[tuple[str, ...], OneOf(ALL_SHAPES)] = ALL_SHAPES
+    backends: Annotated[tuple[str, ...], OneOf(BACKENDS)] = BACKENDS
+    rounds: Annotated[int, AtLeast(2)] = 30
     large_on_cpu: bool = False
-
-    def __post_init__(self):
-        for name, known in (("kernels", KERNELS), ("shapes", Settings.shapes), ("backends", BACKENDS)):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(f"unknown {name[:-1]} {value!r}; choose from {', '.join(known)}")
-        if self.rounds < 2:
-            raise ValueError(f"rounds is {self.rounds}; at least 2")
 
 
 SETTINGS = {
@@ -98,12 +98,70 @@ SETTINGS = {
     "quick": Settings(rounds=10),
     "full": Settings(rounds=100, large_on_cpu=True),
 }
-AXES = {"kernel": "kernels", "shape": "shapes", "backend": "backends"}
-METRICS = {
-    "bytes_moved": ("bytes", "none", "each input read once and each output written once, by formula"),
-    "copy_bytes_per_s": ("bytes/s", "none", "what a large copy reads and writes, measured in the same process"),
-    "kernel_backend": ("name", "none", "the backend that kernels.choose gave; under `compile`, what was compiled"),
-}
+
+
+def faster(kernel: str, shape: str, backend: str) -> Given:
+    """Eager's time over a backend's."""
+    return Given(f"{kernel} {shape}: eager over {backend}")
+
+
+def share(kernel: str, shape: str, backend: str) -> Given:
+    """The bandwidth that a backend reaches over that of a large copy."""
+    return Given(f"{kernel} {shape}: {backend}'s share of the copy bandwidth")
+
+
+CLAIMS = {
+    "H1": Claim("entropy_sample in Triton or CUDA is at least 3x faster than the eager chain at 20 x 50257", check=True,
+                statement=Any(*(Above(faster("entropy_sample", "rows20", b), MIN_SPEEDUP) for b in OURS))),
+    "H2": Claim("entropy_sample in Triton or CUDA reaches at least 70 % of the copy bandwidth at 4096 x 50257",
+                check=True, statement=Any(*(Above(share("entropy_sample", "rows4096", b), MIN_SHARE) for b in OURS))),
+    "H3": Claim("tree_attention in Triton beats the eager reference at every shape", check=True, statement=
+                All(*(Above(faster("tree_attention", s, "triton"), 1.0) for s in SHAPES["tree_attention"]))),
+}  # fmt: skip
+
+
+def estimates(records, out):
+    """Ratios of timings of one process, with the spread of their rounds."""
+    from mlexp.analysis.intervals import timed_interval, timing_spread
+
+    if records["device"].iloc[0] != "cuda":
+        why = "no GPU records: these are of a CPU, where only the reference runs"
+        return {quantity.name: why for kernel, shapes in SHAPES.items() for shape in shapes for backend in OURS
+                for quantity in (faster(kernel, shape, backend), share(kernel, shape, backend))}  # fmt: skip
+    cells = {(row.kernel, row.shape, row.backend): row for row in records.itertuples()}
+    spread = {key: timing_spread(row.wall_s, row.wall_iqr_s, row.rounds) for key, row in cells.items()}
+    found = {}
+
+    def add(quantity, value, error, rounds):
+        found[quantity.name] = lambda confidence: timed_interval(value, error, int(rounds), confidence)
+
+    for (kernel, shape, backend), row in cells.items():
+        key, eager = (kernel, shape, backend), (kernel, shape, "eager")
+        add(share(*key), row.bytes_moved / row.wall_s / row.copy_bytes_per_s, spread[key], row.rounds)
+        if backend != "eager" and eager in cells:
+            both = math.hypot(spread[key], spread[eager])
+            add(faster(*key), cells[eager].wall_s / row.wall_s, both, row.rounds)
+    return found
+
+
+STUDY = Study(
+    asks="Are the branch kernels faster than torch, eager or compiled?",
+    arm="backend",
+    arms=BACKENDS,
+    baseline="eager",
+    over=("shape",),
+    replicates=(),
+    outcome="wall_s",
+    settings=SETTINGS,
+    axes={"kernel": "kernels", "shape": "shapes", "backend": "backends"},
+    metrics={
+        "bytes_moved": ("bytes", "none", "each input read once and each output written once, by formula"),
+        "copy_bytes_per_s": ("bytes/s", "none", "what a large copy reads and writes, measured in the same process"),
+        "kernel_backend": ("name", "none", "the backend that kernels.choose gave; under `compile`, what was compiled"),
+    },
+    claims=CLAIMS,
+    estimates=estimates,
+)
 
 
 def collects(params, settings, device) -> bool:

@@ -1,159 +1,20 @@
-"""From how much text on does EqProp beat backprop?  Fixed: held-out text, updates, optimiser, early stopping."""
+"""How much text does equilibrium propagation need to beat backprop?  Fixed: held-out text, updates, optimiser."""
 
 import copy
 import functools
 import json
 import math
-import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from mlexp.eqprop.learners import LEARNERS, SIZES, Size, learner, n_params
+from mlexp.eqprop.learners import LEARNERS, n_params
+from mlexp.study import beside
 
-MAIN = ("backprop", "looped_mlp", "recurrent_core", "full")
-CONTROLS = tuple(name for name in LEARNERS if name not in MAIN)
-UNROLLED = "_unrolled"  # of a learner's network in test_step: backprop through its free sweeps
-STEPPERS = ("backprop", "backprop_matched", *(
-    name for row in ("looped_mlp", "recurrent_core", "full", "full_kappa0") for name in (row, row + UNROLLED)
-))  # fmt: skip
-NUDGES = ("symmetric", "split", "positive")
-FORMS = {"n_chars": r"n\d+", "seq_len": r"len\d+", "sweep": r"s\d+", "beta": r"beta\d+_\d+", "tolerance": r"tol\d+_\d+"}
+declared = beside(__file__)
+STUDY, UNROLLED, number = declared.STUDY, declared.UNROLLED, declared.number
 TUNED = json.loads(Path(__file__).with_name("tuned.json").read_text())  # found by tune.py, on validation
 LIKE = {"full_kappa0": "full"} | {name: name.removesuffix("_twin") for name in LEARNERS if name.endswith("_twin")}
 FIXED_STATE = 0  # the seed of the weights and the batch that test_step and test_gradient look at
-
-
-@dataclass(frozen=True)
-class Settings(Size):
-    """The seed's numbers, and ours where it has none. `validation`, `test`: characters scored of these fixed texts.
-
-    updates: instead of `epochs` of at least `least_batches`; least: characters that a scored target has before it, the
-    same targets for every sequence length; controls run at the data sizes in `control_sizes` alone; state_updates:
-    exact updates before test_gradient looks.
-    """
-
-    data_sizes: tuple[str, ...] = ("n1000", "n2000", "n5000", "n10000", "n20000", "n50000")
-    lengths: tuple[str, ...] = ("len16", "len32", "len64", "len128")
-    sequence_chars: int = 10_000
-    seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
-    learners: tuple[str, ...] = tuple(LEARNERS)
-    controls: tuple[str, ...] = ()
-    control_sizes: tuple[str, ...] = ()
-    batch: int = 32
-    epochs: int = 30
-    least_batches: int = 10
-    updates: int | None = None
-    validation: int = 20_000
-    test: int = 40_000
-    least: int = 8
-    evaluate_every: int = 25
-    checks: int = 4
-    sweeps: tuple[str, ...] = ("s1", "s2", "s4", "s8", "s16")
-    steppers: tuple[str, ...] = STEPPERS
-    rounds: int = 5
-    variants: tuple[str, ...] = ("looped_mlp", "recurrent_core", "full")
-    betas: tuple[str, ...] = ("beta0_01", "beta0_03", "beta0_1", "beta0_3", "beta1_0")
-    tolerances: tuple[str, ...] = ("tol1_0", "tol0_3", "tol0_1", "tol0_01")
-    nudges: tuple[str, ...] = NUDGES
-    state_updates: int = 30
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in (*self.learners, *self.controls, *self.variants):
-            learner(name)
-        for name in self.variants:
-            if LEARNERS[name].rule != "eqprop":
-                raise ValueError(f"variant {name!r} has no nudge; choose from {', '.join(settled())}")
-        for name in self.steppers:
-            if name not in STEPPERS:
-                raise ValueError(f"unknown stepper {name!r}; choose from {', '.join(STEPPERS)}")
-        for nudge in self.nudges:
-            if nudge not in NUDGES:
-                raise ValueError(f"unknown nudge {nudge!r}; choose from {', '.join(NUDGES)}")
-        for what, form in FORMS.items():
-            for value in getattr(self, AXES[what]):
-                if not re.fullmatch(form, value) or not number(value) > 0:
-                    raise ValueError(f"unknown {what} {value!r}; like {getattr(Settings, AXES[what])[0]}, any number")
-        for name in ("sequence_chars", "batch", "epochs", "least_batches", "validation", "test", "evaluate_every",
-                     "checks", "rounds", "state_updates"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
-        if self.updates is not None and self.updates < 1:
-            raise ValueError(f"updates is {self.updates}; at least 1, or none")
-        for size in self.data_sizes:
-            if number(size) <= self.length:
-                raise ValueError(f"n_chars {size!r}: needs more characters than a sequence has, {self.length}")
-        shortest = min(self.length, *map(number, self.lengths))
-        if not 1 <= self.least <= shortest:
-            raise ValueError(f"least is {self.least}; 1 to {shortest:.0f}, the shortest sequence")
-
-    def steps(self, n_chars: int, length: int) -> int:
-        """Updates: the seed's epochs, at least ten batches each."""
-        return self.updates or self.epochs * max(self.least_batches, n_chars // (self.batch * length))
-
-    @property
-    def planned(self) -> int:
-        """Cells of the study proper: both grids and the controls."""
-        blocks = len(self.seeds) * (len(self.data_sizes) + len(self.lengths))
-        return blocks * len(self.learners) + len(self.seeds) * len(self.controls) * len(self.control_sizes)
-
-
-def settled() -> tuple[str, ...]:
-    return tuple(name for name, row in LEARNERS.items() if row.rule == "eqprop")
-
-
-def number(value: str) -> float:
-    """The number in an axis value: n1000, len64, s8, beta0_03."""
-    return float(re.sub(r"^[a-z]+", "", value).replace("_", "."))
-
-
-AXES = {
-    "n_chars": "data_sizes", "seq_len": "lengths", "seed": "seeds", "learner": "learners", "control": "controls",
-    "sweep": "sweeps", "stepper": "steppers", "variant": "variants", "beta": "betas", "tolerance": "tolerances",
-    "nudge": "nudges",
-    "control_size": "control_sizes",  # no cell's argument: where there are controls does not change a cell
-}  # fmt: skip
-SMALL = Settings(
-    **asdict(SIZES["quick"]), data_sizes=("n1000", "n10000", "n50000"), lengths=("len16", "len32"), seeds=(42, 43, 44),
-    learners=MAIN, controls=CONTROLS, control_sizes=("n10000",), batch=16, updates=150, validation=5000, test=20_000,
-    evaluate_every=10, sweeps=("s1", "s2", "s4", "s16"), betas=("beta0_03", "beta0_1", "beta1_0"),
-    tolerances=("tol1_0", "tol0_1", "tol0_01"),
-)  # fmt: skip
-SETTINGS = {
-    "smoke": replace(
-        SMALL, width=16, layers=2, heads=2, length=16, data_sizes=("n1000", "n2000"), lengths=("len8", "len16"),
-        seeds=(42,), learners=tuple(LEARNERS), controls=(), control_sizes=(), batch=4, updates=4, validation=600,
-        test=600, least=4, evaluate_every=2, checks=2, sweeps=("s1", "s2"), rounds=1, betas=("beta0_03",),
-        tolerances=("tol0_1", "tol0_01"), state_updates=2,
-    ),
-    "quick": SMALL,
-    "full": Settings(),
-}  # fmt: skip
-METRICS = {
-    "validation_perplexity": ("ratio", "lower", "of the state that was kept, the best"),
-    "last_validation_perplexity": ("ratio", "lower", "of the state after the last update"),
-    "train_perplexity": ("ratio", "lower", "of the state that was kept, on the text that it was trained on"),
-    "unigram_perplexity": ("ratio", "none", "floor: characters' frequencies, on the test text"),
-    "bigram_perplexity": ("ratio", "none", "floor: frequencies after each character, on the test text"),
-    "gradient_cosine": ("cosine", "higher", "of the estimate to the true gradient of the free fixed point, the least"),
-    "inner_cosine": ("cosine", "higher", "the same without the head, whose part needs no rule"),
-    "gradient_ratio": ("ratio", "none", "norm of the estimate over that of the true gradient"),
-    "free_sweeps": ("sweeps", "lower", "of a free phase, mean"),
-    "nudged_sweeps": ("sweeps", "lower", "of a nudged phase (a twin: of the adjoint), mean"),
-    "free_residual": ("ratio", "lower", "last relative movement of a free phase, the largest"),
-    "nudged_residual": ("ratio", "lower", "last relative residual of a nudged phase, the largest"),
-    "updates": ("steps", "none", "optimiser steps"),
-    "best_step": ("steps", "none", "the step whose state was kept"),
-    "saved_bytes": ("bytes", "lower", "most that autograd held for backward in one step"),
-    "step_flops": ("FLOP", "lower", "of one step, by phase times the sweeps made"),
-    "step_limit": ("ratio", "none", "a step in backprop steps at equal parameters, if nothing is wasted"),
-    "leak": ("fraction", "lower", "held-out 60-grams that stand in the training text too"),
-    "learning_rate": ("rate", "none", "peak of the schedule"),
-    "dropout": ("fraction", "none", "of the transformer"),
-    "weight_decay": ("rate", "none", "of matrices"),
-    "tuned": ("flag", "none", "whether these three were found on validation at this scale (tuned.json)"),
-    "planned_cells": ("cells", "none", "of the study that this cell was run for"),
-}
 
 
 def inputs(params, settings, options) -> dict[str, object]:
@@ -207,7 +68,7 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
     s, row, words, told = cell.settings, LEARNERS[name], text(cell.options.corpus), chosen(cell.scale, name)
     some, steps = chars.excerpt(words.train, n_chars, seed), s.steps(n_chars, length)
     held = {"validation": words.validation[: s.validation], "test": words.test[: s.test], "train": some[: s.validation]}
-    windows = {part: chars.scored(of, length, s.least) for part, of in held.items()}
+    windows = {part: chars.scored(of, length, s.min_context) for part, of in held.items()}
     batches = chars.batches(some, s.batch, length, cell.seed, cell.device)
     size = replace(s, length=length)
     model = network(row, size, cell.seed, told["dropout"], cell.device)
@@ -219,7 +80,7 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
         lambda: learn(model, batches, windows["validation"], steps, progress=cell.progress), warmup=False
     )
     losses = {part: evaluate(model, windows[part])[0] for part in ("test", "train")}
-    floors = chars.floors(some, held["test"], s.least)
+    floors = chars.floors(some, held["test"], s.min_context)
     cell.record(
         loss_nats=losses["test"],
         perplexity=math.exp(losses["test"]),
@@ -369,7 +230,7 @@ def moved(cell, name: str):
     if key not in MOVED:
         MOVED.clear()
         model, batches = fixed_state(cell, name)
-        windows = chars.scored(text(cell.options.corpus).validation[: s.validation], s.length, s.least)
+        windows = chars.scored(text(cell.options.corpus).validation[: s.validation], s.length, s.min_context)
         twin = replace(LEARNERS[name], rule="exact")
         train(twin, model, batches, windows, s.state_updates, evaluate_every=s.state_updates)
         MOVED[key] = model, batches(s.state_updates)

@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
-from bench_lm_scale_study import LEARNERS, SETTINGS, text
+from bench_lm_scale_study import LEARNERS, STUDY, text
 
 from mlexp.eqprop import chars
 from mlexp.eqprop.train import network, train
@@ -37,7 +37,7 @@ def judge(s, name: str, point: tuple[float, float, float], seed: int, options) -
     """(best validation loss in nats, least gradient cosine, 1 for backprop)."""
     (lr, dropout, decay), words = point, text(None)
     some = chars.excerpt(words.train, options.n_chars, seed)
-    windows = chars.scored(words.validation[: s.validation], s.length, s.least)
+    windows = chars.scored(words.validation[: s.validation], s.length, s.min_context)
     model = network(LEARNERS[name], s, seed, dropout, options.device)
     batches = chars.batches(some, s.batch, s.length, seed, options.device)
     result, log = train(
@@ -70,7 +70,7 @@ def tune(s, name: str, options) -> dict[str, object]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--scale", choices=SETTINGS, default="quick")
+    parser.add_argument("--scale", choices=STUDY.settings, default="quick")
     parser.add_argument("--learners", nargs="+", choices=TUNED, default=TUNED)
     parser.add_argument("--n-chars", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
@@ -79,7 +79,7 @@ def main():
     parser.add_argument("--decays", type=float, nargs="+", default=DECAYS)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
-    s = SETTINGS[options.scale]
+    s = STUDY.settings[options.scale]
     for name in options.learners:
         updates = s.steps(options.n_chars, s.length)
         mine = tune(s, name, options) | {"n_chars": options.n_chars, "seeds": options.seeds, "updates": updates}

@@ -2,23 +2,27 @@
 
 import shutil
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from mlexp.study import Above, Any, At, AtLeast, Claim, Levels, OneOf, Study, ratio
+from mlexp.study import Settings as Base
 
 WORKLOADS = ("maze_baseline", "maze_poh_hrm", "attention_baseline", "attention_mla_plain")
 LOOPS = ("plain", "shared", "compiled")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Base):
     """maze_size, maze_batch: of the mazes, at size tiny; width to batch: of the decoder; steps of a round; repeats:
     blocks in which the loops are paired."""
 
-    workloads: tuple[str, ...] = WORKLOADS
-    repeats: tuple[str, ...] = ("r0", "r1", "r2")
-    loops: tuple[str, ...] = LOOPS
-    steps: int = 10
-    rounds: int = 3
+    workloads: Annotated[tuple[str, ...], OneOf(WORKLOADS)] = WORKLOADS
+    repeats: tuple[str, ...] = ("r0", "r1", "r2", "r3", "r4")
+    loops: Annotated[tuple[str, ...], OneOf(LOOPS)] = LOOPS
+    steps: Annotated[int, AtLeast(1)] = 10
+    rounds: Annotated[int, AtLeast(1)] = 3
     maze_size: int = 8
-    maze_batch: int = 8
+    maze_batch: Annotated[int, AtLeast(1)] = 8
     width: int = 64
     layers: int = 2
     heads: int = 4
@@ -26,16 +30,7 @@ class Settings:
     vocab: int = 64
     context: int = 64
     experts: int = 0
-    batch: int = 32
-
-    def __post_init__(self):
-        for what, known in (("workloads", WORKLOADS), ("loops", LOOPS)):
-            for value in getattr(self, what):
-                if value not in known:
-                    raise ValueError(f"unknown {what.rstrip('s')} {value!r}; choose from {', '.join(known)}")
-        for name in ("steps", "rounds", "maze_batch", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; at least 1")
+    batch: Annotated[int, AtLeast(1)] = 32
 
 
 QUICK = Settings()
@@ -45,11 +40,44 @@ SETTINGS = {
     "full": replace(QUICK, steps=100, maze_size=16, maze_batch=32, width=512, layers=8, heads=8, ff=2048, vocab=49152,
                     context=512, experts=8, batch=16),
 }  # fmt: skip
-AXES = {"workload": "workloads", "repeat": "repeats", "loop": "loops"}
-METRICS = {
-    "steps": ("steps", "none", "optimiser steps of a round"),
-    "final_loss_nats": ("nats", "none", "loss of the last step of the last round"),
+TARGETS = {"maze": {"cpu": 1.5, "cuda": 3.0}, "attention": {"cpu": 1.3, "cuda": 1.3}}  # what was asked for
+CLAIMS = {
+    f"{workload} {device}": Claim(
+        f"{workload}: the better of our loops is at least {target}x a plain eager one on a {device}",
+        Any(*(Above(At(ratio("plain", loop, "wall_s"), Levels((workload,))), target) for loop in LOOPS[1:])),
+        check=True,
+        settings={"device": device},
+    )
+    for workload in WORKLOADS
+    for device, target in TARGETS[workload.partition("_")[0]].items()
 }
+
+
+def answer(findings, arms) -> str:
+    """One sentence: how many of the targets are reached on this device."""
+    tested = [found for found in findings.values() if found.verdict != "not tested"]
+    reached = sum(found.verdict == "supported" for found in tested)
+    return f"The speed that was asked for is reached for {reached} of {len(tested)} workloads on this device."
+
+
+STUDY = Study(
+    asks="How much faster than a plain eager loop does the shared training loop train?",
+    arm="loop",
+    arms=LOOPS,
+    baseline="plain",
+    over=("workload",),
+    replicates=("repeat",),
+    outcome="wall_s",
+    costs=("flops", "peak_bytes"),
+    settings=SETTINGS,
+    axes={"workload": "workloads", "repeat": "repeats", "loop": "loops"},
+    metrics={
+        "steps": ("steps", "none", "optimiser steps of a round"),
+        "final_loss_nats": ("nats", "none", "loss of the last step of the last round"),
+    },
+    claims=CLAIMS,
+    answer=answer,
+)
 
 
 def collects(params, settings, device) -> bool:

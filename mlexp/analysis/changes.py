@@ -34,17 +34,8 @@ COLUMNS = (
 
 
 def kind_of(metric: Metric, values: pd.Series) -> str:
-    """How a metric of which these are the base's values is compared: see the head of compare.py."""
-    if metric.unit in ("FLOP", "count", "tokens") or not numeric(values):
-        return "exact"
-    if metric.unit in ("s", "J") or metric.unit.endswith("/s"):
-        return "time"
-    if metric.unit == "bytes":
-        return "memory"
-    continuous = metric.unit in ("", "fraction", "nats", "ratio") or bool((values % 1 != 0).any())
-    if metric.better != "none" and (continuous or metric.unit == "samples"):
-        return "quality"
-    return "other" if continuous else "exact"
+    """How a metric is compared: as it is declared, whatever its values are, unless these are no numbers."""
+    return metric.compared if numeric(values) else "exact"
 
 
 def numeric(values: pd.Series) -> bool:

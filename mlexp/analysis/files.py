@@ -35,6 +35,7 @@ class Row:
     params: dict
     values: dict
     series: dict
+    study: dict = field(default_factory=dict)  # what the study declared when it was measured
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Loaded:
     """All that the given paths hold: unique rows, the questions' own metrics, and what the reader should be told."""
 
     rows: list[Row] = field(default_factory=list)
-    metrics: dict[str, dict] = field(default_factory=dict)  # question -> name -> [unit, better, what]
+    metrics: dict[str, dict] = field(default_factory=dict)  # question -> name -> [unit, better, what, compare]
     notes: list[str] = field(default_factory=list)
     died: list[dict] = field(default_factory=list)  # cells that started and never ended: {cell, key, when}
     never_ran: list[str] = field(default_factory=list)  # cells that a run selected and no file has
@@ -127,11 +128,14 @@ def _benchmarks(file: Path, data: dict) -> Loaded:
     if isinstance(commit.get("id"), str) and isinstance(commit.get("time"), str):
         loaded.commits[commit["id"]] = commit["time"]
     series, planned = field_of(data, "series", dict, str(file)), field_of(data, "planned", list, str(file))
+    studies = field_of(data, "studies", dict, str(file))
     loaded.never_ran += [cell for cell in planned if isinstance(cell, str)]
     for kind in ("benchmarks", "unfinished"):
         for i, bench in enumerate(field_of(data, kind, list, str(file))):
             loaded.rows.append(_bench_row(bench, f"{file}: {kind}[{i}]", data, series, timed=kind == "benchmarks"))
-            loaded.rows[-1].values["source"] = file.name
+            row = loaded.rows[-1]
+            row.values["source"] = file.name
+            row.study = field_of(studies, str(row.values.get("question")), dict, f"{file}: studies")
     return loaded
 
 
@@ -196,7 +200,9 @@ def _read_journal(file: Path, text: str) -> Loaded:
         own = {name: value for name, value in entry.record.items() if name not in TIMING}
         _check_metrics(own, where)
         when = {"when": late[i - 1]} if i - 1 in late else {}
-        loaded.rows.append(_row(entry.params, own | when | timing | identity, entry.series, where))
+        row = _row(entry.params, own | when | timing | identity, entry.series, where)
+        row.study = entry.study
+        loaded.rows.append(row)
     if late:
         loaded.notes.append(
             f"{file}: {len(late)} records are dated before a record of the same cell that stands above them; "

@@ -1,13 +1,11 @@
 """What one report says, collected in memory and written at once: nothing half-finished ever stands on disk."""
 
-import contextlib
 import html
-import os
+import json
 import re
-import tempfile
 import zlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +16,10 @@ from mlexp.analysis import plots
 from mlexp.analysis.results import describe
 from mlexp.analysis.stats import Verdict
 
+if TYPE_CHECKING:
+    from mlexp.analysis.data import Data
+    from mlexp.analysis.findings import Finding
+
 STAND_INS = {"weights": ("random", "trained"), "corpus": ("pydoc_topics",)}  # how the values of stand-ins begin
 SHOWN_ROWS, PAGE_ROWS = 40, 400  # of a table: in summary.md, and on the page, where it scrolls and sorts
 
@@ -25,6 +27,7 @@ SHOWN_ROWS, PAGE_ROWS = 40, 400  # of a table: in summary.md, and on the page, w
 class Output:
     """Where a report puts its tables, figures, verdicts and files, for one question in one context.
 
+    `data`: the study's records as its claims see them; None where nothing declares what the study is.
     `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
     `remarks` what stands below each of its figures and tables about how the records were measured.
     """
@@ -37,10 +40,14 @@ class Output:
         series: Callable,
         dirty: bool = False,
         remarks: str = "",
+        data: "Data | None" = None,
     ):
         self.question, self.context, self.unfinished = question, context, unfinished
         self.line, self.dirty, self.remarks = describe(context), dirty, remarks
         self.stand_ins = stand_ins(context)
+        self.data = data
+        self.answer = ""
+        self.findings: Mapping[str, Finding] = {}
         self.blocks: list[dict] = []
         self.verdicts: list[dict] = []
         self.files: dict[str, bytes] = {}
@@ -80,18 +87,33 @@ class Output:
         self.blocks.append({"kind": "figure", "name": name, "caption": caption, "foot": self.foot, "svg": svg})
 
     def verdict(
-        self, id: str, claim: str, verdict: str, effect: str = "", interval: tuple | None = None, why: str = ""
+        self,
+        id: str,
+        claim: str,
+        verdict: str,
+        effect: str = "",
+        interval: str | tuple[float, float] | None = None,
+        why: str = "",
+        marks: Sequence[str] = (),
     ) -> None:
-        """What the data say of hypothesis `id`: its claim, the effect in words, its interval, the reason."""
+        """What the data say of claim `id`: its text, the effect in words, its interval, the reason; `marks`: how the
+        claim counts (primary, secondary, check) and whether it was registered before the measurement."""
         if verdict not in list(Verdict):
             raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
-        if interval is not None:
-            low, high = map(float, interval)
-            interval = f"{low:.3g} to {high:.3g}"
-        said = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
-        told = re.split(r"[^\w-]+", claim)
-        label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in told)
-        self.verdicts.append(said | {"label": label, "why_html": code_spans(why)})
+        if isinstance(interval, tuple):
+            interval = " to ".join(f"{float(end):.3g}" for end in interval)
+        row = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
+        in_claim = re.split(r"[^\w-]+", claim)
+        label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in in_claim)
+        self.verdicts.append(row | {"label": label, "why_html": code_spans(why), "marks": list(marks)})
+
+    def claims(self, findings: Mapping[str, "Finding"]) -> None:
+        """The evaluated claims of the study: verdicts, and `claims.json` for programs."""
+        for id, found in findings.items():
+            marks = (found.rank, "registered" if found.registered else "post hoc")
+            self.verdict(id, found.claim.text, found.verdict, found.effect, found.interval or None, found.reason, marks)
+        content = json.dumps([found.as_json() for found in findings.values()], indent=1, allow_nan=False)
+        self._add("claims.json", ".json", f"{content}\n".encode())
 
     def file(self, name: str, text: str) -> None:
         """A file of the question's own, as its text stands."""
@@ -128,9 +150,9 @@ class Output:
         self.files[name] = content
 
 
-def stand_ins(context: Mapping) -> str:
+def stand_ins(context: Mapping, fields: Sequence[str] = tuple(STAND_INS)) -> str:
     """What in this context is a substitute for the real thing, as a phrase; empty where nothing is."""
-    found = [field for field, marks in STAND_INS.items() if str(context.get(field) or "").startswith(marks)]
+    found = [field for field in fields if str(context.get(field) or "").startswith(STAND_INS[field])]
     return f"stand-in {' and '.join(found)}" if found else ""
 
 
@@ -214,24 +236,3 @@ def _page_colour(colour: re.Match) -> str:
     light = (red + green + blue) / 765
     names = {0.35: "currentColor", 0.65: "var(--soft)", 0.95: "var(--line)", 1.0: "var(--paper)"}
     return next(name for most, name in names.items() if light <= most)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Put a file in place whole: written beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -30,7 +30,7 @@ from scipy import stats as scipy_stats
 from mlexp.analysis import gate
 from mlexp.analysis.changes import allowed, difference, direction, rows_of, share
 from mlexp.analysis.gate import Verdict
-from mlexp.analysis.stats import holm
+from mlexp.analysis.multiple import holm
 
 FINEST = 10_000  # the most steps from 0 to 1 of a grid that is recognised
 FLOAT32 = 2.0**-23  # of a value: what is not told apart

@@ -33,7 +33,7 @@ class Cell:
         self.scale, self.device, self.dtype, self.options = state.scale, state.device, state.dtype, state.options
         self.values: dict[str, object] = {}
         self.arrays: dict[str, object] = {}
-        self._table = record.metrics_of(plan.declared)
+        self._table = record.metrics_of(plan.study.metrics)
         self._benchmark, self._clock, self._say, self._timed = benchmark, state.clock, progress, False
 
     def time(

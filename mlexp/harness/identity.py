@@ -24,6 +24,8 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 
+from mlexp.harness.declared import measured_part
+
 DATA = (".jsonl", ".json", ".toml", ".csv", ".txt")  # beside a bench file: its inputs
 NATIVE = (".cu", ".cuh", ".cpp", ".h")  # beside a module: sources that it compiles
 INSTALLED = {"site-packages", "dist-packages"}  # the folders of distributions
@@ -36,9 +38,8 @@ def cell_key(*parts: object) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """A short hash of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """A short hash of a file's bytes, without the claims of a study that stands in it."""
+    return hashlib.sha256(measured_part(Path(path).read_bytes())).hexdigest()[:16]
 
 
 @functools.cache

@@ -16,6 +16,7 @@ import sys
 
 import pytest
 
+from mlexp import study
 from mlexp.harness import grid, isolate, measure, options
 from mlexp.harness.cell import Cell
 from mlexp.harness.progress import Progress
@@ -75,18 +76,18 @@ NO_CELL = object()  # the value of every axis of a function whose grid is empty:
 
 
 def pytest_generate_tests(metafunc):
-    """Make the grid of a question from its SETTINGS and AXES, with what its `more` adds, as far as its `collects` wants
+    """Make the grid of a question from its settings and axes, with what its `more` adds, as far as its `collects` wants
     it."""
     module = metafunc.module
-    if FIXTURE not in metafunc.fixturenames or not hasattr(module, "SETTINGS"):
+    if FIXTURE not in metafunc.fixturenames or not (declared := study.of(module)).settings:
         return
     state, question = metafunc.config.stash[STATE], metafunc.definition.path.parent.name
     settings = state.settings(module, question)
-    axes = [name for name in inspect.signature(metafunc.function).parameters if name in module.AXES]
+    axes = [name for name in inspect.signature(metafunc.function).parameters if name in declared.axes]
     wanted = getattr(module, "collects", None)
     keep = wanted and (lambda params: wanted(params, settings, state.device))
     further = state.further(module, question)
-    values = {axis: (*getattr(settings, module.AXES[axis]), *further.get(axis, ())) for axis in axes}
+    values = {axis: (*getattr(settings, declared.axes[axis]), *further.get(axis, ())) for axis in axes}
     try:
         cells = grid.cells(values, keep)
     except ValueError as error:

@@ -8,12 +8,13 @@ import inspect
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from mlexp import journal, record
+from mlexp import journal, record, study
 from mlexp.harness import grid, identity, measure
 from mlexp.harness.options import Others, ours
 from mlexp.harness.status import Attempt
@@ -51,9 +52,10 @@ class Plan:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
     @property
-    def declared(self) -> dict[str, tuple]:
-        """The question's own metrics."""
-        return getattr(self.module, "METRICS", {})
+    def study(self) -> study.Study:
+        """What the bench file declares; without a word on arms, the last axis is the arm."""
+        declared = study.of(self.module)
+        return declared if declared.arm or not self.params else dataclasses.replace(declared, arm=list(self.params)[-1])
 
 
 class State:
@@ -94,10 +96,10 @@ class State:
         """A question's settings. What does not fit is kept until it is known which questions are selected."""
         changes = [change for change in self.overrides if change.question in (None, question)]
         try:
-            return grid.override(module.SETTINGS[self.scale], changes)
+            return grid.override(study.of(module).settings[self.scale], changes)
         except ValueError as error:
             self.misfits[question] = str(error)
-            return module.SETTINGS[self.scale]
+            return study.of(module).settings[self.scale]
 
     def further(self, module, question: str) -> dict[str, tuple]:
         """The values that the command line adds to a question's axes."""
@@ -127,8 +129,8 @@ class State:
 
     def identify(self, plan: Plan) -> None:
         """Complete a plan: settings, inputs, key. What does not hold raises ValueError, TypeError or OSError."""
-        record.metrics_of(plan.declared)
-        if hasattr(plan.module, "SETTINGS"):
+        record.metrics_of(plan.study.metrics)
+        if plan.study.settings:
             plan.settings = self.settings(plan.module, plan.question)
         if hasattr(plan.module, "inputs"):
             plan.inputs = plan.module.inputs(plan.params, plan.settings, self.options)
@@ -161,7 +163,7 @@ class State:
 
     def settings_text(self, plan: Plan) -> str:
         """The settings that all cells of the question share, and the project's own options, in one spelling."""
-        shared = grid.fixed(plan.settings, plan.module.AXES) if plan.settings else {}
+        shared = grid.fixed(plan.settings, plan.study.axes) if plan.settings else {}
         return grid.canonical(shared | self.others.by_project)
 
     def changed(self, plan: Plan) -> str:
@@ -169,7 +171,7 @@ class State:
         options = " ".join(f"{name}={value}" for name, value in self.others.by_project.items())
         if plan.settings is None:
             return options
-        sets = grid.changed(plan.settings, plan.module.SETTINGS[self.scale], plan.module.AXES)
+        sets = grid.changed(plan.settings, plan.study.settings[self.scale], plan.study.axes)
         return " ".join(filter(None, (sets, options)))
 
     def take_up(self, plan: Plan) -> None:
@@ -210,7 +212,8 @@ class State:
             record=self._record(plan, attempt.cell.values if attempt.cell else {}, status, reason),
             durations=attempt.durations if status == "passed" else [],
             series=attempt.cell.arrays if attempt.cell else {},
-            metrics={name: list(row) for name, row in plan.declared.items()},
+            metrics={name: list(row) for name, row in plan.study.metrics.items()},
+            study=plan.study.declaration,
             group=plan.group,
             imports=imports,
             packages=packages,
@@ -266,15 +269,29 @@ class State:
             "unfinished": [row(entry) for entry in self.unfinished],
             "series": {entry.key: entry.series for entry in self.ended.values() if entry.series},
             "metrics": {entry.question: entry.metrics for entry in self.ended.values()},
+            "studies": declarations(self.ended.values()),
         }
 
 
+def declarations(entries: Iterable[journal.Entry]) -> dict[str, dict]:
+    """By question: its declaration, with those claims alone that stood so when each of its cells was measured (a cell
+    that is replayed was measured earlier)."""
+    found: dict[str, dict] = {}
+    for entry in entries:
+        before, now = found.get(entry.question), entry.study
+        claims = now.get("claims", {})
+        if before is not None:
+            claims = {name: mark for name, mark in claims.items() if before.get("claims", {}).get(name) == mark}
+        found[entry.question] = (now or before or {}) | {"claims": claims}
+    return found
+
+
 def axes_of(item: pytest.Item) -> dict[str, object]:
-    """The axes of a cell: what AXES names of its arguments, else all that are parametrized. What plugins parametrize
+    """The axes of a cell: those declared of its arguments, else all that are parametrized. What plugins parametrize
     beside them, such as a repetition, is no axis. Raises TypeError for a value that is neither number nor text.
     """
     arguments = inspect.signature(item.function).parameters
-    declared = getattr(item.module, "AXES", arguments)
+    declared = study.of(item.module).axes or arguments
     params = item.callspec.params if hasattr(item, "callspec") else {}
     axes = {name: params[name] for name in arguments if name in params and name in declared}
     for name, value in axes.items():

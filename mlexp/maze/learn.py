@@ -5,7 +5,8 @@ from torch import Tensor
 
 from mlexp.training import Fit, fit, seed_everything
 
-from .models import ARCHS, Solver, build
+from .archs import ARCHS
+from .models import Solver, build
 from .objective import Batches, pointer_loss
 from .sizes import SIZES
 

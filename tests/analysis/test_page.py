@@ -11,7 +11,8 @@ import pytest
 
 from mlexp.analysis import output, plots
 from mlexp.analysis import report as driver
-from mlexp.analysis.report import asked, run, tally
+from mlexp.analysis.report import run
+from mlexp.analysis.sections import asked, tally
 
 EVIL = "<script>alert('x')</script>|`*\"&"
 SHOW = """

@@ -7,7 +7,8 @@ import time
 import pandas as pd
 import pytest
 
-from mlexp.analysis.report import grid_note, run
+from mlexp.analysis.report import run
+from mlexp.analysis.sections import grid_note
 
 SHOW = """
 def report(records, out):

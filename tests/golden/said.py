@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from mlexp.analysis import output, plots, report
+from mlexp.analysis import output, page, plots, report, sections
 from mlexp.analysis.files import read
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +36,12 @@ def said_of(question: str) -> dict[str, str]:
 
     file = report.questions(ROOT / "benches")[question]
     with mock.patch.object(output.plots, "save", remember):
-        sections = report.sections_of(question, file, read(*records_of(question)))
+        found = sections.sections_of(question, file, read(*records_of(question)))
     drawn, said = iter(figures), {}
-    for section in sections:
+    for section in found:
         section.environment = {}  # versions and commits of the records: no finding
         name = "first" if len(section.folder.parts) == 1 else section.folder.name
-        said[f"{question}/{name}.md"] = report.summary(section)
+        said[f"{question}/{name}.md"] = page.summary(section)
         tables = {name: data for name, data in section.out.files.items() if name.endswith(".csv")}
         said |= {f"{question}/{name}/{table}": data.decode() for table, data in tables.items()}
         titles = [block["name"] for block in section.out.blocks if block["kind"] == "figure"]

@@ -9,8 +9,9 @@ import torch
 from scipy.stats import entropy
 
 from mlexp.maze import evaluate
+from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import Recipe, mazes
-from mlexp.maze.models import ARCHS, build
+from mlexp.maze.models import build
 from mlexp.maze.moves import features
 from mlexp.maze.sizes import SIZES, Size
 from mlexp.training import seed_everything

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import Recipe, mazes
 from mlexp.maze.evaluate import accuracy_of, judge, logits_of
 from mlexp.maze.learn import Snapshots, loss_in, train
-from mlexp.maze.models import ARCHS, build
+from mlexp.maze.models import build
 from mlexp.maze.moves import features
 from mlexp.maze.objective import Batches, pointer_loss
 from mlexp.maze.sizes import SIZES, Size

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlexp.maze import learn
+from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import Mazes, Recipe, mazes
-from mlexp.maze.models import ARCHS, build
+from mlexp.maze.models import build
 from mlexp.maze.objective import Batches, pointer_loss
 from mlexp.maze.sizes import SIZES, Size
 from tests.adamw import by_hand, schedule

@@ -1,0 +1,110 @@
+"""What was found as a page and as Markdown: `index.html` over all questions, `summary.md` of one section."""
+
+import base64
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+import mlexp
+from mlexp.analysis.output import SHOWN_ROWS
+from mlexp.analysis.sections import Section
+from mlexp.analysis.stats import Verdict
+
+
+def index(sections: list[Section], errors: list[str]) -> str:
+    """The page: a card per question with its verdicts, then everything that the reports said, context by context."""
+    here = Path(__file__).parent
+    loader = jinja2.FileSystemLoader(here)
+    env = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    questions = [
+        {"name": name, "id": "q-" + re.sub(r"\W+", "-", name), "asks": group[0].asks, "sections": group}
+        for name, group in ((name, list(g)) for name, g in itertools.groupby(sections, lambda s: s.out.question))
+    ]
+    return env.get_template("page.html.j2").render(
+        questions=questions,
+        errors=errors,
+        tallies=_total(section.tally for section in sections),
+        checks=_total(section.checks for section in sections),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        version=mlexp.__version__,
+    )
+
+
+def summary(section: Section) -> str:
+    """`summary.md`: verdicts, then tables and figures, then what did not finish and where it was measured."""
+    out = section.out
+    parts = [f"# {out.question}", out.line]
+    parts += [
+        f"**{note}**"
+        for note in (out.stand_ins, section.grid, "uncommitted code (dirty)" if out.dirty else "", out.remarks)
+        if note
+    ]
+    if out.answer:
+        parts.append(f"**Answer.** {out.answer}")
+    for title, checks in (("Verdicts", False), ("Engineering checks", True)):
+        verdicts = [v for v in out.verdicts if ("check" in v["marks"]) == checks]
+        if verdicts:
+            parts += [f"## {title}", _verdict_table(verdicts)]
+    parts += [_block(block) for block in out.blocks]
+    if section.unfinished:
+        parts += ["## Did not finish", _table(["cell", "status", "reason"], section.unfinished)]
+    if section.disturbed:
+        parts += ["## Disturbed while timed", _table(["cell", "by"], section.disturbed)]
+    parts += ["## Environment", _table(["", ""], list(section.environment.items()))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict_table(verdicts: list[dict]) -> str:
+    columns = ["", "claim", "verdict", "effect", "interval", "why"]
+    marked = any(v["marks"] for v in verdicts)
+    rows = [
+        [v["id"], v["claim"], f"**{v['verdict']}**", v["effect"], v["interval"] or "", v["why"]]
+        + ([", ".join(v["marks"])] if marked else [])
+        for v in verdicts
+    ]
+    return _table([*columns, *(["counts as"] if marked else [])], rows)
+
+
+def _total(tallies: Iterable[dict[str, int]]) -> dict[str, int]:
+    total = Counter()
+    for one in tallies:
+        total.update(one)
+    return {str(word): total[word] for word in Verdict if total[word]}
+
+
+def _block(block: dict) -> str:
+    if block["kind"] == "heading":
+        return f"## {block['text']}"
+    if block["kind"] == "text":
+        return block["text"]
+    link = f"[{block['name']}]({block['name']})"
+    if block["kind"] == "file":
+        return link
+    if block["kind"] == "figure":
+        return f"!{link}\n\n{block['caption']} ({block['foot']})".replace("\n\n ", "\n\n")
+    left = block["left"] + len(block["rows"]) - len(shown := block["rows"][:SHOWN_ROWS])
+    more = f" {left} more rows in the file." if left else ""
+    foot = f" ({block['foot']})" if block["foot"] else ""
+    return f"{_table(block['columns'], shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
+
+
+def _table(columns: list[str], rows: list) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """Text that breaks out of no table cell and begins no HTML."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")

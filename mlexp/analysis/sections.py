@@ -1,0 +1,263 @@
+"""A question's records as sections, one a context: its claims evaluated, its report run, what stands around them."""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from mlexp import study
+from mlexp.analysis import history, results, standard, times
+from mlexp.analysis.claims import evaluate
+from mlexp.analysis.data import Data
+from mlexp.analysis.disturbed import disturbances, remarks
+from mlexp.analysis.files import Loaded, Row, arrays
+from mlexp.analysis.output import Output, cell_text, stand_ins
+from mlexp.analysis.stats import Verdict
+from mlexp.analysis.tables import arm_table
+from mlexp.record import CONTEXT, metrics_of
+from mlexp.study import Study
+
+Report = Callable[[pd.DataFrame, Output], None]
+
+
+@dataclass
+class Section:
+    """A question in one context: what its report found, and what stands around it."""
+
+    out: Output
+    folder: Path  # below the results folder
+    records: int
+    grid: str
+    unfinished: list[tuple[str, str, str]]  # cell, status, reason
+    environment: dict[str, str]
+    asks: str = ""  # the question as its README puts it
+    history: str = ""  # how many commits and changes; empty where there are too few
+    disturbed: list[tuple[str, str]] = field(default_factory=list)  # cell, by what
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before believing anything."""
+        dirty = "measured with uncommitted code (dirty)" if self.out.dirty else ""
+        lost = f"did not finish: {len(self.unfinished)}" if self.unfinished else ""
+        return [note for note in (self.out.stand_ins, self.grid, dirty, lost, self.out.remarks) if note]
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """How many hypotheses ended with which verdict."""
+        return tally(verdict for verdict in self.out.verdicts if "check" not in verdict["marks"])
+
+    @property
+    def checks(self) -> dict[str, int]:
+        """The same of engineering checks."""
+        return tally(verdict for verdict in self.out.verdicts if "check" in verdict["marks"])
+
+
+def tally(verdicts: Iterable[dict]) -> dict[str, int]:
+    """How many of each verdict there are, in the order of `Verdict`."""
+    counts = Counter(verdict["verdict"] for verdict in verdicts)
+    return {str(word): counts[word] for word in Verdict if counts[word]}
+
+
+def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]:
+    """What the records of one question say, context by context; the one with most finished cells comes first.
+
+    `folder` is the question's own; without one, what the records carry of the study is enough for the tables.
+    """
+    rows = {row.values.get("key"): row for row in loaded.rows if row.values.get("question") == name}
+    if not rows:
+        return []
+    declared = declaration(folder, list(rows.values()))
+    report = report_of(folder) if folder else None
+    if report is None and declared is None:
+        return []
+    metrics = loaded.metrics.get(name, {})
+    df = results.latest(results.frame(Loaded(list(rows.values()), {name: metrics})))
+    groups = sorted(results.contexts(df), key=lambda group: -(group[1]["status"] == "passed").sum())
+    over_commits = by_context(name, loaded)
+    asks = declared.asks if declared and declared.asks else asked(folder / "README.md") if folder else ""
+    killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
+    never_ran = [cell for cell in loaded.never_ran if f"/{name}/" in f"/{cell}"]
+    sections = []
+    for context, group in groups:
+        passed = group["status"] == "passed"
+        records, rest = (group[keep].reset_index(drop=True) for keep in (passed, ~passed))
+        series = _series_of(rows)
+        dirty = bool(group["dirty"].any())
+        out = Output(name, context, rest, series, dirty, remarks(records))
+        if len(records):
+            fill(out, records, declared, report, metrics, [rows[key] for key in records["key"] if key in rows])
+        past = over_commits.get(_fields(context))
+        changes = "" if past is None else history.add(past, metrics_of(metrics), loaded.commits, out)
+        unfinished = [(row.cell, row.status, cell_text(row.reason)) for row in rest.itertuples()]
+        if not sections:
+            unfinished += [(start["cell"], "killed", "started and never ended, or still running") for start in killed]
+        place = Path(name, out.slug) if sections else Path(name)
+        note = grid_note(group)
+        if never_ran and not note:
+            note = f"unfinished run: {len(never_ran)} of the cells that it selected never ran"
+        facts, disturbed = environment(group), disturbances(records)
+        sections.append(Section(out, place, len(records), note, unfinished, facts, asks, changes, disturbed))
+    return sections
+
+
+def _series_of(rows: Mapping[str, Row]) -> Callable:
+    return lambda key: arrays(rows[key]) if key in rows else {}
+
+
+def fill(
+    out: Output,
+    records: pd.DataFrame,
+    declared: Study | None,
+    report: Report | None,
+    metrics: dict[str, tuple],
+    rows: list[Row],
+) -> None:
+    """One context: claims, answer, then the question's own report, or the standard one."""
+    if declared is not None:
+        records = derived(declared, records)
+        settings = json.loads(records["settings"].iloc[0] or "{}") if "settings" in records else {}
+        settings |= {name: out.context.get(name) for name in ("device", "dtype", "scale")}
+        out.data = Data(declared, records, metrics_of(metrics | dict(declared.metrics)), settings)
+        if declared.estimates:
+            out.data.estimates = declared.estimates(records, out)
+        out.findings = evaluate(out.data, stand_ins(out.context, ("weights",)), registered(rows))
+        out.claims(out.findings)
+        if declared.answer:
+            out.answer = declared.answer(out.findings, arms_of(out.data))
+    (report or standard.report)(records, out)
+
+
+def arms_of(data: Data) -> pd.DataFrame:
+    """The table that the answer may draw on: each arm's outcome, by level of the first curve axis."""
+    axis = next((name for name in data.study.over if len(data.rows(name))), "")
+    if data.study.outcome not in data.records:
+        return pd.DataFrame()
+    return arm_table(data, axis, standard.measured(data))
+
+
+def derived(declared: Study, records: pd.DataFrame) -> pd.DataFrame:
+    """The records with the columns that the study derives; they keep what is known of their axes."""
+    if declared.derive is None:
+        return records
+    made = declared.derive(records.copy())
+    made.attrs = {**records.attrs, **made.attrs}
+    return made
+
+
+def registered(rows: list[Row]) -> dict[str, str]:
+    """The claims that stood so when every one of these records was measured: id -> fingerprint."""
+    tables = [row.study.get("claims") or {} for row in rows]
+    common = set.intersection(*(set(table.items()) for table in tables)) if tables else set()
+    return {str(name): str(mark) for name, mark in common}
+
+
+def declaration(folder: Path | None, rows: list[Row]) -> Study | None:
+    """The study as its folder declares it, with the arms that the records know of besides; else as the records do."""
+    carried = [Study.declared(row.study) for row in rows if row.study.get("arm")]
+    declared = study_in(folder) if folder else None
+    if declared is None:
+        return carried[-1] if carried else None
+    arms = dict.fromkeys(
+        [*declared.arms, *(arm for other in carried if other.arm == declared.arm for arm in other.arms)]
+    )
+    return replace(declared, arms=tuple(arms))
+
+
+def study_in(folder: Path) -> Study | None:
+    """The STUDY of a question's folder: of its study.py, else of a bench file that has one; None without."""
+    own = folder / "study.py"
+    files = [own] if own.is_file() else sorted(folder.glob("bench_*.py"))
+    for file in files:
+        if "STUDY" in file.read_text(encoding="utf-8", errors="replace"):
+            found = study.of(study.load(file))
+            return found if found.arm else None
+    return None
+
+
+def report_of(folder: Path) -> Report | None:
+    """The function `report` of a question's report.py; None where it has no such file."""
+    file = folder / "report.py"
+    if not file.is_file():
+        return None
+    module = study.load(file)
+    if not callable(getattr(module, "report", None)):
+        raise AttributeError("it has no function report(records, out)")
+    return module.report
+
+
+def asked(readme: Path) -> str:
+    """The question in one sentence: what follows the name in the first heading of its README; empty where none does."""
+    try:
+        first = readme.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return ""
+    text = first.removeprefix("#").partition(":")[2].strip()
+    return text[:1].upper() + text[1:]
+
+
+def by_context(name: str, loaded: Loaded) -> dict[tuple, pd.DataFrame]:
+    """Every record of a question, earlier commits too, by the fields of its context; empty below DRAWN_FROM."""
+    rows = [row for row in (*loaded.rows, *loaded.older) if row.values.get("question") == name]
+    if len({row.values.get("commit") for row in rows}) < history.DRAWN_FROM:
+        return {}
+    df = results.frame(Loaded(rows, {name: loaded.metrics.get(name, {})}))
+    return {_fields(context): group for context, group in results.contexts(df)}
+
+
+def _fields(context: dict) -> tuple:
+    return tuple(context.get(field) for field in CONTEXT)
+
+
+def _ran_since(df: pd.DataFrame, start: dict) -> bool:
+    started, when = times.seconds(start.get("when")), df.loc[df["cell"] == start["cell"], "when"]
+    return bool((when.map(times.seconds).astype(float) > started).any())
+
+
+def grid_note(df: pd.DataFrame) -> str:
+    """How much of the grid is finished, judged by the axis values seen; empty where all of it is."""
+    done = total = 0
+    for _, cells in df.groupby(df["cell"].str.partition("[")[0]):
+        axes = [axis for axis in results.axes(df) if cells[axis].notna().all()]
+        if not cells["cell"].str.contains(r"\bseed\d").all():  # every record has a seed; here it is no axis
+            axes = [axis for axis in axes if axis != "seed"]
+        total, done = total + grid_size(cells, axes), done + int((cells["status"] == "passed").sum())
+    return f"unfinished grid: {done} of {total} cells" if done < total else ""
+
+
+def grid_size(cells: pd.DataFrame, axes: list[str]) -> int:
+    """Cells of the grid that these are of: the product of its axes. An axis whose values have values of another axis to
+    themselves (kernels with shapes of their own) makes a grid for each.
+    """
+    for outer, inner in itertools.permutations(axes, 2):
+        if cells[outer].nunique() > 1 and cells.groupby(inner)[outer].nunique().max() == 1:
+            rest = [axis for axis in axes if axis != outer]
+            return sum(grid_size(part, rest) for _, part in cells.groupby(outer))
+    return math.prod(cells[axis].nunique() for axis in axes)
+
+
+def environment(df: pd.DataFrame) -> dict[str, str]:
+    """What the records were made with, and when."""
+
+    def all_of(name):
+        return ", ".join(sorted(map(str, df[name].dropna().unique())))
+
+    dirty = int(df["dirty"].fillna(False).astype(bool).sum())
+    replayed = int(df["replayed"].fillna(False).astype(bool).sum())
+    when = times.in_order(df["when"])
+    facts = {name: all_of(name) for name in ("machine", "device", "dtype", "scale", "weights", "corpus", "overrides")}
+    facts["commit"] = all_of("commit") + (f" (uncommitted changes in {dirty} of {len(df)} records)" if dirty else "")
+    facts |= {name: all_of(name) for name in ("torch", "transformers", "python")}
+    facts["measured"] = " to ".join(dict.fromkeys((when[0], when[-1]))) if when else ""
+    facts["records"] = f"{len(df)}" + (f", {replayed} replayed" if replayed else "") + f", from {all_of('source')}"
+    finished = df[df["status"] == "passed"]
+    disturbed = len(disturbances(finished))
+    facts["disturbed"] = f"{disturbed} of {len(finished)} records" if disturbed else ""
+    facts["cpu governor"] = all_of("cpu_governor") if "cpu_governor" in df else ""
+    older = df.attrs.get("superseded", 0)
+    facts["left out"] = f"{older} older records of the same cells" if older else ""
+    return {name: text for name, text in facts.items() if text}

@@ -1,0 +1,91 @@
+"""The report that every study has: each arm's outcome and cost, the difference to the baseline, its curves."""
+
+import numpy as np
+import pandas as pd
+
+from mlexp.analysis import plots
+from mlexp.analysis.data import Data, number
+from mlexp.analysis.output import Output
+from mlexp.analysis.tables import against_baseline, arm_table, levels_of, series_curves
+from mlexp.record import PROVENANCE
+
+MAX_PANELS = 5
+
+
+def report(records: pd.DataFrame, out: Output) -> None:
+    """Tables and figures of a study that has no report.py; its claims and answer come from the driver."""
+    data = out.data
+    for axis in data.study.over or ("",):
+        if len(data.rows(axis)):
+            arms(data, out, axis)
+    curves(data, out)
+
+
+def arms(data: Data, out: Output, axis: str) -> None:
+    """One grid: the arms, the differences to the baseline, the outcome against the curve axis."""
+    study, tag = data.study, f"_{axis}" if len(data.study.over) > 1 else ""
+    outcome = data.metrics.get(study.outcome)
+    out.heading(f"{study.outcome} by {study.arm}" + (f" and {axis}" if axis else ""))
+    table = arm_table(data, axis, measured(data))
+    out.table(table, f"arms{tag}.csv", f"Means over {unit(data)} with the 95 % interval of {study.outcome}.")
+    others = against_baseline(data, axis)
+    if len(others):
+        out.table(others, f"against_baseline{tag}.csv", f"Each {study.arm} against {study.baseline}, block by block.")
+    label = f"{study.outcome}, {outcome.unit}" if outcome else study.outcome
+    out.figure(outcome_figure(data, table, axis, label), f"outcome{tag}.png", f"{label}: mean and 95 % interval.")
+
+
+def unit(data: Data) -> str:
+    """What the blocks are."""
+    return " and ".join(f"{name}s" for name in data.study.replicates) or "records"
+
+
+def measured(data: Data) -> list[str]:
+    """The numeric metrics of the records, the declared costs first."""
+    numeric = [name for name in data.records.select_dtypes("number") if name in data.metrics]
+    wanted = [name for name in numeric if data.metrics[name].better != "none" and name not in PROVENANCE]
+    return [*(name for name in data.study.costs if name in numeric), *(n for n in wanted if n not in data.study.costs)]
+
+
+def outcome_figure(data: Data, table: pd.DataFrame, axis: str, label: str):
+    """Along a curve axis a line an arm, else a row an arm."""
+    outcome, arm = data.study.outcome, data.study.arm
+    levels = levels_of(data, axis)
+    if not axis or len(levels) < 2:
+        fig, ax = plots.figure(f"{outcome} by {arm}", xlabel=label, size=(7.6, 0.3 * len(table) + 1.4))
+        plots.intervals(ax, table.rename(columns={outcome: "value"}), arm, data.looks)
+        return fig
+    fig, ax = plots.figure(f"{outcome} by {axis}", xlabel=axis, ylabel=label)
+    numeric = all(any(c.isdigit() for c in level) for level in levels)
+    x = {level: number(level) if numeric else i for i, level in enumerate(levels)}
+    plots.curves(ax, table.assign(x=table[axis].map(x)), "x", outcome, arm, data.looks)
+    if numeric:
+        plots.log_x(ax, ticks=x.values())
+    else:
+        ax.set_xticks(list(x.values()), levels)
+    return fig
+
+
+def curves(data: Data, out: Output) -> None:
+    """A figure for every series of one dimension: a panel a level, a line an arm, means over blocks."""
+    axis = data.study.over[0] if data.study.over else ""
+    levels = levels_of(data, axis)[:MAX_PANELS]
+    keys = data.records.get("key", [])
+    names = dict.fromkeys(name for key in keys for name in out.series(key))
+    for name in names:
+        drawn = {level: series_curves(data, out.series, name, axis, level) for level in levels}
+        drawn = {level: lines for level, lines in drawn.items() if lines}
+        if drawn:
+            out.figure(series_figure(data, name, drawn), f"series_{name}.png", f"{name}: means over {unit(data)}.")
+
+
+def series_figure(data: Data, name: str, drawn: dict[str, dict[str, np.ndarray]]):
+    fig, panels = plots.figures(len(drawn), sharey=True, size=(3.6 * len(drawn) + 3, 3.8))
+    for ax, (level, lines) in zip(panels, drawn.items(), strict=True):
+        for arm, values in lines.items():
+            look = data.looks[arm]
+            ax.plot(range(1, len(values) + 1), values, color=look.colour, linestyle=look.dash, label=arm)
+        ax.set(title=level, xlabel="index")
+    panels[0].set_ylabel(name)
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    return fig

@@ -1,0 +1,380 @@
+"""A study, declared once: what it asks, its arms, settings and metrics, its claims. Standard library only.
+
+    STUDY = Study(
+        asks="Is PoH-HRM more than a deeper baseline?",
+        arm="arch", arms=ARCHS, baseline="baseline", over=("size",), replicates=("seed",), outcome="accuracy",
+        settings=SETTINGS, axes=AXES, metrics=METRICS,
+        claims={"Q": Claim("PoH-HRM solves more mazes", Above(Mean(arm("poh_hrm") - arm("baseline"))), primary=True)},
+    )
+
+A claim is a statement about quantities. A quantity is a contrast of arms (a weight for each), taken at levels of a
+curve axis such as size. Everything here is data with a stable `repr`, so a claim has a fingerprint, which a run stores
+with its records: a claim that is written down after the measurement is recognised as such.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, get_type_hints
+
+from mlexp.record import Metric
+
+MAX_PRIMARY = 3  # claims that share the error budget of a study
+ABOUT = ("cost", "behaviour")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum over arms of `metric` (empty: the study's outcome), or of its logarithm: then a ratio."""
+
+    weights: tuple[tuple[str, float], ...]
+    metric: str = ""
+    log: bool = False
+
+    def __add__(self, other: "Contrast") -> "Contrast":
+        return self._plus(other, 1.0)
+
+    def __sub__(self, other: "Contrast") -> "Contrast":
+        return self._plus(other, -1.0)
+
+    def _plus(self, other: "Contrast", sign: float) -> "Contrast":
+        if (self.metric, self.log) != (other.metric, other.log):
+            raise ValueError(f"a contrast has one metric: {self.metric!r} and {other.metric!r} do not add up")
+        total = dict(self.weights)
+        for name, weight in other.weights:
+            total[name] = total.get(name, 0.0) + sign * weight
+        return replace(self, weights=tuple(total.items()))
+
+    def of(self, metric: str) -> "Contrast":
+        """The same arms by another metric."""
+        return replace(self, metric=metric)
+
+
+def arm(name: str) -> Contrast:
+    """One arm."""
+    return Contrast(((name, 1.0),))
+
+
+def mean(*names: str) -> Contrast:
+    """The mean of several arms."""
+    return Contrast(tuple((name, 1 / len(names)) for name in names))
+
+
+def ratio(of: str, to: str, metric: str = "") -> Contrast:
+    """`metric` of arm `of` over that of arm `to`, block by block; averaged as a geometric mean."""
+    return Contrast(((of, 1.0), (to, -1.0)), metric, log=True)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Levels of the curve axis: by name; by number, from `low` (included) to below `high`; by place."""
+
+    names: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    place: str = ""  # first, last, complete (has all arms of the contrast), upper half (from `names` on, if earlier)
+    axis: str = ""  # empty: the study's first curve axis
+
+
+EVERY = Levels()
+
+
+@dataclass(frozen=True)
+class At:
+    """The contrast at each of the levels: a quantity a level."""
+
+    contrast: Contrast
+    levels: Levels = EVERY
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the contrast over the levels, within each block: blocks, not cells, are what is independent."""
+
+    contrast: Contrast
+    levels: Levels = EVERY
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The least-squares slope, within each block, of the contrast on the logarithm of a level's size.
+
+    `size` names the record's field that says how large a level is; empty: the number in the level's name. `points`: how
+    many levels it needs.
+    """
+
+    contrast: Contrast
+    size: str = ""
+    levels: Levels = EVERY
+    points: int = 3
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The change of the contrast from each level to the next: a quantity a step."""
+
+    contrast: Contrast
+    levels: Levels = EVERY
+
+
+@dataclass(frozen=True)
+class FromMean:
+    """The contrast at each level minus its mean over the levels: a quantity a level."""
+
+    contrast: Contrast
+    levels: Levels = EVERY
+
+
+@dataclass(frozen=True)
+class Given:
+    """A quantity that the study's `estimates` compute themselves, by name: a count, a share, a timing of one cell."""
+
+    name: str
+
+
+Quantity = At | Mean | Slope | Steps | FromMean | Given
+
+
+@dataclass(frozen=True)
+class Within:
+    """Each of the quantity's values lies between `low` and `high`; for a ratio these are ratios."""
+
+    quantity: Quantity
+    low: float | None = None
+    high: float | None = None
+
+
+def Above(quantity: Quantity, bound: float = 0.0) -> Within:
+    """A statement like the classes here: each of the quantity's values is above `bound`."""
+    return Within(quantity, low=bound)
+
+
+def Below(quantity: Quantity, bound: float = 0.0) -> Within:
+    """A statement like the classes here: each of the quantity's values is below `bound`."""
+    return Within(quantity, high=bound)
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Along the levels the contrast is negative first and positive from some level on."""
+
+    quantity: At
+
+
+@dataclass(frozen=True)
+class All:
+    """Every one of these statements holds."""
+
+    parts: tuple["Statement", ...]
+
+    def __init__(self, *parts: "Statement"):
+        object.__setattr__(self, "parts", parts)
+
+
+@dataclass(frozen=True)
+class Any:
+    """At least one of these statements holds."""
+
+    parts: tuple["Statement", ...]
+
+    def __init__(self, *parts: "Statement"):
+        object.__setattr__(self, "parts", parts)
+
+
+Statement = Within | Switch | All | Any
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is asserted and by what it is judged.
+
+    `source` is where the assertion comes from (`original`: the study that this one repeats). `about`: a claim on
+    behaviour is not tested on stand-ins for weights or text, a claim on cost is. `settings`: values that the claim
+    speaks of; under others it is not tested. A `primary` claim shares the study's error budget of 5 % with the other
+    primary ones; a `check` is about the implementation (a speed limit, memory) and no hypothesis of the study.
+    """
+
+    text: str
+    statement: Statement
+    source: str = "ours"
+    about: str = "cost"
+    primary: bool = False
+    check: bool = False
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.about not in ABOUT:
+            raise ValueError(f"claim {self.text!r}: about is {self.about!r}; choose from {', '.join(ABOUT)}")
+        if self.primary and self.check:
+            raise ValueError(f"claim {self.text!r}: an engineering check is not a primary hypothesis")
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of everything that the claim says."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study. Names of arms, axes and metrics are those of the records.
+
+    asks: the question in one sentence. arm: the axis that is compared; arms: its values in the order shown. over: curve
+    axes (size, amount of text), replicates: axes whose values are draws of one thing, the unit of every interval.
+    apart: arms that compete with none (a second control, a smaller model).
+    `independent`: replicates of two arms are not correlated, so variance is pooled over arms instead of pairing.
+    fixed: of further axes, the value that claims and the default tables are about. items: of a share, the setting that
+    says of how many items it is. derive(records) adds columns; estimates(records, series) gives the quantities of
+    `Given`: name -> a function of the confidence level, or the reason why there is none. answer(findings, arms)
+    gives the study's answer in one sentence from the evaluated claims, by id, and the table of arms.
+    """
+
+    asks: str
+    arm: str
+    arms: Sequence[str]
+    baseline: str
+    outcome: str
+    replicates: tuple[str, ...] = ("seed",)
+    over: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    independent: bool = False
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    items: Mapping[str, str] = field(default_factory=dict)
+    costs: tuple[str, ...] = ("wall_s", "flops", "peak_bytes")
+    parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    axes: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Metric | tuple[str, ...]] = field(default_factory=dict)
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    derive: Callable | None = None
+    estimates: Callable | None = None
+    answer: Callable | None = None
+
+    def __post_init__(self) -> None:
+        primary = [name for name, claim in self.claims.items() if claim.primary]
+        if len(primary) > MAX_PRIMARY:
+            raise ValueError(f"{len(primary)} primary claims ({', '.join(primary)}); at most {MAX_PRIMARY}")
+        if self.arms and self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is no arm; choose from {', '.join(self.arms)}")
+
+    @classmethod
+    def declared(cls, content: Mapping[str, object]) -> "Study":
+        """The study as far as records carry it: without claims. Raises ValueError where a field is not of its kind."""
+        texts = {name: content.get(name) for name in ("arm", "baseline", "outcome")}
+        lists = {name: content.get(name, []) for name in ("arms", "over", "replicates")}
+        for name, value in {**texts, **lists}.items():
+            items = value if isinstance(value, list) and name in lists else [value]
+            if not all(isinstance(item, str) for item in items):
+                raise ValueError(f"{name} is {value!r:.80}")
+        return cls(asks="", **texts, **{name: tuple(value) for name, value in lists.items()})  # type: ignore[arg-type]
+
+    @property
+    def declaration(self) -> dict[str, object]:
+        """What a run stores of the study beside its records: enough to show every arm, and what was claimed when."""
+        return {
+            "arm": self.arm,
+            "arms": list(self.arms),
+            "baseline": self.baseline,
+            "over": list(self.over),
+            "replicates": list(self.replicates),
+            "outcome": self.outcome,
+            "claims": {name: claim.fingerprint for name, claim in self.claims.items()},
+        }
+
+
+NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks")  # of a Study: nothing that a cell does
+
+
+def beside(bench: str | Path) -> ModuleType:
+    """The `study.py` that stands beside a bench file: `declared = beside(__file__)`, then `STUDY = declared.STUDY`."""
+    return load(Path(bench).with_name("study.py"))
+
+
+def load(file: Path) -> ModuleType:
+    """A file of a study as a module whose name no other has; loaded once."""
+    name = f"mlexp_{file.stem}_of_{file.parent.name}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def of(module: ModuleType | object) -> Study:
+    """What a bench module declares: its STUDY, or its SETTINGS, AXES and METRICS where they stand alone."""
+    study = getattr(module, "STUDY", None)
+    if study is None:
+        return Study(
+            asks="",
+            arm="",
+            arms=(),
+            baseline="",
+            outcome="wall_s",
+            settings=getattr(module, "SETTINGS", {}),
+            axes=getattr(module, "AXES", {}),
+            metrics=getattr(module, "METRICS", {}),
+        )
+    if not isinstance(study, Study):
+        raise TypeError(f"STUDY is a {type(study).__name__}; give a mlexp.study.Study")
+    return study
+
+
+class AtLeast(NamedTuple):
+    """A bound of a setting: `train: Annotated[int, AtLeast(1)] = 1000`; of a tuple, of each of its values."""
+
+    value: float
+
+    def refuses(self, value: object) -> str:
+        return "" if value >= self.value else f"at least {self.value:g}"  # type: ignore[operator]
+
+
+class MoreThan(NamedTuple):
+    """As AtLeast, the bound itself left out."""
+
+    value: float
+
+    def refuses(self, value: object) -> str:
+        return "" if value > self.value else f"above {self.value:g}"  # type: ignore[operator]
+
+
+class OneOf(NamedTuple):
+    """The allowed values of a setting, or of each value of a tuple."""
+
+    values: Collection[object]
+
+    def refuses(self, value: object) -> str:
+        return "" if value in self.values else f"choose from {', '.join(map(str, self.values))}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings whose fields declare bounds, `Annotated[type, bound]`. Raises ValueError, naming value and bound."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                given = getattr(self, name)
+                for value in given if isinstance(given, tuple) else (given,):
+                    if value is not None and (allowed := bound.refuses(value)):
+                        known = not isinstance(bound, OneOf)
+                        found = f"{name} is {value}" if known else f"unknown {singular(name)} {value!r}"
+                        raise ValueError(f"{found}; {allowed}")
+
+
+def singular(name: str) -> str:
+    """One of what a setting lists: sizes -> size, batches -> batch."""
+    for ending, one in (("ches", "ch"), ("ies", "y"), ("sses", "ss"), ("s", "")):
+        if name.endswith(ending) and not name.endswith("ss"):
+            return name.removesuffix(ending) + one
+    return name
