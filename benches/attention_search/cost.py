@@ -23,8 +23,7 @@ def cut_table(data, out) -> pd.DataFrame:
     for cost, name in (("flops", "flops"), ("wall_s", "time")):
         losses = [cut(out.series(key)["losses"], share.at[a, cost])
                   for key, a in zip(rows["key"], rows["variant"], strict=True)]  # fmt: skip
-        there = data.under(fixed={})
-        there.records = rows.assign(cut_loss=losses)
+        there = data.under(fixed={}).with_records(rows.assign(cut_loss=losses))
         pairs = pair_table(there, {a: (a, CONTROL) for a in found}, metric="cut_loss").set_index("arm")
         for a, row in found.items():
             row |= {f"steps_share_{name}": share.at[a, cost],

@@ -1,7 +1,5 @@
 """What no row of the declaration says: every baseline, what theory allows, the samples, prompts decoded together."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
@@ -51,8 +49,7 @@ many prompts they are not, and what a tree saves becomes time.
 
 def report(records, out):
     data = out.data
-    together = replace(data.study, replicates=("batch",))
-    batches = replace(data, study=together, _tables={})
+    batches = data.under(replicates=("batch",))
     if len(data.rows("model")):
         prompts(data, out)
     if "batch" in records and len(batches.rows("model")):
@@ -135,7 +132,7 @@ def by_surprisal(data, table) -> list[float]:
     seconds = data.records["wall_s"] / old
     whole = data.records["decoder"].isin(baselines(data))  # independent samples: worth as many as there are
     seconds = seconds.where(~whole, data.records["wall_s"] / data.settings["samples"])
-    older = replace(data, records=data.records.assign(seconds_by_surprisal=seconds), _tables={})
+    older = data.with_records(data.records.assign(seconds_by_surprisal=seconds))
     return values_of(ratios(older, "seconds_by_surprisal", METHODS), table)
 
 

@@ -79,7 +79,8 @@ def describe(contrast: Contrast) -> str:
     """A contrast in words: what is added, minus (or over) what is taken away."""
     plus = [name for name, weight in contrast.weights if weight > 0]
     minus = [name for name, weight in contrast.weights if weight < 0]
-    sides = [side[0] if len(side) == 1 else f"mean of {len(side)}" for side in (plus, minus) if side]
+    whole = all(abs(weight) == 1 for _, weight in contrast.weights)
+    sides = [" + ".join(side) if len(side) == 1 or whole else f"mean of {len(side)}" for side in (plus, minus) if side]
     return (" over " if contrast.log else " minus ").join(sides)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from mlexp.analysis.stats import Estimate, matrix, t_interval
+from mlexp.analysis.stats import matrix, t_bar
 
 EXACT_TREATMENTS = 7  # 5,040 orders of a block
 
@@ -99,26 +99,6 @@ def _distribution(ranks: tuple[float, ...]) -> dict[int, float]:
     return dict(zip(values.tolist(), (counts / len(orders)).tolist(), strict=True))
 
 
-def block_slopes(size: ArrayLike, ratio: ArrayLike) -> np.ndarray:
-    """Per block, the least-squares slope of log(ratio) against log(size): ratio ~ size ** slope."""
-    size, ratio = np.asarray(size, dtype=float), matrix(ratio, smallest=(1, 2))
-    if size.shape != ratio.shape[1:]:
-        raise ValueError(f"{len(np.atleast_1d(size))} sizes for {ratio.shape[1]} columns of ratios")
-    if not (size > 0).all() or not (ratio > 0).all() or np.ptp(size) == 0:
-        raise ValueError("a slope on log scales needs positive ratios and at least two different positive sizes")
-    x = np.log(size) - np.log(size).mean()
-    return np.log(ratio) @ x / (x @ x)
-
-
-def slope_per_block(size: ArrayLike, ratio: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """The mean over blocks of the exponent in ratio ~ size ** slope; blocks, not points, are what is resampled.
-
-    `ratio` is blocks x sizes. The summary-statistics approach to repeated measures (Matthews et al., BMJ 1990).
-    """
-    found = t_interval(block_slopes(size, ratio), confidence)
-    return found._replace(method=f"mean of per-block log-log slopes, {found.method}")
-
-
 def crossover(
     x: ArrayLike, advantage_by_block: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Crossover | None:
@@ -199,7 +179,7 @@ def _undecided_range(log_x: np.ndarray, table: np.ndarray, confidence: float) ->
     """The ends of the set of x where the t interval of the interpolated advantage holds 0."""
     grid = np.unique(np.concatenate([log_x, np.linspace(log_x[0], log_x[-1], 4001)]))
     at = np.array([np.interp(grid, log_x, block) for block in table])
-    half = stats.t.ppf(0.5 + confidence / 2, len(at) - 1) * at.std(axis=0, ddof=1) / math.sqrt(len(at))
+    half = t_bar(len(at) - 1, confidence) * at.std(axis=0, ddof=1) / math.sqrt(len(at))
     inside = np.flatnonzero(np.abs(at.mean(axis=0)) <= half)
     if not len(inside):  # no spread at all between blocks
         inside = np.flatnonzero(np.diff(np.sign(at.mean(axis=0))))[[0, 0]]

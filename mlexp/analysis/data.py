@@ -30,7 +30,7 @@ class Data:
     metrics: Mapping[str, Metric]
     settings: Mapping[str, object]
     estimates: Mapping[str, Callable[[float], Estimate] | str] = field(default_factory=dict)
-    _tables: dict = field(default_factory=dict)
+    _made: dict = field(default_factory=dict)  # tables and the like, by what they are of
 
     def axis(self, levels: Levels) -> str:
         """The curve axis that these levels are of; empty where the study has none."""
@@ -52,6 +52,11 @@ class Data:
 
     def rows(self, axis: str) -> pd.DataFrame:
         """The records of the grid that has this curve axis, under the study's fixed conditions."""
+        if ("rows", axis) not in self._made:
+            self._made["rows", axis] = self._rows(axis)
+        return self._made["rows", axis]
+
+    def _rows(self, axis: str) -> pd.DataFrame:
         keep = pd.Series(True, self.records.index)
         for name in (axis, *self.study.replicates):
             if name:
@@ -64,26 +69,38 @@ class Data:
 
     def under(self, **changes: object) -> "Data":
         """The same records under other terms: fields of the study replaced."""
-        return replace(self, study=replace(self.study, **changes), _tables={})
+        return replace(self, study=replace(self.study, **changes), _made={})
+
+    def with_records(self, records: pd.DataFrame) -> "Data":
+        """Other records of the same study."""
+        return replace(self, records=records, _made={})
 
     def table(self, metric: str, axis: str) -> pd.DataFrame:
         """Blocks x (level, arm) of a metric, NaN where a cell is missing. Raises ValueError for two records in a cell,
         and for cells of a block that did not have the same inputs."""
-        if (metric, axis) not in self._tables:
+        if ("table", metric, axis) not in self._made:
             rows = self.rows(axis)
             if len(rows) and metric not in rows:
                 raise Missing(f"{metric} is not recorded")
-            self._tables[metric, axis] = blocks(rows, self.study.arm, axis, self.study.replicates, metric)
-        return self._tables[metric, axis]
+            self._made["table", metric, axis] = blocks(rows, self.study.arm, axis, self.study.replicates, metric)
+        return self._made["table", metric, axis]
 
     def layout(self, metric: str) -> multiple.Pool:
         """The arms of a study of independent arms as one-way layout."""
-        table = self.table(metric, "")
-        samples = {arm: table[ONE, arm].dropna().to_numpy(float) for _, arm in table}
-        try:
-            return multiple.pool(samples)
-        except ValueError as error:
-            raise Missing(str(error)) from None
+        if ("layout", metric) not in self._made:
+            table = self.table(metric, "")
+            samples = {arm: table[ONE, arm].dropna().to_numpy(float) for _, arm in table}
+            try:
+                self._made["layout", metric] = multiple.pool(samples)
+            except ValueError as error:
+                raise Missing(str(error)) from None
+        return self._made["layout", metric]
+
+    def order(self, axis: str) -> list[str]:
+        """The levels of a curve axis that have records, in order; one nameless level where there is no such axis."""
+        if ("order", axis) not in self._made:
+            self._made["order", axis] = ordered(self.rows(axis), axis) if axis else [ONE]
+        return self._made["order", axis]
 
     def levels(self, wanted: Levels, arms: Iterable[str] = ()) -> list[str]:
         """The levels that are meant, in order; `arms`: those that a complete level must have. Raises Missing where the
@@ -91,8 +108,7 @@ class Data:
         axis = self.axis(wanted)
         if not axis:
             return [ONE]
-        rows = self.rows(axis)
-        present = ordered(rows, axis)
+        rows, present = self.rows(axis), self.order(axis)
         if wanted.place == "upper half" and len(present) < 3:
             raise Missing(f"three {axis}s are needed, there are {len(present)}")
         found = chosen(present, wanted)

@@ -1,12 +1,15 @@
 """The report that every study has: each arm's outcome and cost, the difference to the baseline, its curves."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from mlexp.analysis import plots
+from mlexp.analysis.curves import page_trend
 from mlexp.analysis.data import Data, number
 from mlexp.analysis.output import Output
-from mlexp.analysis.tables import against_baseline, arm_table, levels_of, series_curves
+from mlexp.analysis.tables import against_baseline, arm_table, holm_by_name, levels_of, series_curves
 from mlexp.record import PROVENANCE
 
 MAX_PANELS = 5
@@ -31,8 +34,26 @@ def arms(data: Data, out: Output, axis: str) -> None:
     others = against_baseline(data, axis)
     if len(others):
         out.table(others, f"against_baseline{tag}.csv", f"Each {study.arm} against {study.baseline}, block by block.")
+    if axis and len(levels_of(data, axis)) > 2 and (lines := list(trends(data, axis))):
+        out.text("\n".join(lines))
     label = f"{study.outcome}, {outcome.unit}" if outcome else study.outcome
     out.figure(outcome_figure(data, table, axis, label), f"outcome{tag}.png", f"{label}: mean and 95 % interval.")
+
+
+def trends(data: Data, axis: str) -> Iterator[str]:
+    """Whether each arm's outcome rises or falls along the curve axis: Page's test over complete blocks."""
+    table, levels = data.table(data.study.outcome, axis), levels_of(data, axis)
+    found = {}
+    for arm in data.arms:
+        columns = [(level, arm) for level in levels]
+        if set(columns) <= set(table) and len(blocks := table[columns].dropna()) > 1:
+            rise, fall = (page_trend(sign * blocks.to_numpy()) for sign in (1, -1))
+            found[arm] = ("rises", rise) if rise.p <= fall.p else ("falls", fall)
+    adjusted = holm_by_name({arm: min(1.0, 2 * test.p) for arm, (_, test) in found.items()})
+    for arm, (direction, test) in found.items():
+        sure = "" if adjusted[arm] < 0.05 else ", not told from a flat curve"
+        basis = f"Page's p {adjusted[arm]:.2g}, two-sided, after Holm over {len(found)} arms; {test.blocks} blocks"
+        yield f"- {arm}: {data.study.outcome} {direction} with {axis} ({basis}){sure}."
 
 
 def unit(data: Data) -> str:

@@ -7,7 +7,7 @@ skewed, also beyond twenty. Curves are in `curves.py`, families of comparisons i
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -35,39 +35,6 @@ class Verdict(StrEnum):
     REFUTED = "refuted"
     UNDECIDED = "undecided"
     NOT_TESTED = "not tested"
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Callable = np.mean,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
-    """A statistic of independent values with its BCa bootstrap interval (Efron 1987; scipy.stats.bootstrap).
-
-    Where BCa is undefined (its acceleration or bias cannot be estimated) the percentile interval is given, and `method`
-    says so; identical values have an interval of no width.
-    """
-    values = sample(values)
-    value, n = float(statistic(values)), len(values)
-    if np.ptp(values) == 0:
-        return Estimate(value, value, value, n, "bootstrap of identical values")
-    for method in ("BCa", "percentile"):
-        with np.errstate(all="ignore"):
-            found = stats.bootstrap(
-                (values,),
-                statistic,
-                confidence_level=confidence,
-                n_resamples=resamples,
-                batch=max(1, 100_000 // n),  # what fits a cache; the draws are the same in batches of any size
-                method=method,
-                random_state=np.random.default_rng(seed),
-            ).confidence_interval
-        if np.isfinite(found).all():
-            break
-    name = "BCa bootstrap" if method == "BCa" else "percentile bootstrap (BCa undefined)"
-    return Estimate(value, float(found.low), float(found.high), n, f"{name}, {resamples} resamples")
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -139,31 +106,6 @@ def mean_p(values: ArrayLike, null: float = 0.0) -> float:
     if np.ptp(values) == 0:
         return 1.0 if values[0] == null else 0.0
     return float(stats.ttest_1samp(values, null).pvalue)
-
-
-def sign_flip_p(values: ArrayLike) -> float:
-    """Two-sided p that paired differences are as likely negative as positive, from all their signs
-    (scipy.stats.permutation_test; a random 2 ** 14 of them from 15 values on).
-
-    It assumes nothing else, and so n differences reach no p below 2 / 2 ** n: 0.0625 with five.
-    """
-    values = sample(values)
-    if not values.any():
-        return 1.0
-    rng = np.random.default_rng(0)
-    return float(
-        stats.permutation_test(
-            (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=2**14, rng=rng
-        ).pvalue
-    )
-
-
-def signal_to_noise(table: ArrayLike) -> float:
-    """Spread of the treatments' means over the spread that remains within blocks, in a table of blocks x treatments."""
-    table = matrix(table, smallest=(2, 2))
-    rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    noise = math.sqrt((rest**2).sum() / ((table.shape[0] - 1) * (table.shape[1] - 1)))
-    return float(table.mean(axis=0).std(ddof=1) / noise) if noise else math.inf
 
 
 def verdict(interval: Estimate | Sequence[float], null: float = 0.0) -> Verdict:

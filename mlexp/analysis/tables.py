@@ -8,7 +8,7 @@ import pandas as pd
 
 from mlexp.analysis import multiple, stats
 from mlexp.analysis.contrasts import Leaf, estimate, leaves, values
-from mlexp.analysis.data import ONE, Data, Missing, ordered
+from mlexp.analysis.data import ONE, Data, Missing
 from mlexp.study import Quantity
 
 COUNT = "blocks"  # complete blocks behind a row: seeds, prompts
@@ -16,8 +16,7 @@ COUNT = "blocks"  # complete blocks behind a row: seeds, prompts
 
 def levels_of(data: Data, axis: str) -> list[str]:
     """The levels of a curve axis that have records, in order; one nameless level where there is no such axis."""
-    rows = data.rows(axis)
-    return ordered(rows, axis) if axis else [ONE]
+    return data.order(axis)
 
 
 def cells_of(data: Data, axis: str, level: str, arm: str) -> pd.DataFrame:
@@ -64,14 +63,14 @@ def pair_table(
             if math.isfinite(row["p"]) and name not in apart:
                 p[level, name] = row["p"]
             rows.append(({axis: level} if axis else {}) | {"name": name, "arm": arm, "against": against} | row)
-    adjusted = p if data.study.independent else stats_holm(p)
+    adjusted = p if data.study.independent else holm_by_name(p)
     for row in rows:
         row["p_adjusted"] = adjusted.get((row.get(axis, ONE) if axis else ONE, row["name"]), math.nan)
     columns = [*([axis] if axis else []), "name", "arm", "against", "value", "low", "high", "p_adjusted", COUNT, "sd"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def stats_holm(p: Mapping) -> dict:
+def holm_by_name(p: Mapping) -> dict:
     """Holm's adjustment of p-values by any key."""
     return dict(zip(p, map(float, multiple.holm(list(p.values()))), strict=True)) if p else {}
 

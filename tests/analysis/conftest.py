@@ -124,7 +124,9 @@ def report(records, out):
     plots.reference(ax, y=1, label="no gain")
     out.figure(fig, "speedup.png", "Speed-up against size.")
     matrix = pairs.pivot(index="prompt", columns="n_params", values="ratio")
-    slope = stats.slope_per_block(matrix.columns, matrix)
+    x = np.log(matrix.columns.to_numpy(float))
+    x = x - x.mean()
+    slope = stats.t_interval(np.log(matrix).to_numpy() @ x / (x @ x))
     effect = f"exponent {slope.value:.3f}"
     out.verdict("H1", "Larger models gain more.", stats.verdict(slope), effect, slope[1:3], slope.method)
     out.file("numbers.txt", "1 2 3\\n")

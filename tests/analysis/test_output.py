@@ -1,22 +1,9 @@
-"""Writing whole or not at all, and text for people: Markdown, rounded cells."""
+"""Text for people: Markdown, rounded cells, verdicts."""
 
 import numpy as np
 import pytest
 
 from mlexp.analysis import output
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    output.write(path, b"old")
-
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(output.os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
-        output.write(path, b"new")
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.txt", b"old")]
 
 
 def test_markdown_is_the_little_that_reports_need():

@@ -1,5 +1,6 @@
 """What the reports say of the committed records, as text: verdicts, prose, tables, the numbers in figures."""
 
+import functools
 from pathlib import Path
 from unittest import mock
 
@@ -56,6 +57,9 @@ def drawn_in(fig: Figure) -> str:
         lines.append(
             " | ".join(["panel", ax.get_title(loc="left") or ax.get_title(), ax.get_xlabel(), ax.get_ylabel()])
         )
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(getattr(axis.get_major_formatter(), "func", None), functools.partial):  # names, not numbers
+                lines.append("ticks " + " | ".join(label.get_text() for label in axis.get_ticklabels()))
         lines += [f"line {numbers(line.get_xydata())}" for line in ax.lines]
         for drawn in ax.collections:
             if isinstance(drawn, PathCollection):

@@ -1,0 +1,151 @@
+"""The standard report: a study without report.py, from its declaration or from the records alone."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from tests.analysis import conftest as make
+from tests.referees import adjusted
+from tests.study.reported import reported, summary_of, verdicts
+
+BENCH = """
+from mlexp.study import Above, At, Claim, Levels, Study, arm
+
+STUDY = Study(
+    asks="Is new better than base, at every size?", arm="arch", arms=("base", "new", "spare"), baseline="base",
+    over=("size",), outcome="loss_nats",
+    claims={
+        "H1": Claim("New is better at every size", Above(At(arm("base") - arm("new"))), primary=True),
+        "H2": Claim("Spare is worse than base", Above(At(arm("spare") - arm("base")))),
+    },
+    answer=lambda findings, arms: f"H1 is {findings['H1'].verdict}; {len(arms)} rows.",
+)
+"""
+LOSS = {"base": 3.0, "new": 2.5, "late": 2.0}
+
+
+def entries(arms=("base", "new", "late"), seeds=5):
+    """Records over three sizes; `late` is an arm that the study has never heard of."""
+    rng, made = np.random.default_rng(0), []
+    for i, size in enumerate(("n100", "n1000", "n10000")):
+        for seed in range(seeds):
+            for arm in arms:
+                params = {"size": size, "seed": seed, "arch": arm}
+                loss = LOSS[arm] - 0.2 * i + 0.01 * rng.standard_normal()
+                wall = (1 + list(LOSS).index(arm)) * (1 + 0.01 * rng.standard_normal())
+                made.append(make.bench(params, (wall,), loss_nats=loss, flops=100 * (i + 1), seed=seed))
+    return made
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "benches" / "speed").mkdir(parents=True)
+    (tmp_path / "benches" / "speed" / "bench_speed.py").write_text(BENCH)
+    return tmp_path
+
+
+def report_of(place, made, folder="benches/speed", **extra):
+    file = make.write_json(place / "a.json", made, **extra)
+    ((section, figures),) = reported("speed", file, folder=place / folder if folder else None)
+    return section, figures
+
+
+def csv(section, name):
+    from io import BytesIO
+
+    return pd.read_csv(BytesIO(section.out.files[name]))
+
+
+def test_a_study_without_report_py_is_reported_whole(place):
+    made = entries()
+    section, figures = report_of(place, made)
+    df = pd.DataFrame([{**e["params"], **e["extra_info"], "wall_s": e["stats"]["median"]} for e in made])
+    table = csv(section, "arms.csv")
+    assert list(table["arch"]) == ["base", "new", "late"] * 3  # as declared, then what is new
+    for row in table.itertuples():
+        values = df[(df["size"] == row.size) & (df["arch"] == row.arch)]["loss_nats"]
+        want = scipy_stats.ttest_1samp(values, 0).confidence_interval()
+        assert (row.loss_nats, row.low, row.high, row.blocks) == pytest.approx((values.mean(), *want, 5))
+        assert row.flops == 100 * (["n100", "n1000", "n10000"].index(row.size) + 1)
+    against, p = csv(section, "against_baseline.csv"), {}
+    for row in against.itertuples():
+        wide = df[df["size"] == row.size].pivot(index="seed", columns="arch", values="loss_nats")
+        test = scipy_stats.ttest_1samp(wide[row.arch] - wide["base"], 0)
+        p[row.Index] = test.pvalue
+        want = test.confidence_interval()
+        assert (row.difference, row.low, row.high) == pytest.approx(((wide[row.arch] - wide["base"]).mean(), *want))
+        times = df[df["size"] == row.size].pivot(index="seed", columns="arch", values="wall_s")
+        assert row.wall_s_ratio == pytest.approx(np.exp(np.log(times[row.arch] / times["base"]).mean()))
+    assert list(against["p_adjusted"]) == pytest.approx(list(adjusted(list(p.values()))))
+    assert list(against["arch"]) == ["new", "late"] * 3
+    assert all("late" in text for text in figures.values()) and "outcome.png" in figures
+    assert verdicts(section) == {"H1": "supported", "H2": "not tested"}
+    text = summary_of(section)
+    assert "**Answer.** H1 is supported; 9 rows." in text and "no loss_nats of spare at n100" in text
+    assert "base: loss_nats falls with size (Page's p" in text
+
+
+def test_the_curve_of_every_series_is_drawn(place):
+    made = entries()
+    series = {e["extra_info"]["key"]: {"losses": [3.0, 2.0, 1.0 * i], "one": [1.0]} for i, e in enumerate(made)}
+    _, figures = report_of(place, made, series=series)
+    drawn = figures["series_losses.png"]
+    assert "series_one.png" not in figures and drawn.count("panel") == 3
+    first = np.mean([i for i, e in enumerate(made) if e["params"]["arch"] == "new" and e["params"]["size"] == "n1000"])
+    assert f"(3, {first:.5g})" in drawn
+
+
+def test_records_that_carry_their_study_are_reported_without_its_folder(place):
+    declared = {"arm": "arch", "arms": ["late", "base", "new"], "baseline": "late", "over": ["size"],
+                "replicates": ["seed"], "outcome": "loss_nats", "claims": {}}  # fmt: skip
+    section, figures = report_of(place, entries(), folder="", studies={"speed": declared})
+    assert list(csv(section, "arms.csv")["arch"][:3]) == ["late", "base", "new"]
+    assert set(csv(section, "against_baseline.csv")["arch"]) == {"base", "new"}
+    assert verdicts(section) == {} and "outcome.png" in figures
+
+
+def test_arms_of_the_file_stand_behind_those_of_the_folder(place):
+    declared = {"arm": "arch", "arms": ["late", "base", "new"], "baseline": "late", "over": ["size"],
+                "replicates": ["seed"], "outcome": "wall_s", "claims": {}}  # fmt: skip
+    section, _ = report_of(place, entries(), studies={"speed": declared})
+    assert section.out.data.study.arms == ("base", "new", "spare", "late")
+    assert section.out.data.study.outcome == "loss_nats"  # the folder knows what the study is
+
+
+@pytest.mark.parametrize(("stored", "mark"), [("same", "registered"), ("other", "post hoc"), ("none", "post hoc")])
+def test_a_claim_is_registered_where_every_record_carries_it(place, stored, mark):
+    from mlexp.study import load
+
+    claims = {
+        name: claim.fingerprint for name, claim in load(place / "benches/speed/bench_speed.py").STUDY.claims.items()
+    }
+    claims = {"same": claims, "other": dict.fromkeys(claims, "0" * 16), "none": {}}[stored]
+    declared = {"arm": "arch", "arms": [], "baseline": "", "outcome": "loss_nats", "claims": claims}
+    section, _ = report_of(place, entries(), studies={"speed": declared})
+    assert [v["marks"] for v in section.out.verdicts] == [["primary", mark], ["secondary", mark]]
+    found = json.loads(section.out.files["claims.json"])
+    assert [row["registered"] for row in found] == [mark == "registered"] * 2
+    assert [row["id"] for row in found] == ["H1", "H2"] and found[0]["parts"][0]["n"] == 5
+
+
+def test_an_outcome_in_seconds_is_compared_as_a_ratio(place):
+    (place / "benches/speed/bench_speed.py").write_text(BENCH.replace('outcome="loss_nats"', 'outcome="wall_s"'))
+    made = entries()
+    section, _ = report_of(place, made)
+    df = pd.DataFrame([{**e["params"], "wall_s": e["stats"]["median"]} for e in made])
+    for row in csv(section, "against_baseline.csv").itertuples():
+        wide = np.log(df[df["size"] == row.size].pivot(index="seed", columns="arch", values="wall_s"))
+        logs = wide[row.arch] - wide["base"]
+        want = scipy_stats.ttest_1samp(logs, 0).confidence_interval()
+        assert (row.ratio, row.low, row.high) == pytest.approx(np.exp([logs.mean(), *want]))
+
+
+def test_half_a_grid_and_a_single_seed_are_reported_with_what_they_have(place):
+    section, _ = report_of(place, [e for e in entries(seeds=1) if e["params"]["size"] != "n1000"])
+    table = csv(section, "arms.csv")
+    assert len(table) == 6 and table["low"].isna().all()
+    assert verdicts(section)["H1"] == "not tested"
+    assert "3 complete seeds are needed for base minus new at n100, there are 1" in summary_of(section)
