@@ -47,8 +47,8 @@ class Forest:
         (self.B, self.P), self.T = prompts.shape, len(seeds)
         self.idle_rows = prompts.is_cuda if idle_rows is None else idle_rows
         behind = self.B * copies  # prompts in the pool
-        threshold = sampling.threshold * math.log(model.config.get_text_config().vocab_size)
-        self.policy = POLICIES[decoder](sampling, seeds, threshold, backend)
+        threshold_nats = sampling.threshold * math.log(model.config.get_text_config().vocab_size)
+        self.policy = POLICIES[decoder](sampling, seeds, threshold_nats, backend)
         W, G = self.policy.W, sampling.max_new_tokens
         self.R, self.first_slot = self.T * W, behind * self.P
         self.group = self.R // behind if behind > 1 else None

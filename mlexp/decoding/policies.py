@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import reference
-from .settings import Sampling
+from .settings import BranchRule, Sampling
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class Particles:
     def width(sampling: Sampling) -> int:
         return min(sampling.samples, sampling.max_paths)
 
-    def __init__(self, sampling: Sampling, seeds: Tensor, threshold: float, backend: str = "auto"):
-        """seeds (T, N): one for every particle; threshold in nats."""
+    def __init__(self, sampling: Sampling, seeds: Tensor, threshold_nats: float, backend: str = "auto"):
+        """seeds (T, N): one for every particle."""
         (T, N), self.W = seeds.shape, self.width(sampling)
-        self.sampling, self.threshold, self.backend, self.seeds = sampling, threshold, backend, seeds
+        self.rule = BranchRule(threshold_nats, sampling.branch_factor, sampling.max_paths, self.lossless)
+        self.backend, self.seeds = backend, seeds
         self.tip = seeds.new_zeros(T, N)  # row that every particle is at
         self.multiplicity = seeds.new_zeros(T, self.W)
         self.reset()
@@ -56,17 +57,14 @@ class Particles:
     def rows(self) -> Tensor:  # (T, N) row of its tree that each draw is from
         return self.tip
 
-    def rule(self) -> tuple:
-        return self.threshold, self.sampling.branch_factor, self.sampling.max_paths, self.lossless
-
     def needed(self, entropy: Tensor) -> Tensor:
         """Which of the draws decide anything, given the entropy of each draw's row: (T, N), bool."""
-        self.groups = reference.particle_groups(entropy, self.tip, self.multiplicity, *self.rule())
+        self.groups = reference.particle_groups(entropy, self.tip, self.multiplicity, self.rule)
         return self.groups[1] == torch.arange(self.tip.shape[1], device=self.tip.device)
 
     def advance(self, entropy, tokens, logprobs, ancestors, depth, first_slot) -> Grown:
         """Take the step: entropy (T, N), tokens and logprobs (T, N, 1), ancestors (R, L), written in place."""
-        state = entropy, self.tip, self.multiplicity, tokens[..., 0], ancestors, depth, first_slot, *self.rule()
+        state = entropy, self.tip, self.multiplicity, tokens[..., 0], ancestors, depth, first_slot, self.rule
         known, self.groups = self.groups, None
         tip, source, counts, parts, below = (
             reference.fork(*state, known) if known else kernels.fork(*state, self.backend)
@@ -74,7 +72,7 @@ class Particles:
         at_rows = torch.zeros_like(self.multiplicity, dtype=entropy.dtype).scatter_(1, self.tip, entropy)
         grown = Grown(
             self.tip.gather(1, source), tokens[..., 0].gather(1, source), entropy.gather(1, source),
-            logprobs[..., 0].gather(1, source), counts, at_rows >= self.threshold, parts > 1,
+            logprobs[..., 0].gather(1, source), counts, at_rows >= self.rule.threshold_nats, parts > 1,
         )  # fmt: skip
         for mine, new in ((self.tip, tip), (self.multiplicity, counts), (ancestors, below)):
             mine.copy_(new)
@@ -102,10 +100,10 @@ class Paper:
     def width(sampling: Sampling) -> int:
         return sampling.max_paths
 
-    def __init__(self, sampling: Sampling, seeds: Tensor, threshold: float, backend: str = "auto"):
-        """seeds (T, N), of which a tree's first path takes the first; threshold in nats."""
+    def __init__(self, sampling: Sampling, seeds: Tensor, threshold_nats: float, backend: str = "auto"):
+        """seeds (T, N), of which a tree's first path takes the first."""
         self.W, self.k = self.width(sampling), sampling.branch_factor
-        self.threshold, self.first = threshold, seeds
+        self.threshold_nats, self.first = threshold_nats, seeds
         self.seeds = seeds.new_zeros(len(seeds), self.W)  # of every path
         self.multiplicity = torch.zeros_like(self.seeds)
         self.total = torch.zeros_like(self.seeds, dtype=torch.float64)  # log-probability of every path
@@ -126,12 +124,12 @@ class Paper:
         """Take the step: entropy (T, W), tokens and logprobs (T, W, k), ancestors (R, L), written in place."""
         source, live, total, seeds, split, below = reference.fork_paths(
             entropy, self.multiplicity > 0, self.total, self.seeds, tokens, logprobs, ancestors, depth, first_slot,
-            self.threshold,
+            self.threshold_nats,
         )  # fmt: skip
         parent = source // self.k
         grown = Grown(
             parent, tokens.flatten(1).gather(1, source), entropy.gather(1, parent),
-            logprobs.flatten(1).gather(1, source), live.long(), entropy >= self.threshold, split,
+            logprobs.flatten(1).gather(1, source), live.long(), entropy >= self.threshold_nats, split,
         )  # fmt: skip
         news = (self.multiplicity, live), (self.total, total), (self.seeds, seeds), (ancestors, below)
         for mine, new in news:

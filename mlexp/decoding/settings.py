@@ -1,6 +1,7 @@
 """What a decoding run is asked for, and the names of the ways to do it; imports nothing heavy."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 DECODER_NAMES = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
 TREE_DECODERS = ("dedup", "eab_paper", "eab_particles")
@@ -43,6 +44,15 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p!r}: expected a fraction in (0, 1]")
         if not all(is_int(token) and token >= 0 for token in self.stop_tokens):
             raise ValueError(f"stop_tokens={self.stop_tokens!r}: expected token ids of at least 0")
+
+
+class BranchRule(NamedTuple):
+    """When the particles at a tip part, and into how many groups."""
+
+    threshold_nats: float  # they part where the entropy of the next token reaches it
+    branch_factor: int  # groups at most
+    max_paths: int  # live paths of a tree at most
+    lossless: bool = False  # every particle is a group of its own, whatever the other fields say
 
 
 def is_int(value) -> bool:

@@ -91,8 +91,8 @@ def _decoded_logits(model, gain, recipe) -> Tensor:
 
 
 def _branch_rate(logits, gain, recipe) -> float:
-    bound = recipe.threshold * math.log(logits.shape[-1])
-    parts = [entropy(tempered(part * gain, recipe.temperature))[0] >= bound for part in logits.split(64)]
+    threshold_nats = recipe.threshold * math.log(logits.shape[-1])
+    parts = [entropy(tempered(part * gain, recipe.temperature))[0] >= threshold_nats for part in logits.split(64)]
     return torch.cat(parts).float().mean().item()
 
 

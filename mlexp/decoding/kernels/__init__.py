@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
+from ..settings import BranchRule
 from . import reference
 
 if TYPE_CHECKING:  # imported by name at first use; named here for readers, and for tools that follow imports
@@ -110,25 +111,23 @@ def _(*args, **kwargs) -> int:
 
 def fork(
     entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor | int,
-    first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool = False,
-    backend: str = "auto",
+    first_slot: int, rule: BranchRule, backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See reference.fork; `backend` is `auto` or one of BACKENDS."""
     backend = choose("fork", tip.device.type, backend)
-    rule = (first_slot, threshold, branch_factor, max_paths, lossless)
     if backend == "reference":
-        return reference.fork(entropy, tip, multiplicity, token, ancestors, depth, *rule)
+        return reference.fork(entropy, tip, multiplicity, token, ancestors, depth, first_slot, rule)
     if not isinstance(depth, Tensor):
         depth = torch.full((), depth, dtype=torch.int64, device=tip.device)
-    return _fork(entropy, tip, multiplicity, token, ancestors, depth, *rule, backend)
+    return _fork(entropy, tip, multiplicity, token, ancestors, depth, first_slot, *rule, backend)
 
 
 @custom_op("mlexp::fork", mutates_args=())
 def _fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor,
-          first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool, backend: str,
+          first_slot: int, threshold_nats: float, branch_factor: int, max_paths: int, lossless: bool, backend: str,
           ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _run("fork", backend, entropy, tip, multiplicity, token, ancestors, depth, first_slot, threshold,
-                branch_factor, max_paths, lossless)  # fmt: skip
+    rule = BranchRule(threshold_nats, branch_factor, max_paths, lossless)
+    return _run("fork", backend, entropy, tip, multiplicity, token, ancestors, depth, first_slot, rule)
 
 
 @_fork.register_fake

@@ -9,6 +9,8 @@ import triton.language as tl
 from torch import Tensor
 from triton import cdiv, knobs, next_power_of_2
 
+from ..settings import BranchRule
+
 PROGRAMS = 132  # multiprocessors of an H100 or H200: the grid of few, long rows is cut until each has work
 VOCABULARY_BLOCK = 4096
 SUFFIX_TILE = 4096  # numbers of one suffix tile: query heads of a group x ancestors x width
@@ -145,7 +147,7 @@ def entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: 
 def _fork(
     entropy, tip, multiplicity, token, ancestors, depth,
     next_tip, source, counts, parts, next_ancestors, scratch,
-    first_slot, threshold, branch_factor, max_paths, N, W, L,
+    first_slot, threshold_nats, branch_factor, max_paths, N, W, L,
     LOSSLESS: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """One tree. Each pass over its particles broadcasts one of them to all: O(N^2) work, O(N) registers."""
@@ -164,7 +166,7 @@ def _fork(
     uncertain_at = scratch + 3 * trees * N + tree * W
 
     own = tl.load(tip + i, mask=particle, other=0)
-    high = tl.load(entropy + i, mask=particle, other=0.0) >= threshold
+    high = tl.load(entropy + i, mask=particle, other=0.0) >= threshold_nats
     tl.store(uncertain_at + own, high.to(tl.int64), mask=particle)  # the particles of a tip agree
     tl.debug_barrier()
     m = tl.load(multiplicity + w, mask=row, other=0)
@@ -227,8 +229,7 @@ def _fork(
 
 
 def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor,
-         first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool,
-         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+         first_slot: int, rule: BranchRule) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See reference.fork."""
     (T, N), W, L = tip.shape, multiplicity.shape[1], ancestors.shape[1]
     given = tuple(x.contiguous() for x in (entropy, tip, multiplicity, token, ancestors))
@@ -237,8 +238,9 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
     scratch = torch.empty(3 * T * N + T * W, dtype=torch.int64, device=tip.device)
     BN, BW = next_power_of_2(N), next_power_of_2(W)
     BL = min(next_power_of_2(max(L, 1)), max(1, 1024 // BW))
-    rule = (first_slot, threshold, branch_factor, max_paths)
-    _fork[T,](*given, depth, *results, scratch, *rule, N, W, L, lossless, BN, BW, BL, num_warps=4 if BN > 32 else 1)
+    numbers = (first_slot, rule.threshold_nats, rule.branch_factor, rule.max_paths, N, W, L)
+    blocks = (rule.lossless, BN, BW, BL)
+    _fork[T,](*given, depth, *results, scratch, *numbers, *blocks, num_warps=4 if BN > 32 else 1)
     return results
 
 

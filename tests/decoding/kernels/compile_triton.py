@@ -42,7 +42,7 @@ def sampling(dtype, k, block=kernels.VOCABULARY_BLOCK):
 
 def forking(N, L, lossless):
     names = "entropy tip multiplicity token ancestors depth next_tip source counts parts next_ancestors scratch"
-    names += " first_slot threshold branch_factor max_paths N W L"
+    names += " first_slot threshold_nats branch_factor max_paths N W L"
     types = "*fp32 *i64 *i64 *i64 *i32 *i64 *i64 *i64 *i64 *i64 *i32 *i64 i32 fp32 i32 i32 i32 i32 i32"
     B = triton.next_power_of_2(N)
     blocks = {"LOSSLESS": lossless, "BN": B, "BW": B, "BL": min(triton.next_power_of_2(L), max(1, 1024 // B))}

@@ -12,7 +12,7 @@ from mlexp.decoding import kernels
 from mlexp.decoding.engine import grow
 from mlexp.decoding.kernels import reference
 from mlexp.decoding.rng import path_seeds, token_words
-from mlexp.decoding.settings import Sampling
+from mlexp.decoding.settings import BranchRule, Sampling
 from mlexp.flops import count_flops
 
 from ..models import prompt_of, tiny
@@ -141,17 +141,16 @@ def test_a_number_of_draws_that_does_not_exist_is_named():
 
 
 @given(trees=st.integers(1, 3), particles=st.sampled_from([1, 2, 5, 20, 33]), spare=st.integers(0, 3),
-       k=st.integers(1, 4), threshold=st.sampled_from([0.0, 0.5, 2.0]), lossless=st.booleans(),
+       k=st.integers(1, 4), threshold_nats=st.sampled_from([0.0, 0.5, 2.0]), lossless=st.booleans(),
        depth=st.integers(0, 4), columns=st.integers(0, 5), seed=SEEDS)  # fmt: skip
 @FEW
-def test_fork_is_the_references_to_the_bit(trees, particles, spare, k, threshold, lossless, depth, columns, seed):
+def test_fork_is_the_references_to_the_bit(trees, particles, spare, k, threshold_nats, lossless, depth, columns, seed):
     state = forest(np.random.default_rng(seed), trees, particles, particles + spare, columns)
     limit = int((state["multiplicity"] > 0).sum(1).max()) + spare
-    rule = (threshold, k, limit, lossless)
+    rule = BranchRule(threshold_nats, k, limit, lossless)
     with poisoned():
-        got = kernels.fork(**put(state), depth=depth, first_slot=50, threshold=threshold, branch_factor=k,
-                           max_paths=limit, lossless=lossless, backend="triton")  # fmt: skip
-    want = reference.fork(*state.values(), depth, 50, *rule)
+        got = kernels.fork(**put(state), depth=depth, first_slot=50, rule=rule, backend="triton")
+    want = reference.fork(*state.values(), depth, 50, rule)
     assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
     assert (got[2].sum(1) == particles).all()
 
@@ -161,9 +160,9 @@ def test_a_tip_splits_at_the_threshold_itself_as_far_as_the_limit_allows(limit):
     state = forest(np.random.default_rng(3), 3, 20, 20, 4)
     state["entropy"].fill_(0.5)
     live = int((state["multiplicity"] > 0).sum(1).max())
-    got = kernels.fork(**put(state), depth=2, first_slot=50, threshold=0.5, branch_factor=3, max_paths=live + limit,
-                       backend="triton")  # fmt: skip
-    want = reference.fork(*state.values(), 2, 50, 0.5, 3, live + limit)
+    rule = BranchRule(0.5, branch_factor=3, max_paths=live + limit)
+    got = kernels.fork(**put(state), depth=2, first_slot=50, rule=rule, backend="triton")
+    want = reference.fork(*state.values(), 2, 50, rule)
     assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True)) and (want[3] > 1).any()
 
 
@@ -173,8 +172,8 @@ def test_trees_do_not_see_each_other_in_a_fork():
     state["multiplicity"].zero_()[:, 0] = 20
     other = {name: x.clone() for name, x in state.items()}
     other["token"][1] = torch.arange(20)
-    rule = {"depth": 1, "first_slot": 0, "threshold": 0.5, "branch_factor": 3, "max_paths": 20, "lossless": True}
-    a, b = (kernels.fork(**put(s), **rule, backend="triton") for s in (state, other))
+    rule = BranchRule(0.5, branch_factor=3, max_paths=20, lossless=True)
+    a, b = (kernels.fork(**put(s), depth=1, first_slot=0, rule=rule, backend="triton") for s in (state, other))
     for x, y in zip(a, b, strict=True):
         x, y = (z.view(3, -1) for z in (x, y))
         assert torch.equal(x[[0, 2]], y[[0, 2]])
