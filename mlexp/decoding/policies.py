@@ -35,22 +35,22 @@ class Particles:
 
     k = 1
     lossless = False
-    groups = None  # of this step, where `needed` has found them
+    groups: tuple[Tensor, Tensor] | None = None  # of this step, where `needed` has found them
 
     @staticmethod
     def width(sampling: Sampling) -> int:
         return min(sampling.samples, sampling.max_paths)
 
-    def __init__(self, sampling: Sampling, seeds: Tensor, threshold_nats: float, backend: str = "auto"):
+    def __init__(self, sampling: Sampling, seeds: Tensor, threshold_nats: float, backend: str = "auto") -> None:
         """seeds (T, N): one for every particle."""
         (T, N), self.W = seeds.shape, self.width(sampling)
         self.rule = BranchRule(threshold_nats, sampling.branch_factor, sampling.max_paths, self.lossless)
         self.backend, self.seeds = backend, seeds
-        self.tip = seeds.new_zeros(T, N)  # row that every particle is at
+        self.tip: Tensor = seeds.new_zeros(T, N)  # row that every particle is at
         self.multiplicity = seeds.new_zeros(T, self.W)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         self.tip.zero_()
         self.multiplicity.zero_()[:, 0].fill_(self.tip.shape[1])
 
@@ -62,20 +62,22 @@ class Particles:
         self.groups = reference.particle_groups(entropy, self.tip, self.multiplicity, self.rule)
         return self.groups[1] == torch.arange(self.tip.shape[1], device=self.tip.device)
 
-    def advance(self, entropy, tokens, logprobs, ancestors, depth, first_slot) -> Grown:
+    def advance(
+        self, entropy: Tensor, tokens: Tensor, logprobs: Tensor, ancestors: Tensor, depth: Tensor | int,
+        first_slot: int,
+    ) -> Grown:  # fmt: skip
         """Take the step: entropy (T, N), tokens and logprobs (T, N, 1), ancestors (R, L), written in place."""
         state = entropy, self.tip, self.multiplicity, tokens[..., 0], ancestors, depth, first_slot, self.rule
-        known, self.groups = self.groups, None
-        tip, source, counts, parts, below = (
-            reference.fork(*state, known) if known else kernels.fork(*state, self.backend)
-        )
+        groups, self.groups = self.groups, None
+        forked = reference.fork(*state, groups) if groups else kernels.fork(*state, self.backend)
+        tip, source, counts, parts, below = forked
         at_rows = torch.zeros_like(self.multiplicity, dtype=entropy.dtype).scatter_(1, self.tip, entropy)
         grown = Grown(
             self.tip.gather(1, source), tokens[..., 0].gather(1, source), entropy.gather(1, source),
             logprobs[..., 0].gather(1, source), counts, at_rows >= self.rule.threshold_nats, parts > 1,
         )  # fmt: skip
-        for mine, new in ((self.tip, tip), (self.multiplicity, counts), (ancestors, below)):
-            mine.copy_(new)
+        for buffer, new in ((self.tip, tip), (self.multiplicity, counts), (ancestors, below)):
+            buffer.copy_(new)
         return grown
 
     def leaves(self) -> tuple[Tensor, Tensor]:
@@ -100,7 +102,7 @@ class Paper:
     def width(sampling: Sampling) -> int:
         return sampling.max_paths
 
-    def __init__(self, sampling: Sampling, seeds: Tensor, threshold_nats: float, backend: str = "auto"):
+    def __init__(self, sampling: Sampling, seeds: Tensor, threshold_nats: float, backend: str = "auto") -> None:
         """seeds (T, N), of which a tree's first path takes the first."""
         self.W, self.k = self.width(sampling), sampling.branch_factor
         self.threshold_nats, self.first = threshold_nats, seeds
@@ -109,7 +111,7 @@ class Paper:
         self.total = torch.zeros_like(self.seeds, dtype=torch.float64)  # log-probability of every path
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         self.seeds[:, 0].copy_(self.first[:, 0])
         self.multiplicity.zero_()[:, 0].fill_(1)
         self.total.zero_()
@@ -120,7 +122,10 @@ class Paper:
     def needed(self, entropy: Tensor) -> Tensor:
         return self.multiplicity > 0
 
-    def advance(self, entropy, tokens, logprobs, ancestors, depth, first_slot) -> Grown:
+    def advance(
+        self, entropy: Tensor, tokens: Tensor, logprobs: Tensor, ancestors: Tensor, depth: Tensor | int,
+        first_slot: int,
+    ) -> Grown:  # fmt: skip
         """Take the step: entropy (T, W), tokens and logprobs (T, W, k), ancestors (R, L), written in place."""
         source, live, total, seeds, split, below = reference.fork_paths(
             entropy, self.multiplicity > 0, self.total, self.seeds, tokens, logprobs, ancestors, depth, first_slot,
@@ -131,9 +136,9 @@ class Paper:
             parent, tokens.flatten(1).gather(1, source), entropy.gather(1, parent),
             logprobs.flatten(1).gather(1, source), live.long(), entropy >= self.threshold_nats, split,
         )  # fmt: skip
-        news = (self.multiplicity, live), (self.total, total), (self.seeds, seeds), (ancestors, below)
-        for mine, new in news:
-            mine.copy_(new)
+        updates = (self.multiplicity, live), (self.total, total), (self.seeds, seeds), (ancestors, below)
+        for buffer, new in updates:
+            buffer.copy_(new)
         return grown
 
     def leaves(self) -> tuple[Tensor, Tensor]:
@@ -146,4 +151,5 @@ def _trees(x: Tensor) -> Tensor:
     return torch.arange(len(x), device=x.device)[:, None].expand_as(x)
 
 
-POLICIES = {"dedup": Dedup, "eab_paper": Paper, "eab_particles": Particles}
+Policy = Particles | Paper
+POLICIES: dict[str, type[Policy]] = {"dedup": Dedup, "eab_paper": Paper, "eab_particles": Particles}

@@ -1,10 +1,37 @@
-"""What a decoding run is asked for, and the names of the ways to do it; imports nothing heavy."""
+"""The decoders, a row each, and the settings that all of them obey; imports nothing heavy."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-DECODER_NAMES = ("sequential", "hf_batched", "shared_prefill", "dedup", "eab_paper", "eab_particles")
-TREE_DECODERS = ("dedup", "eab_paper", "eab_particles")
+
+@dataclass(frozen=True)
+class Decoder:
+    """One arm of the study: how it decodes N samples of a prompt, and what that means for their cost and quality."""
+
+    what: str
+    policy: str | None = None  # of its tree, a name in policies.POLICIES; None = it has no tree
+    shares_prompt: bool = True  # the prompt is encoded once for all samples
+    one_by_one: bool = False  # a sample after the other, each at batch 1
+    lossless: bool = True  # the samples are independent draws from the model
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # fields of Sampling that this arm has its own values of
+
+    def settings(self, sampling: "Sampling") -> "Sampling":
+        """The settings that this arm obeys where all arms are asked for `sampling`."""
+        return replace(sampling, **self.fixed)
+
+
+DECODERS = {
+    "sequential": Decoder("N generations at batch 1, the prompt encoded anew", shares_prompt=False, one_by_one=True),
+    "hf_batched": Decoder("transformers' generate(), a batch of N copies of the prompt", shares_prompt=False),
+    "shared_prefill": Decoder("the prompt encoded once, its cache copied to a batch of N"),
+    "dedup": Decoder("a tree of N independent samples, equal prefixes computed once", "dedup"),
+    "eab_paper": Decoder("the original's: k distinct children, the least likely pruned", "eab_paper", lossless=False),
+    "eab_particles": Decoder("N particles, parted where the next token is uncertain", "eab_particles", lossless=False),
+}
+"""Baselines first, then the trees. A decoder with a policy needs only its row; others a function in decoders.py."""
+DECODER_NAMES = tuple(DECODERS)
+TREE_DECODERS = tuple(name for name, row in DECODERS.items() if row.policy)
 
 
 @dataclass(frozen=True)
@@ -28,9 +55,9 @@ class Sampling:
     top_p: float = 1.0
     stop_tokens: tuple[int, ...] = ()
 
-    def __post_init__(self):
-        least = {"samples": 1, "max_new_tokens": 1, "branch_factor": 1, "max_paths": 1, "top_k": 0}
-        for name, bound in least.items():
+    def __post_init__(self) -> None:
+        minima = {"samples": 1, "max_new_tokens": 1, "branch_factor": 1, "max_paths": 1, "top_k": 0}
+        for name, bound in minima.items():
             if not is_int(value := getattr(self, name)) or value < bound:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {bound}")
         for name in ("temperature", "threshold", "top_p"):
@@ -55,6 +82,13 @@ class BranchRule(NamedTuple):
     lossless: bool = False  # every particle is a group of its own, whatever the other fields say
 
 
-def is_int(value) -> bool:
+def decoder_row(name: str) -> Decoder:
+    """A row of DECODERS. Raises ValueError for an unknown name."""
+    if name not in DECODERS:
+        raise ValueError(f"unknown decoder {name!r}; choose from {', '.join(DECODERS)}")
+    return DECODERS[name]
+
+
+def is_int(value: object) -> bool:
     """Whether a value is an integer and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)

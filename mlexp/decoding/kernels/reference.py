@@ -43,18 +43,18 @@ def gumbel(words: Tensor, kind: torch.dtype) -> Tensor:
     return v.neg_().log1p_().neg_().log_().neg_()
 
 
-def draw(x: Tensor, seeds: Tensor, position, k: int, rows: Tensor) -> Tensor:
+def draw(x: Tensor, seeds: Tensor, position: Tensor | int, k: int, rows: Tensor) -> Tensor:
     """Gumbel-top-k (Kool et al. 2019): k distinct tokens, x (n, V), seeds and rows (m,) -> (m, k) int64.
 
     The first is an exact sample of softmax(x[row]), all k are draws without replacement. Ties go to the lowest token;
     where fewer than k tokens are possible, the rest are -1.
     """
     tokens = torch.empty(len(seeds), k, dtype=torch.int64, device=x.device)
-    for some in torch.arange(len(seeds), device=x.device).split(at_a_time(seeds, CHUNK // x.shape[-1])):
-        perturbed = gumbel(token_words(seeds[some], position, x.shape[-1]), x.dtype).add_(x[rows[some]])
+    for part in torch.split(torch.arange(len(seeds), device=x.device), at_a_time(seeds, CHUNK // x.shape[-1])):
+        perturbed = gumbel(token_words(seeds[part], position, x.shape[-1]), x.dtype).add_(x[rows[part]])
         for j in range(k):
             best, at = perturbed.max(-1, keepdim=True)
-            tokens[some, j : j + 1] = at.masked_fill_(best == -math.inf, -1)
+            tokens[part, j : j + 1] = at.masked_fill_(best == -math.inf, -1)
             if j + 1 < k:
                 perturbed.scatter_(-1, at.clamp(min=0), -math.inf)
     return tokens
@@ -67,7 +67,7 @@ def log_probs(x: Tensor, log_z: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
 
 
 def entropy_sample(
-    logits: Tensor, temperature: float, seeds: Tensor, position, k: int = 1, rows: Tensor | None = None
+    logits: Tensor, temperature: float, seeds: Tensor, position: Tensor | int, k: int = 1, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Entropy, ln Z, and k draws without replacement from softmax(logits / temperature), for m draws.
 
@@ -101,8 +101,8 @@ def particle_groups(entropy: Tensor, tip: Tensor, multiplicity: Tensor, rule: Br
     return parts, _first(together & (group[:, :, None] == group[:, None, :]))
 
 
-def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth, first_slot: int,
-         rule: BranchRule, groups: tuple[Tensor, Tensor] | None = None,
+def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor | int,
+         first_slot: int, rule: BranchRule, groups: tuple[Tensor, Tensor] | None = None,
          ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The next tips of every tree from the draws of its particles; `groups` are theirs if `particle_groups` gave them.
 
@@ -130,7 +130,7 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
     return child, source, counts, parts, descend(ancestors, tip.gather(1, source), depth, first_slot)
 
 
-def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor:
+def descend(ancestors: Tensor, parent: Tensor, depth: Tensor | int, first_slot: int) -> Tensor:
     """Every row takes its parent's ancestors and adds its own slot: ancestors (R, L), parent (T, W) row of the tree."""
     (T, W), (R, L) = parent.shape, ancestors.shape
     row = torch.arange(R, device=parent.device)
@@ -140,7 +140,8 @@ def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor
 
 
 def fork_paths(entropy: Tensor, live: Tensor, total: Tensor, seeds: Tensor, tokens: Tensor, logprobs: Tensor,
-               ancestors: Tensor, depth, first_slot: int, threshold_nats: float) -> tuple[Tensor, ...]:  # fmt: skip
+               ancestors: Tensor, depth: Tensor | int, first_slot: int, threshold_nats: float,
+               ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The next paths of every tree under the original's policy: the W most likely of all children survive.
 
     entropy, live (bool), total (log-probability), seeds: (T, W); tokens and logprobs of k distinct draws: (T, W, k);
@@ -156,12 +157,12 @@ def fork_paths(entropy: Tensor, live: Tensor, total: Tensor, seeds: Tensor, toke
     exists = (live[..., None] & (tokens >= 0) & (split[..., None] | (index.view(W, k) % k == 0))).view(T, -1)
     sums = torch.where(exists, (total[..., None] + logprobs).view(T, -1), -math.inf)
     ahead = (sums[:, None, :] > sums[:, :, None]) | ((sums[:, None, :] == sums[:, :, None]) & (index < index[:, None]))
-    kept = exists & ((ahead & exists[:, None, :]).sum(-1) < W)
-    place = torch.where(kept, kept.cumsum(1) - 1, W)  # column W takes what is not kept
+    survives = exists & ((ahead & exists[:, None, :]).sum(-1) < W)
+    place = torch.where(survives, survives.cumsum(1) - 1, W)  # column W takes those that are pruned
     source = torch.zeros(T, W + 1, dtype=torch.int64, device=live.device)
     source = source.scatter_(1, place, index.expand(T, -1))[:, :W]
     parent, which = source // k, source % k
-    alive = torch.arange(W, device=live.device) < kept.sum(1, keepdim=True)
+    alive = torch.arange(W, device=live.device) < survives.sum(1, keepdim=True)
     own = child_seeds(seeds.gather(1, parent), depth, which)
     seeds = torch.where(which == 0, seeds.gather(1, parent), own)
     return source, alive, sums.gather(1, source), seeds, split, descend(ancestors, parent, depth, first_slot)
@@ -225,7 +226,7 @@ def tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, a
 
 
 def _unseen(
-    P: int, L: int, lengths: Tensor | None, first: Tensor | None, device
+    P: int, L: int, lengths: Tensor | None, first: Tensor | None, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """Which slots of the prompt, (n, P), and which ancestors, (n, L), each tip does not see; None = it sees all."""
     before = unseen = None

@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton", reason="needs the triton package: pip ins
 import triton.language as tl  # noqa: E402
 
 from mlexp.decoding.kernels import triton as ours  # noqa: E402
+from mlexp.decoding.kernels import triton_device as device  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -45,7 +46,7 @@ def sampled(x, seeds, position, k, rows=None, block=4096):
 @triton.jit
 def _show_words(seeds, position, tokens, words, BLOCK: tl.constexpr):
     block, i = tl.program_id(0), tl.arange(0, BLOCK)
-    token, word = ours._words(tl.load(seeds), tl.load(position), block, BLOCK)
+    token, word = device.words(tl.load(seeds), tl.load(position), block, BLOCK)
     tl.store(tokens + block * BLOCK + i, token)
     tl.store(words + block * BLOCK + i, word)
 
@@ -62,7 +63,7 @@ def test_the_random_words_are_the_references(block):
 @triton.jit
 def _show_gumbel(words, to, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.store(to + i, ours._gumbel(tl.load(words + i).to(tl.uint32)))
+    tl.store(to + i, device.gumbel(tl.load(words + i).to(tl.uint32)))
 
 
 def test_gumbel_numbers_are_their_definition_from_the_first_word_to_the_last():
@@ -123,7 +124,7 @@ def test_draws_do_not_depend_on_blocks_order_or_company(vocab, kind, k, seed, or
 def _show_best(values, tokens, found, kept, k: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     value = tl.load(values + i)
-    ours._take_best(value, tl.load(tokens + i), value, 0.0, k, None, found, kept)
+    device.take_best(value, tl.load(tokens + i), value, 0.0, k, None, found, kept)
 
 
 def test_ties_go_to_the_lowest_token():
@@ -275,7 +276,7 @@ def test_attention_of_wide_heads(width, value_width, dtype):
 @triton.jit
 def _show_capped(scores, softcap, to, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.store(to + i, ours._capped(tl.load(scores + i), softcap))
+    tl.store(to + i, device.capped(tl.load(scores + i), softcap))
 
 
 @pytest.mark.parametrize("softcap", [0.5, 50.0, 1e4])
