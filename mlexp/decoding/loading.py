@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mlexp.memory import out_of_memory
-from mlexp.store import Progress, say
+from mlexp.store import Progress, announce
 
 from .checkpoint import weight_files
 from .models import model_row
@@ -64,7 +64,7 @@ def load(
     if source.kind == "trained":
         model = trained(row, nano, text, dtype, device, progress)
     else:
-        say(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
+        announce(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
         model, gain = standin(name, row, recipe, dtype, device, progress)
     folder = own_tokenizer(row)
     tokenizer = _tokenizer(folder, row.vocab) if folder else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
@@ -115,7 +115,7 @@ def _pretrained(folder: Path, dtype: torch.dtype, progress: Progress) -> "PreTra
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            say(progress, f"{folder}: this architecture has no sdpa attention; eager attention is used")
+            announce(progress, f"{folder}: this architecture has no sdpa attention; eager attention is used")
             model, info = _from_pretrained(folder, dtype, safe, "eager")
     _check_all_read(folder, model, info)
     return model

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.store import Progress, announce, cache_dir, cached
 
 from .caches import RowsCache
 from .initial import build
@@ -42,10 +42,10 @@ def standin(
     path = cache_dir() / "gains" / f"{standin_hash(row, recipe)}-{str(dtype).split('.')[-1]}.json"
 
     def make() -> bytes:
-        say(progress, f"calibrating the stand-in of {row.n_params / 1e6:.0f}M parameters")
+        announce(progress, f"calibrating the stand-in of {row.n_params / 1e6:.0f}M parameters")
         return json.dumps(calibrate(model, recipe, progress)).encode()
 
-    gain = known_gain(name, row, recipe) or kept(path, make, _read_gain, progress)
+    gain = known_gain(name, row, recipe) or cached(path, make, _read_gain, progress)
     apply_gain(model, gain)
     return model, gain
 
