@@ -18,6 +18,7 @@ def run(item: pytest.Item) -> journal.Entry:
     """Run one cell in a fresh interpreter, with this session's arguments, and return its entry. Raises CellDied where
     there is none."""
     call, plan, limit = item.config.invocation_params, item.stash[PLAN], item.config.stash[STATE].cell_timeout
+    assert plan.key is not None, f"{plan.name} has no key yet"
     args, start = [os.fspath(arg) for arg in call.args], limit and max(limit, START_S)
     child = Child(args, [str(item.path)], str(call.dir), path=sys.path, timeout=start)
     reply: dict[str, Any] = {"died": child.broken}

@@ -70,6 +70,7 @@ class Child:
 def record_of(item: pytest.Item, line: str) -> journal.Entry | None:
     """The entry in a line that a session sent, if it is that of `item`."""
     plan, entry = item.stash[PLAN], journal.entry_of(journal.unseal(line) or {})
+    assert plan.key is not None, f"{plan.name} has no key yet"
     return entry if entry and (entry.cell, entry.key) == (plan.name, plan.key) else None
 
 
