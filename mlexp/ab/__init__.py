@@ -8,7 +8,7 @@ round that was interrupted does not matter. A block's outcome is the log of head
 Why the coin: were the revisions alike, to swap their names within a block would turn the sign of its outcome and change
 nothing else; so each sign is a fair coin, whatever the machine does meanwhile: bursts, drifts and outliers, correlated
 as they like. Of a head that is slower by a factor, the same holds of the outcome less the log of that factor. That is
-all that `stats.median_sequence` asks for, whose interval is valid at every look: a comparison ends as soon as it
+all that `stats.median_sequence` needs, whose interval is valid at every look: a comparison ends as soon as it
 lies within the margin, or beyond it, and this does not raise the rate of false alarms. Several cells share the 5 %.
 
 What no interleaving can see is what two processes of the same code differ in all along, such as the layout of their

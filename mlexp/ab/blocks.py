@@ -102,7 +102,7 @@ def run_pair(
         for side in sides:
             side.send(run=[cell for cell in common if not only or cell in only])
         for side in (side for side, cells in zip(sides, collected, strict=True) if not cells):
-            side.receive()  # nothing collected: its pytest ends, and its output says why
+            side.receive()  # nothing collected: its pytest ends, and its output has the reason
         comparisons = []
         for cell in only or collected[0]:
             if cell not in common:

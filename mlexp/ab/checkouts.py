@@ -1,4 +1,4 @@
-"""The revisions as folders: worktrees that are gone afterwards."""
+"""The revisions as folders: worktrees that are removed afterwards."""
 
 import contextlib
 import subprocess
@@ -13,7 +13,7 @@ SIDES = ("base", "head")  # of one length: the layout of a process's memory foll
 
 @contextlib.contextmanager
 def checkouts(refs: Sequence[str], here: Path, scratch: Path) -> Iterator[list[Path]]:
-    """The folder that `here` is in each revision: in a worktree that is gone afterwards, or (`.`) where it stands."""
+    """The folder that `here` is in each revision: in a worktree, removed afterwards, or (`.`) where it stands."""
     if not here.is_dir():
         raise Refused(gate.UNREADABLE, f"{here}: no such folder")
     top = Path(git(here, "rev-parse", "--show-toplevel")).resolve()

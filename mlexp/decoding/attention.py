@@ -1,9 +1,9 @@
 """Where the branch kernels meet transformers: attention of the tips of trees over one flat pool of keys and values.
 
-A model is run on the attention below through transformers' AttentionInterface. What the attention of one forward has
-to know of the trees stands in a context variable, since not all models pass keyword arguments down to it. The masks
-are the model's own: transformers hands over the function (query position, key position) -> visible that the model
-has composed (causal, sliding window, chunks), and it is evaluated at the positions of the tips.
+A model is run on the attention below through transformers' AttentionInterface. The trees that the attention of one
+forward needs stand in a context variable, since not all models pass keyword arguments down to it. The masks are the
+model's own: transformers hands over the function (query position, key position) -> visible that the model has composed
+(causal, sliding window, chunks), and it is evaluated at the positions of the tips.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ Visible = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """transformers' mask function: (batch, head, query position, key position) -> visible, all broadcast."""
 
 NAME = "mlexp_tree"
-# What modules pass along and attention need not know: what a forward returns, or what the mask already says.
+# Arguments that modules pass along and that do not change attention: outputs of a forward, and facts in the mask.
 REDUNDANT = {
     "position_ids", "cache_position", "use_cache", "is_causal", "sliding_window", "layer_idx", "output_attentions",
     "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "position_embeddings",
@@ -37,7 +37,7 @@ REDUNDANT = {
 class TreeView:
     """The tips of one forward, and where their keys and values are.
 
-    Tips stand prompt by prompt: `group` of them to each, or, where the host knows how many are live, `sizes`.
+    Tips stand prompt by prompt: `group` of them to each, or, where the host has counted the live ones, `sizes`.
     """
 
     prompt_len: int

@@ -14,7 +14,7 @@ from .settings import Sampling, decoder_row
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# The families that the closed forms describe, each held by a test to what is counted: matrices of an MLP
+# The families that the closed forms describe (a test compares each with counted FLOPs): matrices of an MLP
 MLP_MATRICES = {
     "gpt2": 2, "starcoder2": 2, "gemma": 3, "granite": 3, "llama": 3, "mistral": 3, "olmo2": 3, "qwen2": 3, "qwen3": 3,
     "smollm3": 3, "stablelm": 3,
@@ -43,7 +43,7 @@ class Shape:
         if config.model_type not in MLP_MATRICES:
             return None
         d, heads = config.hidden_size, config.num_attention_heads
-        if config.model_type == "gpt2":  # a config keeps fields of other families, which its model does not read
+        if config.model_type == "gpt2":  # a config has fields of other families, which its model does not read
             width, kv, inner = d // heads, d, config.n_inner or 4 * d
         else:
             width, inner = getattr(config, "head_dim", None) or d // heads, config.intermediate_size

@@ -27,7 +27,7 @@ Tokens = int | Iterable[int] | None
 class Continuations:
     """Samples of one prompt; behind the end of a text stand the end token and log-probabilities 0.
 
-    `eab_paper` may return fewer or more than were asked for, with one row for each path of its tree.
+    `eab_paper` may return fewer or more than n, with one row for each path of its tree.
     """
 
     texts: list[str] | None  # without the end; None where there was no tokenizer
@@ -142,7 +142,7 @@ def branching(policy: str = "eab_particles", threshold: float = 0.4, branch_fact
               ) -> Callable[..., Tensor | BranchingOutput]:  # fmt: skip
     """A function for `model.generate(ids, custom_generate=branching(...), do_sample=True, num_return_sequences=n)`.
 
-    Everything else is as generate() was asked: length, temperature, top_k and top_p (generate's own default is
+    Everything else is as in the call of generate(): length, temperature, top_k and top_p (generate's own default is
     top_k=50), end tokens, several prompts of one length. What cannot be done in a tree (beams, penalties, padding) is
     an error that names it. seed: None = drawn from torch's global generator, as generate() does. Returns the sequences
     (B * n, P + G'), or with return_dict_in_generate an output that also has `logprobs` (B * n, G') and `lengths`
@@ -200,16 +200,16 @@ def _filters(processors: Iterable[object]) -> dict[str, Any]:
     return found
 
 
-# What generate() can be asked beside sampling: constraints, other strategies, reading ahead
+# Arguments of generate() for anything but sampling: constraints, other strategies, reading ahead
 OTHER_STRATEGIES = ("force_words_ids", "constraints", "dola_layers", "prompt_lookup_num_tokens", "penalty_alpha",
                     "prefill_chunk_size", "assistant_early_exit")  # fmt: skip
 
 
 def _refuse(config: "GenerationConfig", criteria: Iterable[object]) -> None:
-    """Raise ValueError for what generate() was asked and a tree cannot do."""
+    """Raise ValueError for arguments of generate() that a tree cannot obey."""
     if not config.do_sample or (config.num_beams or 1) > 1:
-        asked = f"do_sample={config.do_sample}, num_beams={config.num_beams}"
-        raise ValueError(f"{asked}: branching samples; set do_sample=True and num_beams=1")
+        given = f"do_sample={config.do_sample}, num_beams={config.num_beams}"
+        raise ValueError(f"{given}: branching samples; set do_sample=True and num_beams=1")
     for name in OTHER_STRATEGIES:
         if value := getattr(config, name, None):
             raise ValueError(f"{name}={value!r} is not supported by branching")

@@ -1,4 +1,4 @@
-"""Models ready to decode: weights, tokenizer, and what both are, so that a stand-in never passes for the real thing."""
+"""Models ready to decode: weights, tokenizer, and their identity: a stand-in is never taken for the original."""
 
 import contextlib
 import re
@@ -78,7 +78,7 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     progress: Progress = None,
 ) -> LanguageModel:
-    """Load a folder of any causal LM that transformers knows; `name` is the folder's if None.
+    """Load a folder of any causal LM that transformers can load; `name` is the folder's if None.
 
     Raises FileNotFoundError, or ValueError for a folder whose weights, config or tokenizer are not whole, do not fit
     one another, or need code of their own.
@@ -176,7 +176,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the table that transformers logs of what did not fit: the error says it."""
+    """Silence the table that transformers logs of weights that do not fit: the error names them."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

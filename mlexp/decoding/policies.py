@@ -1,4 +1,4 @@
-"""Who goes where: a policy turns the distributions at the tips of a forest into the next tips.
+"""Branching policies: dedup, particles, the original's. Each turns the distributions at a forest's tips into new tips.
 
 T trees, W rows (most live tips) and N draws a tree, R = T * W. A policy is a handful of tensors of fixed shape that
 are written in place, so that a step can be captured once and replayed: no value decides a shape and nothing waits for
@@ -19,7 +19,7 @@ from .settings import BranchRule, Sampling
 
 @dataclass(frozen=True)
 class Grown:
-    """One step of all trees: what the new rows are, and which of the old ones were split. All (T, W)."""
+    """One step of all trees: the new rows, and which of the old rows were split. All (T, W)."""
 
     parent: Tensor  # old row
     token: Tensor
@@ -31,7 +31,7 @@ class Grown:
 
 
 class Particles:
-    """Particles move together where the model is sure and part where it is not (spec section 1, `eab_particles`)."""
+    """Particles stay together where the model is certain and part where it is not (spec section 1, `eab_particles`)."""
 
     k = 1
     lossless = False

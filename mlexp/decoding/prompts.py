@@ -1,7 +1,7 @@
-"""Factual-QA prompts of any count and of exactly the length asked for.
+"""Factual-QA prompts of any count and of exactly a given length.
 
 A prompt is passages, then the question: the item's own passage nearest to it, before that other items' in an order
-seeded by the prompt's number, cut on the left. Prompt i does not depend on how many are asked for.
+seeded by the prompt's number, cut on the left. Prompt i does not depend on how many are made.
 """
 
 import json

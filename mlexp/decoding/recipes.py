@@ -1,4 +1,4 @@
-"""What the offline weights are made from, as data: part of a record's identity, so it imports nothing heavy."""
+"""Recipes of the weights that are made offline, as data: part of a record's identity, so it imports nothing heavy."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a draw is a pure function of (path seed, position, token), whoever asks and when.
+"""Counter-based random numbers: a draw is a pure function of (path seed, position, token).
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), in integer arithmetic
 that CPU and GPU share. The 64-bit path seed is the key; the counter is (block, position, purpose, 0). Sample i of an
@@ -16,7 +16,7 @@ MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 LOW = 0xFFFFFFFF
-TOKENS, CHILDREN, PATHS = range(3)  # purposes: the third word of the counter keeps their streams apart
+TOKENS, CHILDREN, PATHS = range(3)  # purposes: the third word of the counter separates their streams
 
 GROUP = 128  # tokens that 32 blocks of four words serve
 CHUNK = 1 << 14  # counters at a time on a CPU: ten rounds over 128 kB an operand stay in a core's cache (8x faster)

@@ -17,7 +17,7 @@ class Decoder:
     fixed: Mapping[str, Any] = field(default_factory=dict)  # fields of Sampling that this arm has its own values of
 
     def settings(self, sampling: "Sampling") -> "Sampling":
-        """The settings that this arm obeys where all arms are asked for `sampling`."""
+        """The settings of this arm in a run whose shared settings are `sampling`."""
         return replace(sampling, **self.fixed)
 
 
@@ -36,10 +36,10 @@ TREE_DECODERS = tuple(name for name, row in DECODERS.items() if row.policy)
 
 @dataclass(frozen=True)
 class Sampling:
-    """The settings every decoder obeys; the defaults are the original's.
+    """The settings that every decoder obeys; the defaults are the original's.
 
     `threshold` is a fraction of ln V in [0, 1]; `temperature` divides the logits; `max_paths` bounds the paths of one
-    tree, ended ones included (`dedup`, which is lossless, has up to `samples` of them whatever it says). `top_k` and
+    tree, ended ones included (`dedup`, which is lossless, has up to `samples` of them in any case). `top_k` and
     `top_p` filter the tempered distribution as transformers does, in this order (0 and 1.0 = all tokens). A text ends
     with the first of `stop_tokens` that it draws (none = all texts have max_new_tokens); behind its end stands
     the first of them.
@@ -79,7 +79,7 @@ class BranchRule(NamedTuple):
     threshold_nats: float  # they part where the entropy of the next token reaches it
     branch_factor: int  # groups at most
     max_paths: int  # live paths of a tree at most
-    lossless: bool = False  # every particle is a group of its own, whatever the other fields say
+    lossless: bool = False  # every particle is a group of its own, and the other fields do not count
 
 
 def decoder_row(name: str) -> Decoder:

@@ -1,7 +1,7 @@
 """The stand-in of a pretrained model: random weights of the real architecture, and the gain that gives real entropies.
 
 Untouched, the logits of a random GPT-2 are nearly flat (H / ln V about 0.99) and every path branches at every step. One
-factor on all logits, found by bisection, makes its samples branch as often as is known of pretrained GPT-2.
+factor on all logits, found by bisection, makes its samples branch as often as those of pretrained GPT-2 do.
 """
 
 import json
@@ -24,7 +24,7 @@ from .rng import path_seeds
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedModel
 
-FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches about as often as asked
+FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches at about the default rate
 
 
 def apply_gain(model: "GPT2LMHeadModel", gain: float) -> None:
@@ -37,7 +37,7 @@ def apply_gain(model: "GPT2LMHeadModel", gain: float) -> None:
 def standin(
     name: str, row: Model, recipe: StandIn, dtype: torch.dtype, device: torch.device | str, progress: Progress = None
 ) -> "tuple[GPT2LMHeadModel, float]":
-    """The stand-in of a model and its gain: from the table, else calibrated and kept by all that it depends on."""
+    """The stand-in of a model and its gain: from the table, else calibrated and cached under all that it depends on."""
     model = build(row, recipe.seed, recipe.std, dtype, device)
     path = cache_dir() / "gains" / f"{standin_hash(row, recipe)}-{str(dtype).split('.')[-1]}.json"
 

@@ -1,4 +1,4 @@
-"""Which models the engine decodes: refused by name where it cannot, compared with plain forwards at first use.
+"""Which models the engine decodes: others are refused by name; a model is compared with plain forwards at first use.
 
 P prompt tokens, G new tokens, V vocabulary.
 """
@@ -37,8 +37,8 @@ _compared: "WeakKeyDictionary[PreTrainedModel, dict[Run, int]]" = WeakKeyDiction
 def check(model: "PreTrainedModel", prompts: Tensor, sampling: Sampling, path: str = "tree") -> None:
     """Raise ValueError unless the engine decodes prompts, (P,) or (B, P), exactly as the model would.
 
-    What cannot be decoded is refused, naming the reason. At the first use of a model in a process, and again for a
-    text twice as long, the log-probabilities on `path` ("tree" or "rows", a cache of independent rows) are compared
+    A model that cannot be decoded is refused, with the reason. At the first use of a model in a process, and again for
+    a text twice as long, the log-probabilities on `path` ("tree" or "rows", a cache of independent rows) are compared
     with plain forwards of whole sequences; FLOPs of the comparison are not counted. See BOUNDS.
     """
     if reason := refusal(model):
@@ -91,7 +91,7 @@ def check_request(model: "PreTrainedModel", prompts: Tensor, sampling: Sampling)
         if P <= switch < last or (kind == "dynamic" and last > switch):
             raise ValueError(
                 f"{P} prompt + {new} new tokens: {name} has other ({kind}) rotary frequencies for texts of more than "
-                f"{switch} tokens, so keys cannot be kept across that length"
+                f"{switch} tokens, so keys cannot be reused across that length"
             )
 
 
@@ -131,7 +131,7 @@ def _compare(model: "PreTrainedModel", prompt: Tensor, new: int, path: str) -> N
 
 @contextlib.contextmanager
 def _one_line(what: str) -> Iterator[None]:
-    """Turn what a model of unknown making may raise into one ValueError."""
+    """Turn any error that a model may raise into one ValueError."""
     try:
         yield
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError) as error:

@@ -22,7 +22,7 @@ GPT2_DEFAULTS = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257
 
 @dataclass(frozen=True)
 class Source:
-    """`kind` is what a record says: pretrained (read from `folder`), random or trained (made here)."""
+    """`kind` is as in a record: pretrained (read from `folder`), random or trained (made here)."""
 
     kind: str
     folder: Path | None = None

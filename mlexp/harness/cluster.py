@@ -20,7 +20,7 @@ def described(device: str, threads: int | None) -> str:
 
 
 def available_cores() -> list[int]:
-    """The cores this process may run on; where the system cannot tell, as many as there are."""
+    """The cores this process may run on; where the system does not report them, as many as there are."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 

@@ -257,7 +257,7 @@ def _number(name: str) -> int | None:
 
 
 def _quota_throttled() -> float | None:
-    """Seconds that the CPU quota of the process' control group has kept it from running."""
+    """Seconds that the CPU quota of the process' control group has stopped it from running."""
     for text in _cgroup("cpu.stat"):
         if match := re.search(r"^throttled_(usec|time) (\d+)$", text, re.MULTILINE):
             return int(match[2]) / (1e6 if match[1] == "usec" else 1e9)

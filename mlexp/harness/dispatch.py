@@ -79,7 +79,7 @@ class Dispatch:
                 self.ray.kill(worker.actor)
 
     def recruit(self) -> None:
-        """Ask Ray for workers: as many as there is room for, one at least (an autoscaler waits for that)."""
+        """Request workers of Ray: as many as there is room for, at least one (an autoscaler waits for that)."""
         if time.perf_counter() - self.looked > LOOK_S:
             self.looked, self.room = time.perf_counter(), sum(map(self.fits, nodes(self.ray)))
             if not self.room and self.needs.local:
@@ -105,7 +105,7 @@ class Dispatch:
         self.waiting[ref] = worker
 
     def answer(self, ref: object) -> None:
-        """A call has come back, or its worker is gone."""
+        """A call has come back, or its worker is lost."""
         worker = self.waiting.pop(ref)
         try:
             reply = self.ray.get(ref)
@@ -235,7 +235,7 @@ def entry_of(item: pytest.Item, line: str, host: str) -> journal.Entry:
 
 
 def duration(seconds: float) -> str:
-    """A time to wait, in words."""
+    """A duration as text, such as 3 h."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {unit}"

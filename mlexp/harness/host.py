@@ -53,7 +53,7 @@ class Nvml:
         return None if self._library.nvmlDeviceGetClockInfo(self._device, kind, ctypes.byref(mhz)) else mhz.value
 
     def throttled_by(self) -> tuple[str, ...] | None:
-        """What now keeps the clocks below what they could be, by the driver's names; a clock that was set is not it."""
+        """Why the clocks are now below their maximum, by the driver's names; a clock set by a user is no reason."""
         mask = ctypes.c_ulonglong()
         for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
             function = getattr(self._library, name, None)  # the first from driver 535 on
@@ -73,7 +73,7 @@ def nvml() -> Nvml | None:
 
 @functools.cache
 def gpu_present() -> bool:
-    """Whether the CUDA driver finds a device; asks the driver itself, so torch need not be imported."""
+    """Whether the CUDA driver finds a device; calls the driver itself, so torch need not be imported."""
     try:
         cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
     except OSError:
@@ -91,7 +91,7 @@ def threads() -> int:
 
 
 def machine(device: str, count: int | None = None) -> str:
-    """One line that tells machines apart: CPU model, threads (`count`, else this process'), GPU where cells use it."""
+    """One line that identifies a machine: CPU model, threads (`count`, else this process'), GPU where cells use it."""
     found = nvml() if device == "cuda" else None
     gpu = f" + {(found and found.name()) or 'CUDA device'}" if device == "cuda" else ""
     count = count or threads()
@@ -107,7 +107,7 @@ def git(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the code under `root`; None where git cannot say.
+    """(commit, dirty) of the code under `root`; None where git fails.
 
     Dirty is what may change a measurement: a tracked file that differs, documents, figures and results/ apart, or a
     source file that is not tracked. What a run writes, such as out.json, is not.
@@ -129,7 +129,7 @@ def git_complaint(root: Path) -> str | None:
 
 
 def in_repository(root: Path) -> bool:
-    """Whether `root` lies in a git repository, whatever git says."""
+    """Whether `root` lies in a git repository, even one that git refuses to read."""
     return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
@@ -143,7 +143,7 @@ def version(package: str) -> str | None:
 
 
 def provenance(root: Path, device: str, commit: str | None = None) -> dict[str, object]:
-    """The fields of a record that say where it was measured. Raises ValueError where git gives another `commit`."""
+    """The fields of a record for where it was measured. Raises ValueError where git gives another `commit`."""
     found, dirty = git_state(root)
     if commit and found and not found.startswith(commit):
         raise ValueError(f"--commit {commit}: git says {found}; leave the option out")

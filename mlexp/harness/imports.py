@@ -63,7 +63,7 @@ def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
     """(dotted name, the folder of the package that it is relative to, None: absolute) of every import in a file."""
     try:
         tree = ast.parse(path.read_bytes(), str(path))
-    except (OSError, SyntaxError, ValueError):  # no longer there; never imported, or pytest says so
+    except (OSError, SyntaxError, ValueError):  # no longer there; never imported, or pytest reports it
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more
-L2_BYTES = 1 << 28  # what to flush where the driver does not tell how large the device's L2 is: larger than any so far
+L2_BYTES = 1 << 28  # flushed where the driver does not report the size of the device's L2: larger than any so far
 HEAD_START_CYCLES = 8_000_000  # about 4 ms at 2 GHz, in which the host queues several hundred launches
 COPY_BYTES, COPIES = {"cpu": 1 << 28, "cuda": 1 << 30}, 7
 

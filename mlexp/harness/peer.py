@@ -2,7 +2,7 @@
 
 `Peer` is the parent's end and `Channel` the child's. They exchange JSON, a line a message, over the child's standard
 input and output; whatever else the child prints goes to its standard error, a file that the parent can read. A child
-whose parent is gone ends at once. Standard library only: `mlexp ab` loads this file beside older revisions.
+whose parent has ended ends at once too. Standard library only: `mlexp ab` loads this file beside older revisions.
 """
 
 import atexit
@@ -63,7 +63,7 @@ class Peer:
             self._to_child.flush()
 
     def receive(self, timeout: float | None = None) -> dict[str, Any]:
-        """The child's next message; `died` says how it ended instead. Raises TimeoutError after that many seconds."""
+        """The child's next message, or `died`: how it ended. Raises TimeoutError after that many seconds."""
         try:
             return self._messages.get(timeout=timeout)
         except queue.Empty:
@@ -135,7 +135,7 @@ def leave() -> NoReturn:
 
 
 def how_it_ended(code: int) -> str:
-    """A return code in words."""
+    """A return code as text."""
     if code >= 0:
         return f"ended with status {code}"
     name = signal.Signals(-code).name

@@ -46,7 +46,7 @@ class Attempt:
         return list(self.benchmark.stats.stats.data) if self.benchmark and self.benchmark.stats else []
 
     def raised(self, report: pytest.TestReport, error: BaseException | None) -> None:
-        """Note what a phase raised, and let its report say what that comes to."""
+        """Note what a phase raised, and give its report the resulting outcome."""
         if error is None or isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception)):
             return
         status, reason = outcome(error)
@@ -69,7 +69,7 @@ class Attempt:
 
     @property
     def status(self) -> tuple[str, str | None]:
-        """(status, reason), once all reports have been heard."""
+        """(status, reason), once all reports have been taken up."""
         return self.word or (("passed", None) if self.durations else ("failed", UNMEASURED))
 
 

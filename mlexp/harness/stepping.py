@@ -2,7 +2,7 @@
 
 `python -P stepping.py` is started by `mlexp.ab`, once for each revision, as a file: the revision under test may be
 older than it, with its own `mlexp` or none, so nothing of the project is imported here but `peer.py`, which stands
-beside this file. All it knows of pytest-benchmark is `benchmark(...)` and `benchmark.pedantic(...)`. The messages:
+beside this file. Of pytest-benchmark it uses only `benchmark(...)` and `benchmark.pedantic(...)`. The messages:
 
     driver: {"journal": path, "args": pytest's arguments}
     side:   {"collected": [node ids]}                       driver: {"run": [node ids]}       in this order
@@ -133,7 +133,7 @@ def rounds_of_pedantic(
 
 
 def reason_of(longrepr: object) -> str:
-    """Why a test failed or was skipped, as pytest keeps it: a traceback, (file, line, reason), or a text."""
+    """Why a test failed or was skipped, from pytest's longrepr: a traceback, (file, line, reason), or a text."""
     if isinstance(longrepr, tuple):
         return str(longrepr[-1])
     crash = getattr(longrepr, "reprcrash", None)

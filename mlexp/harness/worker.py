@@ -29,7 +29,7 @@ class Child:
     files: what to collect
     path:  its sys.path; None = as Python makes it
 
-    `machine` is what the session calls the machine, None where it did not come up: `broken` then says why.
+    `machine` is the session's name of the machine, None where the session did not come up: `broken` is then the reason.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Child:
         self.broken = "" if self.machine else f"{hello['died']}: {why(self.tail())}"
 
     def run(self, cell: str, key: str, timeout: float | None = None) -> dict[str, Any]:
-        """Run one cell. `line` is its sealed entry and `output` the tail of what pytest says of a failure; `skipped`
+        """Run one cell. `line` is its sealed entry and `output` the tail of pytest's report of a failure; `skipped`
         is why it was not run; `refused`, that its key is another here; `died`, how the session ended instead. Raises
         TimeoutError after so many seconds.
         """
@@ -80,7 +80,7 @@ def late(limit: float) -> str:
 
 
 def why(output: str) -> str:
-    """The line of a failed session's output that says why."""
+    """The line of a failed session's output that has the reason."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR: ", "E  ")) or ": error: " in line] or lines[-1:]
     return next((line for line in errors if "usage: " not in line), errors[0] if errors else "it printed nothing")

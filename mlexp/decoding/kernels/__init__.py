@@ -1,4 +1,4 @@
-"""Front door of the branch kernels: one function a kernel, the backend chosen by name, nothing imported before its use.
+"""The branch kernels: one function a kernel, the backend chosen by name, nothing imported before its use.
 
 `reference` is plain torch and runs everywhere. `triton` and `cuda` run on a CUDA device; with TRITON_INTERPRET=1
 `triton` also runs on CPU tensors, interpreted. They are torch custom operators: they compile, count FLOPs, and check.

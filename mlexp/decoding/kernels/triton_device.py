@@ -17,9 +17,9 @@ def take_best(value, token, x, shift, k: tl.constexpr, value_to, token_to, x_to)
         taken = tl.min(tl.where(value == best, token, 2147483647))
         if value_to is not None:
             tl.store(value_to + j, best)
-        kept = tl.max(tl.where((token == taken) & (value > float("-inf")), x, float("-inf")))
+        value_x = tl.max(tl.where((token == taken) & (value > float("-inf")), x, float("-inf")))
         tl.store(token_to + j, tl.where(best == float("-inf"), -1, taken))
-        tl.store(x_to + j, kept - shift)
+        tl.store(x_to + j, value_x - shift)
         value = tl.where(token == taken, float("-inf"), value)
 
 
