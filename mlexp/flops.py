@@ -8,8 +8,8 @@ import contextlib
 import contextvars
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,27 +21,35 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+Result = TypeVar("Result")
+Shape = Sequence[int]
+
 # (counter, operators) of every count_flops that this runs inside, outermost first
-_COUNTS = contextvars.ContextVar("counts", default=())
+_COUNTS: "contextvars.ContextVar[tuple[tuple[FlopCounterMode, _Operators], ...]]" = contextvars.ContextVar(
+    "counts", default=()
+)
 
 
-def count_flops(run: Callable[[], Any]) -> tuple[Any, int | None]:
+def count_flops(run: Callable[[], Result]) -> tuple[Result, int | None]:
     """(what run() returns, FLOPs of it). Counting slows a forward several times: never in a timed pass.
 
     The FLOPs are None where no operator of torch ran, and where one ran whose FLOPs are not known (see `_unknown`).
     What torch.compile has wrapped runs eagerly, and is compiled at its next call if it was not before.
     """
     _register()  # again: transformers may have been imported since
-    return torch.compiler.disable(_count)(run)  # called within a compiled function too, which allows no other stance
+    # called within a compiled function too, which allows no other stance
+    count: Callable[[Callable[[], Result]], tuple[Result, int | None]]
+    count = torch.compiler.disable(_count)  # type: ignore[no-untyped-call]  # torch's own
+    return count(run)
 
 
-def _count(run: Callable[[], Any]) -> tuple[Any, int | None]:
+def _count(run: Callable[[], Result]) -> tuple[Result, int | None]:
     # Under a counter dynamo would skip compiled functions for good: every later call would be eager too.
     with torch.compiler.set_stance("force_eager"):
         return _count_eager(run)
 
 
-def _count_eager(run: Callable[[], Any]) -> tuple[Any, int | None]:
+def _count_eager(run: Callable[[], Result]) -> tuple[Result, int | None]:
     counter, operators = FlopCounterMode(display=False), _Operators()
     token = _COUNTS.set((*_COUNTS.get(), (counter, operators)))
     try:
@@ -59,7 +67,7 @@ def counting() -> bool:
 
 
 @contextlib.contextmanager
-def uncounted():
+def uncounted() -> Iterator[None]:
     """What runs in here leaves no trace in the `count_flops` around it; elsewhere this does nothing."""
     before = [(counter.get_flop_counts(), set(operators.ran)) for counter, operators in _COUNTS.get()]
     try:
@@ -77,16 +85,18 @@ def dense_flops(n_params: int, tokens: int) -> int:
     return 2 * n_params * tokens
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
     """Notes every operator that runs."""
 
     supports_higher_order_operators = True
 
-    def __init__(self):
-        super().__init__()
-        self.ran = set()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.ran: set[Any] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self.ran.add(getattr(func, "_overloadpacket", func))
         return func(*args, **(kwargs or {}))
 
@@ -104,50 +114,53 @@ _WITHOUT_FORMULA = {
 _WITHOUT_PRODUCTS = {"prim", "prims", "profiler", "c10d", "_c10d_functional"}  # torch's other operators
 
 
-def _unknown(op) -> bool:
+def _unknown(op: object) -> bool:
     """Whether an operator without a formula may multiply matrices: one of `_WITHOUT_FORMULA`, or another library's."""
     namespace, _, name = str(op).partition(".")
     return name in _WITHOUT_FORMULA if namespace == "aten" else namespace not in _WITHOUT_PRODUCTS
 
 
-def _product(a, b, *args, **kwargs) -> int:
+def _product(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
     """(..., m, k) @ (..., k, n). With groups on one side alone, these share out the other side's m or n among them."""
-    batch = a[:-2] if len(a) == len(b) else ()
+    batch: Shape = a[:-2] if len(a) == len(b) else ()
     return 2 * math.prod(batch) * a[-2] * a[-1] * b[-1]
 
 
-def _added_product(c, a, b, *args, **kwargs) -> int:
+def _added_product(c: Shape, a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
     return _product(a, b)
 
 
-def _vector(a, *args, **kwargs) -> int:
+def _vector(a: Shape, *args: Any, **kwargs: Any) -> int:
     """Every element of a matrix or vector is multiplied once."""
     return 2 * math.prod(a)
 
 
-def _added_vector(c, a, *args, **kwargs) -> int:
+def _added_vector(c: Shape, a: Shape, *args: Any, **kwargs: Any) -> int:
     return _vector(a)
 
 
-def _linear(x, w, *args, **kwargs) -> int:
+def _linear(x: Shape, w: Shape, *args: Any, **kwargs: Any) -> int:
     """x (..., k), w (n, k)."""
     return 2 * math.prod(x) * w[0]
 
 
-def _grouped(q, k):
+def _grouped(q: Shape, k: Shape) -> Shape:
     """A key's or value's shape in the query's heads: a group of them shares one, and multiplies it all the same."""
     return (*k[:-3], q[-3], *k[-2:]) if len(k) > 3 else k
 
 
-def _attention(q, k, v, *args, **kwargs) -> int:
-    return sdpa_flop_count(q, _grouped(q, k), _grouped(q, v))
+def _attention(q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
+    flops: int = sdpa_flop_count(q, _grouped(q, k), _grouped(q, v))  # type: ignore[no-untyped-call]  # torch's own
+    return flops
 
 
-def _attention_backward(grad, q, k, v, *args, **kwargs) -> int:
-    return sdpa_backward_flop_count(grad, q, _grouped(q, k), _grouped(q, v))
+def _attention_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *args: Any, **kwargs: Any) -> int:
+    shapes = grad, q, _grouped(q, k), _grouped(q, v)
+    flops: int = sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]  # torch's own
+    return flops
 
 
-_FORMULAS = {
+_FORMULAS: dict[Callable[..., int], tuple[str, ...]] = {
     _product: ("_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2", "_scaled_mm_v2", "_int_mm"),
     _added_product: ("_addmm_activation", "addmm_", "baddbmm_", "addbmm", "addbmm_"),
     _vector: ("mv", "dot", "vdot"),
@@ -161,7 +174,7 @@ _FORMULAS = {
 }
 
 
-def _register():
+def _register() -> None:
     """Formulas for what torch counts as zero (pytorch#195460), unless a newer torch brings its own."""
     aten = ((formula, torch.ops.aten, name) for formula, names in _FORMULAS.items() for name in names)
     # transformers' experts where torch._grouped_mm does not run; it exists once transformers is imported

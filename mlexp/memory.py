@@ -12,7 +12,7 @@ CLASSES = {
 }  # numpy's and pyarrow's derive from the first; torch and cupy name theirs so
 ERRNO, WINERROR = {errno.ENOMEM}, {8, 1455}  # on Windows: not enough memory, the paging file is too small
 
-# What a RuntimeError says: torch calls its allocators' failures so, and those of the libraries below it.
+# Messages of a RuntimeError: torch raises it for failures of its allocators and of the libraries below it.
 MESSAGES = re.compile(
     r"\bout of memory\b"  # CUDA, HIP, XPU and MPS, allocator or driver; Triton's launcher; NCCL; XLA
     r"|Default\w*CPUAllocator: (can't allocate|not enough) memory"  # torch on the CPU: Linux and macOS, Windows
@@ -26,22 +26,22 @@ MESSAGES = re.compile(
 )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether `error`, or the error that it was raised from, says that memory ran out. A group: whether all in it do.
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out in `error`, or in the error that it was raised from; of a group, in all of its errors.
 
     An error that merely came up while another was handled (`__context__`) counts by itself: it is a bug of the handler.
     Too little shared memory for a kernel (Triton's OutOfResources) is not this: nothing smaller in size would help.
     """
-    seen = set()
+    seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if _says_so(error):
+        if _ran_out(error):
             return True
         error = error.__cause__
     return False
 
 
-def _says_so(error: BaseException) -> bool:
+def _ran_out(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(map(out_of_memory, error.exceptions))
     if CLASSES & {kind.__name__ for kind in type(error).__mro__}:

@@ -1,10 +1,12 @@
-"""Files that are made once and kept: under $XDG_CACHE_HOME/mlexp or ~/.cache/mlexp, written whole or not at all."""
+"""Files that are made once, cached in $XDG_CACHE_HOME/mlexp or ~/.cache/mlexp, each written whole or not at all."""
 
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+Result = TypeVar("Result")
 Progress = Callable[[int, int, str], None] | None
 
 
@@ -12,30 +14,33 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlexp"
 
 
-def say(progress: Progress, text: str):
-    """A line that must be seen: to whoever shows progress, else printed."""
+def announce(progress: Progress, text: str) -> None:
+    """Show a line that must be seen: through `progress` where there is one, else printed."""
     if progress is None:
         print(f"mlexp: {text}", flush=True)
     else:
         progress(0, 0, text)
 
 
-def kept(path: Path, make: Callable[[], bytes], read: Callable[[bytes], object], progress: Progress = None):
-    """`read` of the file's bytes; made and stored first if it is missing, made again if it cannot be read.
+def cached(path: Path, make: Callable[[], bytes], read: Callable[[bytes], Result], progress: Progress = None) -> Result:
+    """Return `read` of the file's bytes; call `make` and store its bytes first if the file is missing or unreadable.
 
-    `read` raises ValueError or KeyError on bytes it cannot use.
+    `read` raises ValueError or KeyError on bytes that it cannot use.
     """
     if path.exists():
         try:
             return read(path.read_bytes())
         except (ValueError, KeyError, TypeError) as error:
-            say(progress, f"{path} is damaged ({type(error).__name__}: {error}); making it again")
+            announce(progress, f"{path} is damaged ({type(error).__name__}: {error}); making it again")
     content = make()
     write(path, content)
     return read(content)
 
 
-def write(path: Path, content: bytes):
+say, kept = announce, cached  # their former names
+
+
+def write(path: Path, content: bytes) -> None:
     """Write by a temporary file and os.replace: a reader sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")

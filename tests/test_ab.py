@@ -1,4 +1,4 @@
-"""`mlexp ab`: the duel against simulated machines, and whole comparisons of a small repository."""
+"""`mlexp ab`: comparisons on simulated machines, and whole comparisons of a small repository."""
 
 import json
 import math
@@ -15,6 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlexp import ab
+from mlexp.ab import Comparison, Terms, blocks, comparison
+from mlexp.ab.blocks import run_blocks
+from mlexp.ab.checkouts import SIDES
+from mlexp.ab.comparison import SAME_WORK
 from mlexp.analysis import gate
 from mlexp.analysis.gate import Verdict
 from mlexp.cli import main
@@ -131,7 +135,7 @@ def test_the_working_tree_is_a_revision_and_other_settings_are_other_work(within
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("argv", "message"),
     [
         (["base", "nothing"], "unknown revision 'nothing'"),
         (["--", "--upload-pack=x", "head"], "unknown revision '--upload-pack=x'"),
@@ -141,13 +145,13 @@ def test_the_working_tree_is_a_revision_and_other_settings_are_other_work(within
         (["base", "head"], "which cells?"),
     ],
 )
-def test_wrong_words_are_one_line(within, capsys, words, told):
-    if words[0] == "--":  # argparse would not have it
-        assert ab.run(*words[1:], args=[]) == gate.UNREADABLE
+def test_wrong_arguments_are_one_line(within, capsys, argv, message):
+    if argv[0] == "--":  # argparse would not have it
+        assert ab.run(*argv[1:], args=[]) == gate.UNREADABLE
     else:
-        assert main(["ab", *words]) == gate.UNREADABLE
+        assert main(["ab", *argv]) == gate.UNREADABLE
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
 
 
 def test_outside_of_git_and_in_a_folder_that_one_revision_lacks(within, tmp_path, monkeypatch, capsys):
@@ -167,8 +171,8 @@ def test_a_side_that_cannot_collect_is_told_with_its_output(within, capsys):
 
 
 def test_sigterm_leaves_no_worktree(within):
-    words = [sys.executable, "-m", "mlexp", "ab", "base", "head", "--budget", "60", "--margin", "0.01", "--"]
-    running = subprocess.Popen([*words, "test_cells.py", "-k", "like"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    argv = [sys.executable, "-m", "mlexp", "ab", "base", "head", "--budget", "60", "--margin", "0.01", "--"]
+    running = subprocess.Popen([*argv, "test_cells.py", "-k", "like"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while len(git(within, "worktree", "list").splitlines()) < 3 and time.monotonic() < until:
         time.sleep(0.1)
@@ -196,29 +200,29 @@ class Machine:
             return [self.factor * self.machine.seconds() for _ in range(rounds)]
 
 
-def fought(machine, budget=0.15, margin=0.03, seed=0):
-    found = ab.Duel("cell")
-    ab.fight(found, machine.sides, ab.Terms(budget, margin, 0.95, random.Random(seed)), 0.95, lambda: None)
+def compared(machine, budget=0.15, margin=0.03, seed=0):
+    found = Comparison("cell")
+    run_blocks(found, machine.sides, Terms(budget, margin, 0.95, random.Random(seed)), 0.95, lambda: None)
     return found
 
 
 def test_identical_sides_are_not_told_apart_on_a_bad_machine_and_ten_percent_are():
-    like = [fought(Machine(seed), seed=seed) for seed in range(40)]
+    like = [compared(Machine(seed), seed=seed) for seed in range(40)]
     assert sum(found.verdict == Verdict.WORSE for found in like) <= 2
     assert sum(np.mean(found.head_mean_s) > 1.05 * np.mean(found.base_mean_s) for found in like) >= 5  # mean:5%
-    slower = [fought(Machine(seed, factor=1.1), budget=20, seed=seed).verdict for seed in range(10)]
+    slower = [compared(Machine(seed, factor=1.1), budget=20, seed=seed).verdict for seed in range(10)]
     assert slower.count(Verdict.WORSE) >= 9
-    faster = [fought(Machine(seed, factor=1 / 1.1), budget=20, seed=seed).verdict for seed in range(10)]
+    faster = [compared(Machine(seed, factor=1 / 1.1), budget=20, seed=seed).verdict for seed in range(10)]
     assert faster.count(Verdict.BETTER) >= 9
 
 
 def test_too_small_a_budget_for_an_interval_is_no_comparison():
-    found = fought(Machine(0), budget=1e-9)
+    found = compared(Machine(0), budget=1e-9)
     assert (found.verdict, found.blocks, found.status) == (Verdict.AMBIGUOUS, 1, gate.INCOMPLETE)
 
 
 def test_a_quiet_machine_is_told_to_be_the_same_at_once():
-    found = fought(Machine(0, burst=0, jitter=0.001), budget=30)
+    found = compared(Machine(0, burst=0, jitter=0.001), budget=30)
     assert (found.verdict, found.blocks) == (Verdict.SAME, 8)  # the fewest of which an interval is finite
     assert found.low < 1 < found.high or abs(found.ratio - 1) < 0.002
 
@@ -235,11 +239,11 @@ def test_without_the_coin_a_machine_in_step_with_the_blocks_deceives():
 
     heads = random.Random(0)
     heads.randrange = lambda n: 0
-    deceived, honest = ab.Duel("cell"), []
-    ab.fight(deceived, InStep(0).sides, ab.Terms(20, 0.03, 0.95, heads), 0.95, lambda: None)
+    deceived, honest = Comparison("cell"), []
+    run_blocks(deceived, InStep(0).sides, Terms(20, 0.03, 0.95, heads), 0.95, lambda: None)
     for seed in range(20):
-        honest.append(ab.Duel("cell"))
-        ab.fight(honest[-1], InStep(0).sides, ab.Terms(0.05, 0.03, 0.95, random.Random(seed)), 0.95, lambda: None)
+        honest.append(Comparison("cell"))
+        run_blocks(honest[-1], InStep(0).sides, Terms(0.05, 0.03, 0.95, random.Random(seed)), 0.95, lambda: None)
     assert deceived.verdict in (Verdict.BETTER, Verdict.WORSE)
     assert sum(found.verdict in (Verdict.BETTER, Verdict.WORSE) for found in honest) <= 3
 
@@ -247,11 +251,11 @@ def test_without_the_coin_a_machine_in_step_with_the_blocks_deceives():
 @given(st.floats(0.5, 2), st.floats(0, 0.5), st.floats(0.001, 0.4))
 def test_a_verdict_says_where_the_whole_interval_lies(middle, width, margin):
     low, high = middle * math.exp(-width), middle * math.exp(width)
-    verdict = ab.judge(low, high, margin)
+    verdict = comparison.verdict_of(low, high, margin)
     assert (verdict == Verdict.WORSE) == (low > 1 + margin)
     assert (verdict == Verdict.BETTER) == (high < 1 / (1 + margin))
     assert verdict != Verdict.SAME or (high <= 1 + margin and low >= 1 / (1 + margin))
-    assert ab.judge(1 / high, 1 / low, margin) == mirrored(verdict) or near_an_edge(low, high, margin)
+    assert comparison.verdict_of(1 / high, 1 / low, margin) == mirrored(verdict) or near_an_edge(low, high, margin)
 
 
 def mirrored(verdict):
@@ -264,11 +268,13 @@ def near_an_edge(low, high, margin):
 
 def test_two_pairs_of_processes_that_disagree_are_ambiguous():
     def one(verdict, ratio):
-        return ab.Duel("c", verdict, ratio, ratio - 0.01, ratio + 0.01, blocks=8, status=gate.REGRESSION, base_s=[1.0])
+        return Comparison(
+            "c", verdict, ratio, ratio - 0.01, ratio + 0.01, blocks=8, status=gate.REGRESSION, base_s=[1.0]
+        )
 
     agreed, torn = one(Verdict.WORSE, 1.2), one(Verdict.WORSE, 1.2)
-    ab.confirm(agreed, one(Verdict.WORSE, 1.1))
-    ab.confirm(torn, one(Verdict.SAME, 1.0))
+    comparison.replicate(agreed, one(Verdict.WORSE, 1.1))
+    comparison.replicate(torn, one(Verdict.SAME, 1.0))
     assert (agreed.verdict, agreed.status, agreed.blocks) == (Verdict.WORSE, gate.REGRESSION, 16)
     assert (agreed.low, agreed.high) == (pytest.approx(1.09), pytest.approx(1.21))
     assert (torn.verdict, torn.status) == (Verdict.AMBIGUOUS, gate.OK)
@@ -286,17 +292,17 @@ class Scripted:
         return self.steps(rounds)
 
 
-def fought_by_script(base, head, seed=0, budget=20.0):
-    log, found = [], ab.Duel("cell")
+def compared_by_script(base, head, seed=0, budget=20.0):
+    log, found = [], Comparison("cell")
     sides = [Scripted("base", log, base), Scripted("head", log, head)]
-    ab.fight(found, sides, ab.Terms(budget, 0.03, 0.95, random.Random(seed)), 0.95, lambda: None)
+    run_blocks(found, sides, Terms(budget, 0.03, 0.95, random.Random(seed)), 0.95, lambda: None)
     return found, log
 
 
 def test_blocks_are_abba_or_baab_by_the_coin():
     orders = set()
     for seed in range(6):
-        found, log = fought_by_script(lambda n: [0.01] * n, lambda n: [0.01] * n, seed)
+        found, log = compared_by_script(lambda n: [0.01] * n, lambda n: [0.01] * n, seed)
         names = [name for name, _ in log[4:]]  # after two warm steps a side
         blocks = {tuple(names[i : i + 4]) for i in range(0, len(names), 4)}
         assert blocks <= {("base", "head", "head", "base"), ("head", "base", "base", "head")}
@@ -306,9 +312,9 @@ def test_blocks_are_abba_or_baab_by_the_coin():
 
 
 def test_a_step_counts_by_its_median_and_the_means_stand_beside_it():
-    found, _ = fought_by_script(lambda n: [0.01, 0.01, 0.04][:n], lambda n: [0.02, 0.02, 0.08][:n])
+    found, _ = compared_by_script(lambda n: [0.01, 0.01, 0.04][:n], lambda n: [0.02, 0.02, 0.08][:n])
     assert found.ratio == pytest.approx(2.0) and found.verdict == Verdict.WORSE
-    slow, _ = fought_by_script(lambda n: [0.006, 0.006, 0.006, 0.1][:n], lambda n: [0.006] * n)
+    slow, _ = compared_by_script(lambda n: [0.006, 0.006, 0.006, 0.1][:n], lambda n: [0.006] * n)
     assert slow.rounds == 4 and set(slow.base_s) == {0.006} and slow.base_mean_s[0] == pytest.approx(0.118 / 4)
     assert slow.verdict == Verdict.SAME
 
@@ -319,8 +325,8 @@ def test_rounds_come_from_warm_steps():
     def steps(name):
         return lambda n: [next(cold[name], 0.001)] * n
 
-    found, log = fought_by_script(steps("base"), steps("head"))
-    assert found.rounds == math.ceil(ab.STEP_S / 0.001)
+    found, log = compared_by_script(steps("base"), steps("head"))
+    assert found.rounds == math.ceil(blocks.STEP_S / 0.001)
     assert [rounds for _, rounds in log[:4]] == [1, 1, 1, 1] and log[4][1] == found.rounds
 
 
@@ -331,23 +337,25 @@ def test_cells_share_the_error_budget(monkeypatch, cells):
 
     side = mock.MagicMock()
     side.__enter__.return_value = side
-    side.hear.return_value = {"collected": names}
-    monkeypatch.setattr(ab, "Side", lambda *args: side)
-    monkeypatch.setattr(ab, "duel", lambda cell, sides, terms, confidence: asked.append(confidence) or ab.Duel(cell))
-    ab.bout(["a", "b"], [], None, ab.Terms(1, 0.03, 0.95, random.Random(0)), lambda line: None)
+    side.receive.return_value = {"collected": names}
+    monkeypatch.setattr(blocks, "Side", lambda *args: side)
+    monkeypatch.setattr(
+        blocks, "compare_cell", lambda cell, sides, terms, confidence: asked.append(confidence) or Comparison(cell)
+    )
+    blocks.run_pair(["a", "b"], [], None, Terms(1, 0.03, 0.95, random.Random(0)), lambda line: None)
     assert asked == [pytest.approx(1 - 0.05 / cells)] * cells
 
 
-@pytest.mark.parametrize("field", ab.SAME_WORK)
+@pytest.mark.parametrize("field", SAME_WORK)
 def test_two_sides_that_did_other_work_are_not_comparable(tmp_path, field):
     """Contexts, and the inputs by their hashes: the schema's, so that none is left out."""
-    assert set(ab.SAME_WORK) == {*CONTEXT, "prompts_hash", "corpus_hash", "weights_hash"}
-    journals = [tmp_path / f"{side}.jsonl" for side in ab.SIDES]
-    same = dict.fromkeys(ab.SAME_WORK, "x") | {"status": "passed"}
+    assert set(SAME_WORK) == {*CONTEXT, "prompts_hash", "corpus_hash", "weights_hash"}
+    journals = [tmp_path / f"{side}.jsonl" for side in SIDES]
+    same = dict.fromkeys(SAME_WORK, "x") | {"status": "passed"}
     for path, record in zip(journals, (same, same | {field: "y"}), strict=True):
         Journal(path).append(Entry("c", "k", "q", {}, record))
-    alike, unlike = (ab.Duel("c", Verdict.SAME, 1.0, 0.99, 1.01, blocks=8) for _ in range(2))
-    ab.refuse_other_work([alike], [journals[0], journals[0]])
-    ab.refuse_other_work([unlike], journals)
+    alike, unlike = (Comparison("c", Verdict.SAME, 1.0, 0.99, 1.01, blocks=8) for _ in range(2))
+    comparison.refuse_other_work([alike], [journals[0], journals[0]])
+    comparison.refuse_other_work([unlike], journals)
     assert (alike.verdict, alike.status) == (Verdict.SAME, gate.OK)
     assert (unlike.verdict, unlike.status) == (Verdict.AMBIGUOUS, gate.INCOMPARABLE) and field in unlike.why

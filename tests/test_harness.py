@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from mlexp.ab import Duel
+from mlexp.ab import Comparison
 from mlexp.analysis import report
 from mlexp.analysis.gate import Verdict
 from mlexp.harness import grid
@@ -88,14 +88,16 @@ def test_bad_settings_are_named(override, told):
         grid.override(load("harness", "bench_gate").SETTINGS["quick"], [grid.parse_override(override)])
 
 
-DUEL = Duel("c", Verdict.SAME, 1.02, 0.97, 1.08, 3, 7, base_s=[1.0, 2.0], head_s=[3.0, 4.0])
-DUEL.base_mean_s, DUEL.head_mean_s = [5.0, 6.0], [7.0, 8.0]
+COMPARISON = Comparison("c", Verdict.SAME, 1.02, 0.97, 1.08, 3, 7, base_s=[1.0, 2.0], head_s=[3.0, 4.0])
+COMPARISON.base_mean_s, COMPARISON.head_mean_s = [5.0, 6.0], [7.0, 8.0]
 
 
 @pytest.mark.parametrize(("truth", "factor"), [("same", 1.0), ("longer", 1.5)])
 def test_a_comparison_is_recorded_as_it_was_found(monkeypatch, truth, factor):
     bench, heads = load("harness", "bench_gate"), []
-    monkeypatch.setattr(bench, "both_rules", lambda head, *terms: heads.append((head, *terms)) or (DUEL, [9.0, 10.0]))
+    monkeypatch.setattr(
+        bench, "both_rules", lambda head, *terms: heads.append((head, *terms)) or (COMPARISON, [9.0, 10.0])
+    )
     settings = bench.Settings(slowdown=0.5, budget_s=2.0, margin=0.1)
     cell = OneCell(bench, settings, seed=77)
     bench.test_gate(cell, f"{truth}00", truth)

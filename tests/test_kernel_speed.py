@@ -15,6 +15,8 @@ import pytest
 import torch
 from scipy import stats
 
+from mlexp.decoding.settings import BranchRule
+
 from .command import ROOT
 from .stand_ins import OneCell, load
 
@@ -242,14 +244,14 @@ def test_a_planted_wrong_kernel_fails_its_cell_and_has_no_time(kernel, tiny_shap
 def test_the_study_s_constants():
     assert (bench.VOCAB, bench.TEMPERATURE, bench.TIPS, bench.PROMPT, bench.COLUMNS) == (50257, 0.8, 20, 200, 49)
     assert (bench.WIDTH, bench.BRANCH_FACTOR) == (64, 3)
-    assert pytest.approx(0.4 * math.log(50257)) == bench.THRESHOLD
+    assert pytest.approx(0.4 * math.log(50257)) == bench.THRESHOLD_NATS
     assert {name: s.rounds for name, s in bench.SETTINGS.items()} == {"smoke": 3, "quick": 10, "full": 100}
     args = inputs("entropy_sample")
     assert args["temperature"] == 0.8 and args["logits"].shape == (70, 130) and args["logits"].mean() < -20
     args = inputs("fork")
-    rule = {"first_slot": 200, "branch_factor": 3, "max_paths": 6, "threshold": bench.THRESHOLD, "depth": 2}
-    assert {name: args[name] for name in rule} == rule
-    uncertain = (inputs("fork", 3)["entropy"] >= bench.THRESHOLD).float().mean()
+    assert args["rule"] == BranchRule(bench.THRESHOLD_NATS, branch_factor=3, max_paths=6)
+    assert args["first_slot"] == 200 and args["depth"] == 2
+    uncertain = (inputs("fork", 3)["entropy"] >= bench.THRESHOLD_NATS).float().mean()
     assert 0.2 < uncertain < 0.8
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlexp import store
-from mlexp.store import cache_dir, kept, say, write
+from mlexp.store import announce, cache_dir, cached, write
 
 
 def test_the_cache_lies_where_xdg_says(monkeypatch, tmp_path):
@@ -20,9 +20,9 @@ def test_the_cache_lies_where_xdg_says(monkeypatch, tmp_path):
 
 def test_a_line_reaches_whoever_shows_progress_else_it_is_printed(capsys):
     lines = []
-    say(lambda *line: lines.append(line), "mind this")
+    announce(lambda *line: lines.append(line), "mind this")
     assert lines == [(0, 0, "mind this")] and not capsys.readouterr().out
-    say(None, "mind this")
+    announce(None, "mind this")
     assert capsys.readouterr().out == "mlexp: mind this\n"
 
 
@@ -34,10 +34,10 @@ def test_a_file_is_made_once_stored_and_read_back(tmp_path):
         return b"content"
 
     for times in (1, 1):
-        assert kept(path, make, bytes.decode) == "content"
+        assert cached(path, make, bytes.decode) == "content"
         assert len(made) == times and path.read_bytes() == b"content"
     path.write_bytes(b"another")
-    assert kept(path, make, bytes.decode) == "another"
+    assert cached(path, make, bytes.decode) == "another"
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, TypeError])
@@ -50,11 +50,11 @@ def test_what_cannot_be_read_is_made_again_and_said(tmp_path, error):
             raise error("too short")
         return content
 
-    assert kept(path, lambda: b"whole", read, lambda *line: lines.append(line)) == b"whole" == path.read_bytes()
+    assert cached(path, lambda: b"whole", read, lambda *line: lines.append(line)) == b"whole" == path.read_bytes()
     ((_, _, said),) = lines
     assert "a.bin is damaged" in said and error.__name__ in said and "too short" in said
     with pytest.raises(ZeroDivisionError):  # what reading should never raise is no damage
-        kept(path, lambda: b"whole", lambda content: 1 / 0)
+        cached(path, lambda: b"whole", lambda content: 1 / 0)
 
 
 def test_a_reader_sees_all_of_a_file_or_none(tmp_path, monkeypatch):

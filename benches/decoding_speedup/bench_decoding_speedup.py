@@ -84,7 +84,7 @@ def measure(cell, model, decoder, numbers):
     import torch
 
     from mlexp.decoding import kernels
-    from mlexp.decoding.decoders import DECODERS
+    from mlexp.decoding.decoders import DECODE as DECODERS
 
     s = cell.settings
     lm = language_model(cell, model)

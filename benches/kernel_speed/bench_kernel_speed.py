@@ -12,7 +12,7 @@ from mlexp.study import Settings as Base
 
 VOCAB, TEMPERATURE = 50257, 0.8
 TIPS, PROMPT, COLUMNS, WIDTH = 20, 200, 49, 64  # of a tree: paths; tokens before it; ancestors of a path; of a head
-THRESHOLD, BRANCH_FACTOR = 0.4 * math.log(VOCAB), 3
+THRESHOLD_NATS, BRANCH_FACTOR = 0.4 * math.log(VOCAB), 3
 
 
 class Logits(NamedTuple):
@@ -223,10 +223,12 @@ def fork_inputs(dims: Forest, random, dtype) -> dict:
     """Particles spread over eight tips, half of them uncertain, with few distinct tokens, so that some are equal."""
     import torch
 
+    from mlexp.decoding.settings import BranchRule
+
     make = {"generator": random, "device": random.device}
     T, W, L = dims
     tip = torch.randint(min(8, W), (T, W), **make)
-    entropy = 2 * THRESHOLD * torch.rand(T, W, **make)
+    entropy = 2 * THRESHOLD_NATS * torch.rand(T, W, **make)
     return {
         "entropy": entropy.gather(1, tip),
         "tip": tip,
@@ -235,9 +237,7 @@ def fork_inputs(dims: Forest, random, dtype) -> dict:
         "ancestors": torch.randint(1 << 20, (T * W, L), **make).int(),
         "depth": torch.full((), L // 2, device=random.device),
         "first_slot": PROMPT,
-        "threshold": THRESHOLD,
-        "branch_factor": BRANCH_FACTOR,
-        "max_paths": W,
+        "rule": BranchRule(THRESHOLD_NATS, BRANCH_FACTOR, max_paths=W),
     }
 
 

@@ -1,15 +1,17 @@
 """Where the branch kernels meet transformers: attention of the tips of trees over one flat pool of keys and values.
 
-A model is run on the attention below through transformers' AttentionInterface. What the attention of one forward has
-to know of the trees stands in a context variable, since not all models pass keyword arguments down to it. The masks
-are the model's own: transformers hands over the function (query position, key position) -> visible that the model
-has composed (causal, sliding window, chunks), and it is evaluated at the positions of the tips.
+A model is run on the attention below through transformers' AttentionInterface. The trees that the attention of one
+forward needs stand in a context variable, since not all models pass keyword arguments down to it. The masks are the
+model's own: transformers hands over the function (query position, key position) -> visible that the model has composed
+(causal, sliding window, chunks), and it is evaluated at the positions of the tips.
 """
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +19,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from . import kernels
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Visible = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""transformers' mask function: (batch, head, query position, key position) -> visible, all broadcast."""
+
 NAME = "mlexp_tree"
-# What modules pass along and attention need not know: what a forward returns, or what the mask already says.
+# Arguments that modules pass along and that do not change attention: outputs of a forward, and facts in the mask.
 REDUNDANT = {
     "position_ids", "cache_position", "use_cache", "is_causal", "sliding_window", "layer_idx", "output_attentions",
     "output_hidden_states", "output_router_logits", "return_dict", "logits_to_keep", "position_embeddings",
@@ -27,9 +35,9 @@ REDUNDANT = {
 
 @dataclass(frozen=True)
 class TreeView:
-    """What the attention of one forward has to know.
+    """The tips of one forward, and where their keys and values are.
 
-    Tips stand prompt by prompt: `group` of them to each, or, where the host knows how many are live, `sizes`.
+    Tips stand prompt by prompt: `group` of them to each, or, where the host has counted the live ones, `sizes`.
     """
 
     prompt_len: int
@@ -39,10 +47,10 @@ class TreeView:
     sizes: list[int] | None = None
     backend: str = "auto"
 
-    def first_seen(self, visible) -> Tensor:
+    def first_seen(self, visible: Visible) -> Tensor:
         """The first position that each tip sees, (1, 1, n, 1) like a mask; it sees all from there to itself.
 
-        visible(batch, head, query position, key position) broadcasts. Positions count the prompt, then the ancestors.
+        Positions count the prompt, then the ancestors.
         """
         n, columns = self.ancestors.shape
         device = self.ancestors.device
@@ -57,7 +65,7 @@ _VIEW: ContextVar[TreeView | None] = ContextVar("tree_view", default=None)
 
 
 @contextlib.contextmanager
-def seeing(tree: TreeView):
+def seeing(tree: TreeView) -> Iterator[None]:
     """Forwards in here are of the tips of `tree`; elsewhere they are of ordinary rows."""
     token = _VIEW.set(tree)
     try:
@@ -66,7 +74,10 @@ def seeing(tree: TreeView):
         _VIEW.reset(token)
 
 
-def _mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=None, attention_mask=None, **kwargs):
+def _mask(
+    batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
+    mask_function: Any = None, attention_mask: Tensor | None = None, **kwargs: Any,
+) -> Tensor | None:  # fmt: skip
     """transformers' mask interface: None = causal; (B, 1, Q, K) bool for rows; for tips, the first position seen.
 
     A padding mask is left out: there is no padding here, and models that make one themselves make it of ones.
@@ -75,11 +86,18 @@ def _mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_functio
 
     tree = _VIEW.get()
     if tree is None:
-        return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, None, **kwargs)
+        mask: Tensor | None = sdpa_mask(
+            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, None, **kwargs
+        )
+        return mask
     return None if mask_function is causal_mask_function else tree.first_seen(mask_function)
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, s_aux=None, **rest):
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, softcap: float | None = None, s_aux: Tensor | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention interface: (B, heads, tokens, D) in, (B, tokens, heads, E) out.
 
     softcap: scores s become softcap * tanh(s / softcap) (Gemma 2); s_aux (heads,): logits of a sink, which takes part
@@ -104,7 +122,10 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
     return out[None].contiguous(), None
 
 
-def _rows(query, key, value, mask, scaling, softcap, sinks) -> Tensor:
+def _rows(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Attention of ordinary rows: a prompt, or one step behind it. mask None = causal -> (B, H, tokens, E)."""
     (B, H, tokens, D), (K, seen) = query.shape, key.shape[1:3]
     assert mask is not None or tokens in (1, seen), f"{tokens} queries over {seen} keys: neither a prompt nor one step"
@@ -124,7 +145,10 @@ def _rows(query, key, value, mask, scaling, softcap, sinks) -> Tensor:
     return scores.softmax(-1)[..., :seen].to(value.dtype) @ value
 
 
-def _tips(q, k_pool, v_pool, tree, first, scaling, softcap, sinks) -> Tensor:
+def _tips(
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, tree: TreeView, first: Tensor | None, scaling: float | None,
+    softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Attention of tips, q (n, H, D), over the pool, (S, K, D) and (S, K, E) -> (n, H, E)."""
     if tree.sizes is None:
         return kernels.tree_attention(
@@ -144,7 +168,7 @@ def _tips(q, k_pool, v_pool, tree, first, scaling, softcap, sinks) -> Tensor:
 
 
 @contextlib.contextmanager
-def tree_attention_on(model):
+def tree_attention_on(model: "PreTrainedModel") -> Iterator[None]:
     """Run a transformers causal LM on the attention above, and leave it as it was.
 
     Raises ValueError for a model whose attention cannot be exchanged.
@@ -160,7 +184,7 @@ def tree_attention_on(model):
 
 
 @contextlib.contextmanager
-def attention_as(model, implementation: str):
+def attention_as(model: "PreTrainedModel", implementation: str) -> Iterator[None]:
     """Run a model on one of transformers' attention implementations, and leave it and all models in it as they were."""
     configs = _configs(model)
     before = [config._attn_implementation for config in configs]
@@ -172,11 +196,11 @@ def attention_as(model, implementation: str):
             config._attn_implementation_internal = name
 
 
-def _configs(model) -> list:
+def _configs(model: "PreTrainedModel") -> "list[PreTrainedConfig]":
     """The configuration of the model and of every model within it, once each."""
-    found = {}
+    found: dict[int, PreTrainedConfig] = {}
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             found[id(config)] = config
     for config in list(found.values()):

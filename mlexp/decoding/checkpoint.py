@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 # What transformers reads the weights from: the first of these that a folder has. An index names the files.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -15,7 +16,7 @@ BESIDE = ("generation_config.json", "tokenizer_config.json", "special_tokens_map
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def checked_config(folder: Path) -> dict:
+def checked_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder that has weights and a tokenizer. Raises ValueError that names the file at fault."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; expected config.json, weights and a tokenizer")
@@ -57,7 +58,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in TOKENIZERS)
 
 
-def _json(file: Path) -> dict:
+def _json(file: Path) -> dict[str, Any]:
     check_whole(file)
     try:
         content = json.loads(file.read_bytes())
@@ -68,7 +69,7 @@ def _json(file: Path) -> dict:
     return content
 
 
-def check_whole(file: Path):
+def check_whole(file: Path) -> None:
     """Raise ValueError for a Git LFS pointer, an empty file, and safetensors whose header does not fit the file."""
     with file.open("rb") as stream:
         start = stream.read(len(LFS_POINTER))
@@ -90,6 +91,7 @@ def _safetensors_size(file: Path, size: int) -> int:
         header = stream.read(length)
     try:
         tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-        return 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        end: int = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        return 8 + length + end
     except (ValueError, RecursionError, TypeError, LookupError, AttributeError):
         raise ValueError(f"{file}: not safetensors: its header does not describe tensors") from None

@@ -4,12 +4,17 @@ N samples, P prompt tokens, G new tokens, n_t rows of step t (t = 1 .. G - 1), L
 W matrix weights of a layer, V vocabulary. No weights are loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .models import Model
-from .settings import DECODER_NAMES, TREE_DECODERS, Sampling
+from .settings import Sampling, decoder_row
 
-# The families that the closed forms describe, each held by a test to what is counted: matrices of an MLP
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# The families that the closed forms describe (a test compares each with counted FLOPs): matrices of an MLP
 MLP_MATRICES = {
     "gpt2": 2, "starcoder2": 2, "gemma": 3, "granite": 3, "llama": 3, "mistral": 3, "olmo2": 3, "qwen2": 3, "qwen3": 3,
     "smollm3": 3, "stablelm": 3,
@@ -29,7 +34,7 @@ class Shape:
     window: int | None = None  # tokens that attention sees, where it does not see all
 
     @classmethod
-    def of(cls, model) -> "Shape | None":
+    def of(cls, model: "Model | PreTrainedConfig") -> "Shape | None":
         """The shape of a row of MODELS, or of a transformers config; None for a family not in MLP_MATRICES."""
         if isinstance(model, Model):
             d = model.width
@@ -38,7 +43,7 @@ class Shape:
         if config.model_type not in MLP_MATRICES:
             return None
         d, heads = config.hidden_size, config.num_attention_heads
-        if config.model_type == "gpt2":  # a config keeps fields of other families, which its model does not read
+        if config.model_type == "gpt2":  # a config has fields of other families, which its model does not read
             width, kv, inner = d // heads, d, config.n_inner or 4 * d
         else:
             width, inner = getattr(config, "head_dim", None) or d // heads, config.intermediate_size
@@ -60,12 +65,10 @@ class Cost:
     kv_bytes: int
 
 
-def step_rows(decoder: str, sampling: Sampling, measured=None, prompts: int = 1) -> list[int]:
+def step_rows(decoder: str, sampling: Sampling, measured: Sequence[int] | None = None, prompts: int = 1) -> list[int]:
     """Rows of every step after the prompts: N a prompt without a tree; a tree's are measured, not known beforehand,
     and so are all where texts may end early."""
-    if decoder not in DECODER_NAMES:
-        raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODER_NAMES)}")
-    if decoder not in TREE_DECODERS and not (sampling.stop_tokens and measured is not None):
+    if not decoder_row(decoder).policy and not (sampling.stop_tokens and measured is not None):
         return [prompts * sampling.samples] * (sampling.max_new_tokens - 1)
     if measured is None or len(measured) != sampling.max_new_tokens - 1:
         raise ValueError(f"{decoder}: rows of the {sampling.max_new_tokens - 1} steps needed, got {measured!r}")
@@ -73,27 +76,30 @@ def step_rows(decoder: str, sampling: Sampling, measured=None, prompts: int = 1)
 
 
 def cost(
-    model, decoder: str, prompt_len: int, sampling: Sampling, rows=None, bytes_per_value: int = 4, prompts: int = 1
-) -> Cost | None:
+    model: "Model | PreTrainedConfig", decoder: str, prompt_len: int, sampling: Sampling,
+    rows: Sequence[int] | None = None, bytes_per_value: int = 4, prompts: int = 1,
+) -> Cost | None:  # fmt: skip
     """The closed form of a decoder on a model (see Shape.of) for B prompts of one length decoded together.
 
     `rows` are those of a tree decoder's steps: its live paths, and the idle ones where there are such. None for a model
     that it does not describe: of another family, or with a window that the tokens outgrow.
     """
+    row = decoder_row(decoder)
+    sampling = row.settings(sampling)
     shape, N, P, G = Shape.of(model), sampling.samples, prompt_len, sampling.max_new_tokens
     rows, B = step_rows(decoder, sampling, rows, prompts), prompts
     if shape is None or (shape.window and shape.window < P + G - 1):
         return None
-    encoded = B * N if decoder in ("sequential", "hf_batched") else B
+    encoded = B if row.shares_prompt else B * N
     steps = sum(n > 0 for n in rows)
-    held = P + steps if decoder == "sequential" else (B if decoder in TREE_DECODERS else B * N) * P + sum(rows)
+    slots = P + steps if row.one_by_one else (B if row.policy else B * N) * P + sum(rows)
     return Cost(
-        model_forwards=encoded + sum(rows) if decoder == "sequential" else 1 + steps,
+        model_forwards=encoded + sum(rows) if row.one_by_one else 1 + steps,
         token_forwards=encoded * P + sum(rows),
         logit_rows=encoded + sum(rows),
         flops=encoded * prompt_flops(shape, P) + sum(n * step_flops(shape, P + t) for t, n in enumerate(rows, 1)),
-        kv_slots=held,
-        kv_bytes=held * kv_bytes_per_token(shape, bytes_per_value),
+        kv_slots=slots,
+        kv_bytes=slots * kv_bytes_per_token(shape, bytes_per_value),
     )
 
 

@@ -1,30 +1,37 @@
-"""The six decoders: (lm, prompt, sampling, seed) -> Samples, of G tokens or up to a stop token where there are such.
+"""The functions of the decoders: (lm, prompt, sampling, seed) -> Samples of G tokens each, or up to a stop token.
 
 N samples, P prompt tokens, G new tokens. `prompt` is (P,), or (B, P): several prompts decoded together. On a CPU no
-arm but `hf_batched`, which is transformers' own, forwards a text that has ended. The arms
-without a tree have the same sampler and caches allocated once, so that what separates the arms is what they share,
-not how well they are written; on a CUDA device all but `hf_batched` are the tree engine's captured graphs. Those a
-caller can keep from call to call in a dict, `held`.
+arm but `hf_batched`, which is transformers' own, forwards a text that has ended. The arms without a tree have the same
+sampler and caches allocated once, so that the arms differ in what they share, not in how well they are written. On a
+CUDA device all arms but `hf_batched` are the tree engine's captured graphs; a caller that passes the same dict as
+`graphs` again reuses them.
 """
 
 import contextlib
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .attention import tree_attention_on
-from .caches import RowsLayer, new_cache, rewind
-from .engine import alone, decode, grow
+from .caches import RowsCache
+from .engine import GraphCache, alone, decode, grow
 from .filters import restrict
 from .kernels import reference
 from .policies import POLICIES
 from .pool import Counts, counting, last_logits
 from .rng import path_seeds
-from .settings import DECODER_NAMES, Sampling
+from .settings import DECODERS, Sampling
 from .support import check, check_request
 from .tree import Tree
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from .loading import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -43,110 +50,138 @@ class Samples:
     tree: Tree | None = None
 
 
+class Decode(Protocol):
+    """A decoder's function."""
+
+    def __call__(
+        self, lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, graphs: GraphCache | None = None
+    ) -> Samples: ...
+
+
 @torch.no_grad()
-def sequential(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
+def sequential(
+    lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, graphs: GraphCache | None = None
+) -> Samples:
     """N generations at batch 1, one after the other, the prompt encoded anew for each: the original's baseline."""
-    prompts, seeds = _asked(lm, prompt, sampling, seed)
+    prompts, seeds = _inputs(lm, prompt, sampling, seed)
     rows, P, G = [], prompts.shape[1], sampling.max_new_tokens
     if lm.model.device.type == "cuda":
         counts = Counts()
-        held = {} if held is None else held  # many runs of one shape: worth a capture whoever asks
+        graphs = {} if graphs is None else graphs  # many runs of one shape: a capture pays off within this call
         for ids, own in _each(prompts, seeds):
-            tree, seen = decode(lm.model, ids, own[:, None], alone(sampling), "dedup", held=held)
+            tree, seen = decode(lm.model, ids, own[:, None], alone(sampling), "dedup", graphs=graphs)
             rows.append(torch.from_numpy(tree.tokens()))
             counts.add(seen)
     else:
-        with _own(lm, P + G - 1) as (cache, counts):
+        with _rows_cache(lm, P + G - 1) as (cache, counts):
             for ids, own in _each(prompts, seeds):
-                rewind(cache)
+                cache.rewind()
                 rows.append(_rows(lm.model, cache, last_logits(lm.model, ids, cache), own, sampling, P))
     return _samples(lm, torch.cat(rows), counts, seeds, sampling, P, apart=True)
 
 
-def _each(prompts, seeds):
+def _each(prompts: Tensor, seeds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """A prompt (1, P) and a seed (1,) for every sample."""
     return ((ids[None], own) for ids, row in zip(prompts, seeds, strict=True) for own in row.split(1))
 
 
 @torch.no_grad()
-def shared_prefill(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
+def shared_prefill(
+    lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, graphs: GraphCache | None = None
+) -> Samples:
     """The prompt once, its cache copied to N rows, N rows decoded together."""
-    prompts, seeds = _asked(lm, prompt, sampling, seed)
+    prompts, seeds = _inputs(lm, prompt, sampling, seed)
     N, P, G = sampling.samples, prompts.shape[1], sampling.max_new_tokens
     if lm.model.device.type == "cuda":
-        tree, counts = decode(lm.model, prompts, seeds.view(-1, 1), alone(sampling), "dedup", N, held)
+        tree, counts = decode(lm.model, prompts, seeds.view(-1, 1), alone(sampling), "dedup", N, graphs)
         tokens = torch.from_numpy(tree.tokens())
     else:
-        with _own(lm, P + G - 1) as (cache, counts):
+        with _rows_cache(lm, P + G - 1) as (cache, counts):
             logits = last_logits(lm.model, prompts, cache).repeat_interleave(N, 0)
-            for layer in cache.layers:
-                layer.spread(N)
+            cache.spread(N)
             tokens = _rows(lm.model, cache, logits, seeds.view(-1), sampling, P)
     return _samples(lm, tokens, counts, seeds, sampling, P)
 
 
-def hf_batched(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
+def hf_batched(
+    lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, graphs: GraphCache | None = None
+) -> Samples:
     """`model.generate(num_return_sequences=N)`, as a transformers user has it."""
     from transformers import GenerationConfig
 
-    prompts, seeds = _asked(lm, prompt, sampling, seed, own=False)
+    prompts, seeds = _inputs(lm, prompt, sampling, seed, engine=False)
     P, N, G, model = prompts.shape[1], sampling.samples, sampling.max_new_tokens, lm.model
     stop = list(sampling.stop_tokens) or None
-    ask = GenerationConfig(do_sample=True, num_return_sequences=N, max_new_tokens=G,
-                           min_new_tokens=None if stop else G, top_k=sampling.top_k, top_p=sampling.top_p,
-                           temperature=sampling.temperature, eos_token_id=stop,
-                           pad_token_id=stop[0] if stop else 0)  # fmt: skip
+    ask = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers' own
+        do_sample=True, num_return_sequences=N, max_new_tokens=G, min_new_tokens=None if stop else G,
+        top_k=sampling.top_k, top_p=sampling.top_p, temperature=sampling.temperature, eos_token_id=stop,
+        pad_token_id=stop[0] if stop else 0,
+    )  # fmt: skip
     with _seeded(model, seed), _defaults(model, ask), counting(model) as counts:
-        out = model.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=ask)[:, P:]
+        generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]  # of a class that is not typed
+        out = generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=ask)[:, P:]
     tokens = torch.full((len(out), G), _end(sampling))
     tokens[:, : out.shape[1]] = out
     return _samples(lm, tokens, counts, seeds, sampling, P, rows=(len(out),) * (out.shape[1] - 1))
 
 
-def _tree(decoder: str):
-    def decode_tree(lm, prompt: Tensor, sampling: Sampling, seed: int, held: dict | None = None) -> Samples:
-        tree, counts = grow(lm.model, prompt, sampling, decoder, seed, held=held)
+def _tree(decoder: str, policy: str) -> Decode:
+    row = DECODERS[decoder]
+
+    def decode_tree(
+        lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, graphs: GraphCache | None = None
+    ) -> Samples:
+        sampling = row.settings(sampling)
+        tree, counts = grow(lm.model, prompt, sampling, policy, seed, graphs=graphs)
         live, B = tuple(tree.live_paths()[:-1]), prompt[..., 0].numel()
         idle = lm.model.device.type == "cuda"
-        rows = (B * POLICIES[decoder].width(sampling),) * len(live) if idle else live
+        rows = (B * POLICIES[policy].width(sampling),) * len(live) if idle else live
         tokens, lengths, owner = (torch.from_numpy(x) for x in (tree.tokens(), tree.lengths(), tree.leaf_tree))
         return Samples(tokens, lengths, owner, **vars(counts), live_paths=live, rows=rows,
                        kv_slots=prompt.numel() + sum(rows), tree=tree)  # fmt: skip
 
     decode_tree.__name__ = decode_tree.__qualname__ = decoder
-    decode_tree.__doc__ = f"The {decoder} policy on the tree engine."
+    decode_tree.__doc__ = f"{row.what}: the {policy} policy on the tree engine."
     return decode_tree
 
 
-DECODERS = {
-    "sequential": sequential,
-    "hf_batched": hf_batched,
-    "shared_prefill": shared_prefill,
-    "dedup": _tree("dedup"),
-    "eab_paper": _tree("eab_paper"),
-    "eab_particles": _tree("eab_particles"),
-}
-assert tuple(DECODERS) == DECODER_NAMES
+WITHOUT_TREE: dict[str, Decode] = {
+    "sequential": sequential, "hf_batched": hf_batched, "shared_prefill": shared_prefill,
+}  # fmt: skip
 
 
-def _asked(lm, prompt, sampling, seed, own=True):
-    """Prompts (B, P) on the model's device, and a seed for every sample (B, N). own: the engine decodes them."""
-    if own:
+def decode_functions() -> dict[str, Decode]:
+    """The function of every row of DECODERS, in its order. Raises KeyError for a row that has neither policy nor
+    function."""
+    return {name: _tree(name, row.policy) if row.policy else WITHOUT_TREE[name] for name, row in DECODERS.items()}
+
+
+DECODE = decode_functions()
+assert {name for name, row in DECODERS.items() if not row.policy} == set(WITHOUT_TREE)
+
+
+def _inputs(
+    lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, engine: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Prompts (B, P) on the model's device, and a seed for every sample (B, N). engine: whether ours decodes them."""
+    if engine:
         check(lm.model, prompt, sampling, "tree" if lm.model.device.type == "cuda" else "rows")
     else:
         check_request(lm.model, prompt, sampling)
-    prompts = torch.atleast_2d(prompt).to(lm.model.device)
+    prompts = prompt.reshape(-1, prompt.shape[-1]).to(lm.model.device)
     return prompts, path_seeds(seed, len(prompts), sampling.samples)
 
 
 @contextlib.contextmanager
-def _own(lm, slots):
+def _rows_cache(lm: "LanguageModel", slots: int) -> Iterator[tuple[RowsCache, Counts]]:
     """The set-up of our own arms on a CPU: (an empty cache of so many slots a row, counts)."""
     with tree_attention_on(lm.model), counting(lm.model) as counts:
-        yield new_cache(RowsLayer, lm.model.config, slots), counts
+        yield RowsCache(lm.model.config, slots), counts
 
 
-def _rows(model, cache, logits, seeds, sampling, start) -> Tensor:
+def _rows(
+    model: "PreTrainedModel", cache: RowsCache, logits: Tensor, seeds: Tensor, sampling: Sampling, start: int
+) -> Tensor:
     """Decode the rows behind logits (n, V) with path seeds (n,): tokens (n, G). Ended rows leave the batch."""
     n, G, stop = len(seeds), sampling.max_new_tokens, torch.tensor(sampling.stop_tokens, dtype=torch.int64)
     tokens, sample = torch.full((n, G), _end(sampling)), torch.arange(n)
@@ -159,8 +194,7 @@ def _rows(model, cache, logits, seeds, sampling, start) -> Tensor:
             break
         if not goes_on.all():
             sample, drawn = sample[goes_on], drawn[goes_on]
-            for layer in cache.layers:
-                layer.keep(goes_on)
+            cache.select(goes_on)
         position = torch.full((1, 1), start + t, device=model.device)
         logits = model(drawn, past_key_values=cache, use_cache=True, position_ids=position).logits[:, -1]
     return tokens
@@ -171,7 +205,10 @@ def _end(sampling: Sampling) -> int:
     return sampling.stop_tokens[0] if sampling.stop_tokens else -1
 
 
-def _samples(lm, tokens, counts, seeds, sampling, P, rows=None, apart=False) -> Samples:
+def _samples(
+    lm: "LanguageModel", tokens: Tensor, counts: Counts, seeds: Tensor, sampling: Sampling, P: int,
+    rows: tuple[int, ...] | None = None, apart: bool = False,
+) -> Samples:  # fmt: skip
     """The samples of an arm without a tree. rows: forwarded in each step, None = those that go on (CPU) or all (CUDA);
     apart: each sample had the cache to itself."""
     (B, N), (n, G) = seeds.shape, tokens.shape
@@ -187,8 +224,8 @@ def _samples(lm, tokens, counts, seeds, sampling, P, rows=None, apart=False) -> 
 
 
 @contextlib.contextmanager
-def _seeded(model, seed):
-    """Seed torch's global generators for `generate`, which knows no other, and leave them as they were."""
+def _seeded(model: "PreTrainedModel", seed: int) -> Iterator[None]:
+    """Seed torch's global generators for `generate`, which uses no other, and restore them afterwards."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
@@ -196,7 +233,7 @@ def _seeded(model, seed):
 
 
 @contextlib.contextmanager
-def _defaults(model, ask):
+def _defaults(model: "PreTrainedModel", ask: "GenerationConfig") -> Iterator[None]:
     """generate() fills what a request leaves None (here: no EOS) from the model's defaults: they are set aside."""
     before, model.generation_config = model.generation_config, ask
     try:

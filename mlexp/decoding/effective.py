@@ -30,7 +30,7 @@ class Estimate:
 def functionals(
     tokens: np.ndarray, surprisals: np.ndarray, lengths: np.ndarray, answered: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """What is asked of each of n samples: tokens (n, G), surprisals (n, G) nats, lengths (n,), answered (n,) bool.
+    """The functionals of each of n samples: tokens (n, G), surprisals (n, G) nats, lengths (n,), answered (n,) bool.
 
     Values (n,): integers are categories, floats are quantities. Tokens are those at the first and second position, a
     quarter of the way, halfway and last.
@@ -89,9 +89,9 @@ def effective(means: np.ndarray, iid: np.ndarray, exact: np.ndarray | None = Non
 
 
 def worst(found: Mapping[str, Estimate]) -> tuple[str, float] | None:
-    """The functional for which the trees are worth least, and how much they are worth for it.
+    """The functional with the fewest effective samples, and their number.
 
-    The least of several noisy estimates is too low. Choosing the functional without one tree and reading it off that
+    The minimum of several noisy estimates is too low. Choosing the functional without one tree and reading it off that
     tree, for each in turn, is too high, as the choice may miss. The value lies between the two, within 2 % of the truth
     for 128 trees of small models; where several functionals are alike it is low, by 5 % where all six are.
     """

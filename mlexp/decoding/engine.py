@@ -11,7 +11,9 @@ captured once as a CUDA graph and replayed. Slots are numbered alike: row r of d
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,12 +25,15 @@ from . import kernels
 from .attention import TreeView, tree_attention_on
 from .filters import restrict
 from .kernels import reference
-from .policies import POLICIES
+from .policies import POLICIES, Policy
 from .pool import Counts, Pool, counting
 from .rng import path_seeds
 from .settings import Sampling
 from .support import check
 from .tree import Tree, read_tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WARM_UP = 3  # steps before a capture: libraries choose algorithms and allocate workspaces in their first calls
 
@@ -41,14 +46,14 @@ class Forest:
     to be shared.
     """
 
-    def __init__(self, model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: str, copies: int = 1,
-                 backend: str = "auto", idle_rows: bool | None = None):  # fmt: skip
+    def __init__(self, model: "PreTrainedModel", prompts: Tensor, seeds: Tensor, sampling: Sampling, policy: str,
+                 copies: int = 1, backend: str = "auto", idle_rows: bool | None = None) -> None:  # fmt: skip
         self.model, self.sampling, self.prompts, self.seeds, self.backend = model, sampling, prompts, seeds, backend
         (self.B, self.P), self.T = prompts.shape, len(seeds)
         self.idle_rows = prompts.is_cuda if idle_rows is None else idle_rows
         behind = self.B * copies  # prompts in the pool
-        threshold = sampling.threshold * math.log(model.config.get_text_config().vocab_size)
-        self.policy = POLICIES[decoder](sampling, seeds, threshold, backend)
+        threshold_nats = sampling.threshold * math.log(model.config.get_text_config().vocab_size)
+        self.policy: Policy = POLICIES[policy](sampling, seeds, threshold_nats, backend)
         W, G = self.policy.W, sampling.max_new_tokens
         self.R, self.first_slot = self.T * W, behind * self.P
         self.group = self.R // behind if behind > 1 else None
@@ -64,7 +69,7 @@ class Forest:
         self.steps: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def begin(self):
+    def begin(self) -> None:
         self.depth.zero_()
         self.ended.zero_()
         self.policy.reset()
@@ -76,10 +81,10 @@ class Forest:
 
     def finished(self) -> bool:
         """Whether no row is left to forward, where the host may know it."""
-        return len(self.stop) > 0 and not self.idle_rows and not self.live().any()
+        return len(self.stop) > 0 and not self.idle_rows and not bool(self.live().any())
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
         row, place, lengths, sizes = self.row, self.row, None, None
         if self.idle_rows:
             ancestors, lengths = self.ancestors, (self.depth + 1).expand(self.R)
@@ -95,7 +100,7 @@ class Forest:
         self.depth += 1
         self.decide(logits, place[self.tree + self.policy.rows()])
 
-    def decide(self, logits: Tensor, rows: Tensor):
+    def decide(self, logits: Tensor, rows: Tensor) -> None:
         """Draw from the logits, rows (T, N) saying which of them each draw is from, and take the policy's step."""
         over = self.ended.gather(1, self.policy.rows())
         entropy, tokens, logprobs = (self.draw_all if self.idle_rows else self.draw_needed)(logits, rows, over)
@@ -108,21 +113,21 @@ class Forest:
         if len(self.stop):
             ends = (grown.token[..., None] == self.stop).any(-1)
             self.ended.copy_(self.ended.gather(1, grown.parent) | ends)
-        self.keep(vars(grown) | {"ended": self.ended})
+        self.store(vars(grown) | {"ended": self.ended})
 
-    def draw_all(self, logits, rows, over):
+    def draw_all(self, logits: Tensor, rows: Tensor, over: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every draw, in one pass: which of them are needed is known only on the device."""
         s, k, shape = self.sampling, self.policy.k, rows.shape
         if s.top_k or s.top_p < 1:
-            kept = restrict(reference.tempered(logits, s.temperature), s.top_k, s.top_p)
-            logits = logits.masked_fill(kept == -math.inf, -math.inf)
+            allowed = restrict(reference.tempered(logits, s.temperature), s.top_k, s.top_p)
+            logits = logits.masked_fill(allowed == -math.inf, -math.inf)
         sampled = kernels.entropy_sample(
             logits, s.temperature, self.policy.seeds.view(-1), self.depth, k, rows.reshape(-1), self.backend
         )
         entropy, _, tokens, logprobs = sampled
         return entropy.view(shape).masked_fill(over, -math.inf), tokens.view(*shape, k), logprobs.view(*shape, k)
 
-    def draw_needed(self, logits, rows, over):
+    def draw_needed(self, logits: Tensor, rows: Tensor, over: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The draws that decide something; the others are left at token -1."""
         s, k = self.sampling, self.policy.k
         x = restrict(reference.tempered(logits, s.temperature), s.top_k, s.top_p)
@@ -135,7 +140,7 @@ class Forest:
         logprobs = x.new_zeros(tokens.shape).index_copy_(0, needed, reference.log_probs(x, log_z, drawn, at))
         return entropy, tokens.view(*rows.shape, k), logprobs.view(*rows.shape, k)
 
-    def keep(self, columns: dict[str, Tensor]):
+    def store(self, columns: dict[str, Tensor]) -> None:
         """Write what a step decided into the buffers of the run, at its depth."""
         for name, value in columns.items():
             if name not in self.steps:
@@ -147,18 +152,20 @@ class Forest:
         steps = {name: value[: int(self.depth) + 1].cpu().numpy() for name, value in self.steps.items()}
         steps |= {name: steps[name].astype(np.float64) for name in ("entropy", "logprob")}
         end = self.sampling.stop_tokens[0] if self.sampling.stop_tokens else -1
-        leaves = (x.cpu().numpy() for x in self.policy.leaves())
-        return read_tree(steps, *leaves, new=self.sampling.max_new_tokens, end=end)
+        row, tree = (x.cpu().numpy() for x in self.policy.leaves())
+        return read_tree(steps, row, tree, new=self.sampling.max_new_tokens, end=end)
 
 
 class Graphs:
     """A forest whose two moves are CUDA graphs: captured once, replayed for other prompts and seeds of their shapes."""
 
-    def __init__(self, forest: Forest):
-        self.forest, self.moves = forest, []  # (graph, what a hook saw in it, replays a run)
+    def __init__(self, forest: Forest) -> None:
+        self.forest = forest
+        self.moves: list[tuple[torch.cuda.CUDAGraph, Counts, int]] = []  # graph, what a hook saw in it, replays a run
         steps = forest.sampling.max_new_tokens - 1
         with tree_attention_on(forest.model):
-            side = torch.cuda.Stream()  # what a capture uses has to be warm, on a stream that is not the default one
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+            # what a capture uses has to be warm, on a stream that is not the default one
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 forest.begin()
@@ -166,7 +173,8 @@ class Graphs:
                     forest.step()
             torch.cuda.current_stream().wait_stream(side)
             memory = torch.cuda.graph_pool_handle()
-            for move, times in ((forest.begin, 1), (forest.step, steps)):
+            moves: tuple[tuple[Callable[[], None], int], ...] = (forest.begin, 1), (forest.step, steps)
+            for move, times in moves:
                 graph = torch.cuda.CUDAGraph()
                 if times:
                     with counting(forest.model) as counts, torch.cuda.graph(graph, pool=memory):
@@ -185,18 +193,22 @@ class Graphs:
         return total
 
 
-def decode(model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: str, copies: int = 1,
-           held: dict | None = None, backend: str = "auto", idle_rows: bool | None = None,
+GraphCache = dict[tuple[object, ...], Graphs]
+"""Captured graphs by all that shapes them."""
+
+
+def decode(model: "PreTrainedModel", prompts: Tensor, seeds: Tensor, sampling: Sampling, policy: str, copies: int = 1,
+           graphs: GraphCache | None = None, backend: str = "auto", idle_rows: bool | None = None,
            ) -> tuple[Tree, Counts]:  # fmt: skip
     """Decode the trees whose particles have `seeds` (T, N) behind prompts (B, P): trees 0 to T / B - 1 behind the
     first.
 
-    held: a dict in which a CUDA run keeps its captured graphs for the caller's next run of the same shapes; without it,
-    and while FLOPs are counted (a replay executes no operator that could be), steps run eagerly.
+    graphs: a dict in which a CUDA run stores its captured graphs for the caller's next run of the same shapes. Without
+    it, and while FLOPs are counted (a replay executes no operator that could be counted), steps run eagerly.
     """
     prompts, seeds = prompts.to(model.device), seeds.to(model.device)
-    arguments = (sampling, decoder, copies, backend, idle_rows)
-    if held is None or not prompts.is_cuda or flops.counting():
+    arguments = (sampling, policy, copies, backend, idle_rows)
+    if graphs is None or not prompts.is_cuda or flops.counting():
         with tree_attention_on(model), counting(model) as counts:
             forest = Forest(model, prompts, seeds, *arguments)
             forest.begin()
@@ -206,26 +218,26 @@ def decode(model, prompts: Tensor, seeds: Tensor, sampling: Sampling, decoder: s
                 forest.step()
         return forest.harvest(), counts
     key = (id(model), prompts.shape, seeds.shape, arguments)
-    if key not in held:
-        held.clear()  # the memory of another shape's pool goes first
-        held[key] = Graphs(Forest(model, prompts.clone(), seeds.clone(), *arguments))
-    counts = held[key].run(prompts, seeds)
-    return held[key].forest.harvest(), counts
+    if key not in graphs:
+        graphs.clear()  # the memory of another shape's pool goes first
+        graphs[key] = Graphs(Forest(model, prompts.clone(), seeds.clone(), *arguments))
+    counts = graphs[key].run(prompts, seeds)
+    return graphs[key].forest.harvest(), counts
 
 
-def grow(model, prompt: Tensor, sampling: Sampling, decoder: str, seed: int, trees: int = 1, held: dict | None = None,
-         backend: str = "auto", idle_rows: bool | None = None) -> tuple[Tree, Counts]:  # fmt: skip
-    """Decode `trees` independent trees over one prompt (P,), or over each of several (B, P), with a tree decoder's
-    policy.
+def grow(model: "PreTrainedModel", prompt: Tensor, sampling: Sampling, policy: str, seed: int, trees: int = 1,
+         graphs: GraphCache | None = None, backend: str = "auto", idle_rows: bool | None = None,
+         ) -> tuple[Tree, Counts]:  # fmt: skip
+    """Decode `trees` independent trees over one prompt (P,), or over each of several (B, P), with a policy.
 
     The policy draws from path seeds alone, so tree r of a forest is the tree that `trees=r+1` grows.
     """
-    if decoder not in POLICIES:
-        raise ValueError(f"unknown tree decoder {decoder!r}; choose from {', '.join(POLICIES)}")
+    if policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(POLICIES)}")
     check(model, prompt, sampling)
     prompts = prompt[None] if prompt.ndim == 1 else prompt
     seeds = path_seeds(seed, len(prompts) * trees, sampling.samples)
-    return decode(model, prompts, seeds, sampling, decoder, 1, held, backend, idle_rows)
+    return decode(model, prompts, seeds, sampling, policy, 1, graphs, backend, idle_rows)
 
 
 def alone(sampling: Sampling) -> Sampling:

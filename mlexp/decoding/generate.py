@@ -3,7 +3,9 @@
 P prompt tokens, n samples, G new tokens.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -14,20 +16,24 @@ from .policies import POLICIES
 from .settings import Sampling, is_int
 from .tree import Tree
 
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Tokens = int | Iterable[int] | None
+"""A token id, several, or none."""
+
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
     """Samples of one prompt; behind the end of a text stand the end token and log-probabilities 0.
 
-    `eab_paper` may return fewer or more than were asked for, with one row for each path of its tree.
+    `eab_paper` may return fewer or more than n, with one row for each path of its tree.
     """
 
     texts: list[str] | None  # without the end; None where there was no tokenizer
     tokens: Tensor  # (n, G) int64, on the CPU
     lengths: Tensor  # (n,) tokens of each, its end token included
-    logprobs: (
-        Tensor  # (n, G) float64, nats, of each token under the tempered and filtered distribution it was drawn from
-    )
+    logprobs: Tensor  # (n, G) float64, nats, of each token under the distribution that it was drawn from
     token_forwards: int  # tokens pushed through the model, the prompt's included
     tree: Tree
 
@@ -40,9 +46,10 @@ class BranchingOutput(GenerateDecoderOnlyOutput):
     lengths: Tensor | None = None  # (B * n,) tokens of each, its end token included
 
 
-def sample(model, tokenizer, prompt, n: int = 20, policy: str = "eab_particles", max_new_tokens: int = 50,
-           temperature: float = 0.8, threshold: float = 0.4, branch_factor: int = 3, max_paths: int | None = None,
-           top_k: int = 0, top_p: float = 1.0, eos_token_id="auto", stop_tokens=(), seed: int = 0,
+def sample(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", prompt: Any, n: int = 20,
+           policy: str = "eab_particles", max_new_tokens: int = 50, temperature: float = 0.8, threshold: float = 0.4,
+           branch_factor: int = 3, max_paths: int | None = None, top_k: int = 0, top_p: float = 1.0,
+           eos_token_id: "Tokens | str" = "auto", stop_tokens: Tokens = (), seed: int = 0,
            backend: str = "auto") -> Continuations:  # fmt: skip
     """Sample n continuations as one tree that shares what they have in common.
 
@@ -80,8 +87,8 @@ def sample(model, tokenizer, prompt, n: int = 20, policy: str = "eab_particles",
     )
 
 
-def prompt_tokens(tokenizer, prompt) -> Tensor:
-    """The token ids (P,) of one prompt. Raises ValueError for what is none, and for padded prompts."""
+def prompt_tokens(tokenizer: "PreTrainedTokenizerBase | None", prompt: Any) -> Tensor:
+    """The token ids (P,) of one prompt. Raises ValueError for anything else, and for padded prompts."""
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError("the prompt is a text and tokenizer is None; give a tokenizer, or token ids")
@@ -106,33 +113,36 @@ def prompt_tokens(tokenizer, prompt) -> Tensor:
     return ids.long()
 
 
-def _ends(model):
+def _ends(model: "PreTrainedModel") -> Tokens:
     """The token or tokens with which the model itself ends a text."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return model.config.get_text_config().eos_token_id if own is None else own
+    own: Tokens = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if own is None:
+        own = model.config.get_text_config().eos_token_id
+    return own
 
 
-def _as_tuple(name: str, tokens) -> tuple[int, ...]:
+def _as_tuple(name: str, tokens: "Tokens | str") -> tuple[int, ...]:
     """A token id, several, or None as a tuple."""
     if tokens is None:
         return ()
-    several = [tokens] if isinstance(tokens, (int, float, str)) else list(tokens)
+    several: list[Any] = [tokens] if isinstance(tokens, (int, float, str)) else list(tokens)
     if any(isinstance(token, (str, float)) for token in several):
         raise ValueError(f"{name}={tokens!r}: expected token ids, as integers")
     return tuple(int(token) for token in several)
 
 
-def _texts(tokenizer, tokens, lengths, stop) -> list[str]:
+def _texts(tokenizer: "PreTrainedTokenizerBase", tokens: Tensor, lengths: Tensor, stop: tuple[int, ...]) -> list[str]:
     """The texts without their end token."""
     rows = (row[:length].tolist() for row, length in zip(tokens, lengths, strict=True))
-    return [tokenizer.decode(row[:-1] if row[-1] in stop else row, skip_special_tokens=True) for row in rows]
+    return [str(tokenizer.decode(row[:-1] if row[-1] in stop else row, skip_special_tokens=True)) for row in rows]
 
 
 def branching(policy: str = "eab_particles", threshold: float = 0.4, branch_factor: int = 3,
-              max_paths: int | None = None, seed: int | None = None):  # fmt: skip
+              max_paths: int | None = None, seed: int | None = None,
+              ) -> Callable[..., Tensor | BranchingOutput]:  # fmt: skip
     """A function for `model.generate(ids, custom_generate=branching(...), do_sample=True, num_return_sequences=n)`.
 
-    Everything else is as generate() was asked: length, temperature, top_k and top_p (generate's own default is
+    Everything else is as in the call of generate(): length, temperature, top_k and top_p (generate's own default is
     top_k=50), end tokens, several prompts of one length. What cannot be done in a tree (beams, penalties, padding) is
     an error that names it. seed: None = drawn from torch's global generator, as generate() does. Returns the sequences
     (B * n, P + G'), or with return_dict_in_generate an output that also has `logprobs` (B * n, G') and `lengths`
@@ -147,7 +157,10 @@ def branching(policy: str = "eab_particles", threshold: float = 0.4, branch_fact
             "policy 'eab_paper' cannot return a given number of sequences; choose from dedup, eab_particles"
         )
 
-    def decoding_method(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    def decoding_method(
+        model: "PreTrainedModel", input_ids: Tensor, logits_processor: Iterable[object],
+        stopping_criteria: Iterable[object], generation_config: "GenerationConfig", **model_kwargs: Any,
+    ) -> Tensor | BranchingOutput:  # fmt: skip
         _refuse(generation_config, stopping_criteria)
         _refuse_inputs(input_ids, model_kwargs)
         n, P = generation_config.num_return_sequences or 1, input_ids.shape[1]
@@ -163,18 +176,19 @@ def branching(policy: str = "eab_particles", threshold: float = 0.4, branch_fact
         sequences = torch.cat([input_ids, tokens[:, :longest].to(input_ids.device)], 1)
         if not generation_config.return_dict_in_generate:
             return sequences
-        return BranchingOutput(sequences, logprobs=torch.from_numpy(tree.logprobs())[:, :longest], lengths=lengths)
+        logprobs = torch.from_numpy(tree.logprobs())[:, :longest]
+        return BranchingOutput(cast(torch.LongTensor, sequences), logprobs=logprobs, lengths=lengths)
 
     return decoding_method
 
 
-def _pad(generation_config, sampling: Sampling) -> int:
+def _pad(generation_config: "GenerationConfig", sampling: Sampling) -> int:
     """The token that generate() puts behind the end of a text."""
-    own = generation_config.pad_token_id
+    own: int | None = generation_config.pad_token_id
     return own if own is not None else sampling.stop_tokens[0] if sampling.stop_tokens else -1
 
 
-def _filters(processors) -> dict:
+def _filters(processors: Iterable[object]) -> dict[str, Any]:
     """Temperature, top_k and top_p as generate() resolved them. Raises ValueError for any other logits processor."""
     found = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     known = {"TemperatureLogitsWarper": "temperature", "TopKLogitsWarper": "top_k", "TopPLogitsWarper": "top_p"}
@@ -186,16 +200,16 @@ def _filters(processors) -> dict:
     return found
 
 
-# What generate() can be asked beside sampling: constraints, other strategies, reading ahead
+# Arguments of generate() for anything but sampling: constraints, other strategies, reading ahead
 OTHER_STRATEGIES = ("force_words_ids", "constraints", "dola_layers", "prompt_lookup_num_tokens", "penalty_alpha",
                     "prefill_chunk_size", "assistant_early_exit")  # fmt: skip
 
 
-def _refuse(config, criteria):
-    """Raise ValueError for what generate() was asked and a tree cannot do."""
+def _refuse(config: "GenerationConfig", criteria: Iterable[object]) -> None:
+    """Raise ValueError for arguments of generate() that a tree cannot obey."""
     if not config.do_sample or (config.num_beams or 1) > 1:
-        asked = f"do_sample={config.do_sample}, num_beams={config.num_beams}"
-        raise ValueError(f"{asked}: branching samples; set do_sample=True and num_beams=1")
+        given = f"do_sample={config.do_sample}, num_beams={config.num_beams}"
+        raise ValueError(f"{given}: branching samples; set do_sample=True and num_beams=1")
     for name in OTHER_STRATEGIES:
         if value := getattr(config, name, None):
             raise ValueError(f"{name}={value!r} is not supported by branching")
@@ -207,7 +221,7 @@ def _refuse(config, criteria):
             raise ValueError(f"{name}=True is not supported by branching; its output has sequences, logprobs, lengths")
 
 
-def _refuse_inputs(ids: Tensor, given: dict):
+def _refuse_inputs(ids: Tensor, given: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs of the model that would change its logits: only whole, unpadded prompts are read."""
     P = ids.shape[1]
     if (mask := given.get("attention_mask")) is not None and (mask.shape != ids.shape or not bool((mask == 1).all())):

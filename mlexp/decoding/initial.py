@@ -6,6 +6,7 @@ billion weights one by one takes half a minute; no two rows of a matrix are equa
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,25 +15,32 @@ from torch import Tensor
 from .models import Model
 from .recipes import digest
 
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
 POOL = 2**22 - 3  # prime
 
 
-def build(row: Model, seed: int, std: float, dtype=torch.float32, device="cpu"):
+def build(
+    row: Model, seed: int, std: float, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> "GPT2LMHeadModel":
     """A GPT-2 with seeded random weights in eval mode; the global random state is not touched."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config(**row.config(), attn_implementation="sdpa"))
-    model = model.to(dtype).to_empty(device=device)
+        config = GPT2Config(**row.config() | {"attn_implementation": "sdpa"})
+        model = GPT2LMHeadModel(config)  # type: ignore[no-untyped-call]  # transformers' own
+    torch.nn.Module.to(model, dtype).to_empty(device=device)
     model.tie_weights()
     pool = torch.from_numpy(np.random.default_rng(seed).standard_normal(POOL, np.float32)).to(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _fill(name, parameter, pool, std, row.layers)
-    return model.eval()
+    model.train(False)
+    return model
 
 
-def _fill(name: str, p: Tensor, pool: Tensor, std: float, layers: int):
+def _fill(name: str, p: Tensor, pool: Tensor, std: float, layers: int) -> None:
     if name.endswith(".bias"):
         p.zero_()
     elif ".ln_" in name:

@@ -1,16 +1,17 @@
-"""Models ready to decode: weights, tokenizer, and what both are, so that a stand-in never passes for the real thing."""
+"""Models ready to decode: weights, tokenizer, and their identity: a stand-in is never taken for the original."""
 
 import contextlib
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mlexp.memory import out_of_memory
-from mlexp.store import Progress, say
+from mlexp.store import Progress, announce
 
 from .checkpoint import weight_files
 from .models import model_row
@@ -18,7 +19,10 @@ from .nano import trained
 from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
 from .text import bpe_tokenizer, load_corpus
-from .weights import checkpoint_identity, find_weights, identity, own_tokenizer
+from .weights import Identity, checkpoint_identity, find_weights, identity, own_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BPE_VOCAB = 2048  # of the tokenizer trained here, for every model: gpt2_nano's own vocabulary
 OLD_BUFFERS = re.compile(r"(^|\.)masked_bias$")  # the constant -10000, in files of old versions of transformers
@@ -28,8 +32,8 @@ OLD_BUFFERS = re.compile(r"(^|\.)masked_bias$")  # the constant -10000, in files
 class LanguageModel:
     """A causal LM in eval mode and its tokenizer. `weights`: pretrained, random (it alone has a `gain`) or trained."""
 
-    model: Any
-    tokenizer: Any
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     name: str
     n_params: int
     weights: str
@@ -41,10 +45,10 @@ class LanguageModel:
 
 def load(
     name: str,
-    weights="auto",
-    device="cpu",
+    weights: str | Path = "auto",
+    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    corpus=None,
+    corpus: str | Path | None = None,
     progress: Progress = None,
     nano: Nano = NANO,
     recipe: StandIn = STANDIN,
@@ -54,13 +58,13 @@ def load(
     Raises ValueError for an unknown name, FileNotFoundError or ValueError for a folder without the model's weights.
     """
     row, source = model_row(name), find_weights(name, weights)
-    if source.kind == "pretrained":
+    if source.folder is not None:
         return load_checkpoint(source.folder, name, device, dtype, progress)
     who, text, gain = identity(name, weights, corpus, nano, recipe), load_corpus(corpus), None
     if source.kind == "trained":
         model = trained(row, nano, text, dtype, device, progress)
     else:
-        say(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
+        announce(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
         model, gain = standin(name, row, recipe, dtype, device, progress)
     folder = own_tokenizer(row)
     tokenizer = _tokenizer(folder, row.vocab) if folder else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
@@ -70,11 +74,11 @@ def load(
 def load_checkpoint(
     folder: str | Path,
     name: str | None = None,
-    device="cpu",
+    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress = None,
 ) -> LanguageModel:
-    """Load a folder of any causal LM that transformers knows; `name` is the folder's if None.
+    """Load a folder of any causal LM that transformers can load; `name` is the folder's if None.
 
     Raises FileNotFoundError, or ValueError for a folder whose weights, config or tokenizer are not whole, do not fit
     one another, or need code of their own.
@@ -82,16 +86,22 @@ def load_checkpoint(
     folder = Path(folder)
     who = checkpoint_identity(folder)
     model = _pretrained(folder, dtype, progress)
-    tokenizer = _tokenizer(folder, model.get_input_embeddings().weight.shape[0])
-    return _ready(model.to(device), tokenizer, name or folder.resolve().name, who)
+    embedding = model.get_input_embeddings().weight
+    assert isinstance(embedding, torch.Tensor)
+    tokenizer = _tokenizer(folder, embedding.shape[0])
+    torch.nn.Module.to(model, device)
+    return _ready(model, tokenizer, name or folder.resolve().name, who)
 
 
-def _ready(model, tokenizer, name, who, gain=None) -> LanguageModel:
+def _ready(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, who: Identity, gain: float | None = None
+) -> LanguageModel:
     n_params = sum(p.numel() for p in model.parameters())
-    return LanguageModel(model.eval().requires_grad_(False), tokenizer, name, n_params, gain=gain, **who)
+    model.train(False).requires_grad_(False)
+    return LanguageModel(model, tokenizer, name, n_params, gain=gain, **who)
 
 
-def _pretrained(folder: Path, dtype, progress: Progress):
+def _pretrained(folder: Path, dtype: torch.dtype, progress: Progress) -> "PreTrainedModel":
     """The model of a folder, every weight of it read from there."""
     files = weight_files(folder)
     for file in files:
@@ -105,22 +115,26 @@ def _pretrained(folder: Path, dtype, progress: Progress):
         except ValueError as error:
             if "scaled_dot_product_attention" not in str(error):
                 raise
-            say(progress, f"{folder}: this architecture has no sdpa attention; eager attention is used")
+            announce(progress, f"{folder}: this architecture has no sdpa attention; eager attention is used")
             model, info = _from_pretrained(folder, dtype, safe, "eager")
     _check_all_read(folder, model, info)
     return model
 
 
-def _from_pretrained(folder, dtype, safe: bool, attention: str):
+def _from_pretrained(
+    folder: Path, dtype: torch.dtype, safe: bool, attention: str
+) -> "tuple[PreTrainedModel, dict[str, Any]]":
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, dtype=dtype, use_safetensors=safe, weights_only=True,
         attn_implementation=attention, ignore_mismatched_sizes=True, output_loading_info=True,
     )  # fmt: skip
+    model, info = loaded
+    return model, info
 
 
-def _check_all_read(folder: Path, model, info: dict):
+def _check_all_read(folder: Path, model: "PreTrainedModel", info: dict[str, Any]) -> None:
     """Raise ValueError where weights were left random, or left over: transformers only logs it."""
     wrong = {
         "missing": sorted(info["missing_keys"]),
@@ -136,7 +150,7 @@ def _check_all_read(folder: Path, model, info: dict):
         )
 
 
-def _tokenizer(folder: Path, rows: int):
+def _tokenizer(folder: Path, rows: int) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder; each of its ids has one of the `rows` of the embedding (which may have more)."""
     from transformers import AutoTokenizer
 
@@ -149,7 +163,7 @@ def _tokenizer(folder: Path, rows: int):
 
 
 @contextlib.contextmanager
-def _one_line(what: str):
+def _one_line(what: str) -> Iterator[None]:
     """Errors of torch and transformers, of whatever class, as a ValueError of one line; those of memory as they are."""
     try:
         yield
@@ -161,12 +175,12 @@ def _one_line(what: str):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without the table that transformers logs of what did not fit: the error says it."""
+def _quiet() -> Iterator[None]:
+    """Silence the table that transformers logs of weights that do not fit: the error names them."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers' own
     try:
         yield
     finally:

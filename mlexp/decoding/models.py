@@ -4,6 +4,7 @@ Imports neither torch nor transformers: collecting cells, record keys and closed
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Model:
         d = self.width
         return (self.vocab + self.positions) * d + self.layers * (12 * d * d + 13 * d) + 2 * d
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """The arguments of transformers' GPT2Config; no dropout, no token that ends a text."""
         return {
             "vocab_size": self.vocab, "n_positions": self.positions, "n_embd": self.width, "n_layer": self.layers,

@@ -1,14 +1,18 @@
-"""Factual-QA prompts of any count and of exactly the length asked for.
+"""Factual-QA prompts of any count and of exactly a given length.
 
 A prompt is passages, then the question: the item's own passage nearest to it, before that other items' in an order
-seeded by the prompt's number, cut on the left. Prompt i does not depend on how many are asked for.
+seeded by the prompt's number, cut on the left. Prompt i does not depend on how many are made.
 """
 
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,18 @@ def prompt_ids(items: list[Prompt], count: int) -> list[str]:
     return own + more
 
 
-def make_prompts(items: list[Prompt], tokenizer, count: int, length: int, seed: int = 0) -> list[MadePrompt]:
+def make_prompts(
+    items: list[Prompt], tokenizer: "PreTrainedTokenizerBase", count: int, length: int, seed: int = 0
+) -> list[MadePrompt]:
     """`count` prompts of exactly `length` tokens. A length below a question's own cuts the question on its left."""
     if length < 1:
         raise ValueError(f"prompt length {length}: expected at least 1 token")
     return [_make(items, tokenizer, i, name, length, seed) for i, name in enumerate(prompt_ids(items, count))]
 
 
-def _make(items, tokenizer, i, name, length, seed) -> MadePrompt:
+def _make(
+    items: list[Prompt], tokenizer: "PreTrainedTokenizerBase", i: int, name: str, length: int, seed: int
+) -> MadePrompt:
     item, rng = items[i % len(items)], np.random.default_rng((seed, i))
     ids = _encode(tokenizer, f"{item.passage}\n\nQuestion: {item.question}\nAnswer:")
     while len(ids) < length:  # passages of the others, again in a new order where one round is not enough
@@ -99,5 +107,6 @@ def _make(items, tokenizer, i, name, length, seed) -> MadePrompt:
     return MadePrompt(name, tuple(ids[-length:]), item.answer)
 
 
-def _encode(tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids

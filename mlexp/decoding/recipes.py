@@ -1,8 +1,10 @@
-"""What the offline weights are made from, as data: part of a record's identity, so it imports nothing heavy."""
+"""Recipes of the weights that are made offline, as data: part of a record's identity, so it imports nothing heavy."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from .models import Model
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Nano:
 STANDIN, NANO = StandIn(), Nano()
 
 
-def digest(*parts) -> str:
+def digest(*parts: object) -> str:
     """Hash of the reprs of plain values, and of the bytes of files: 16 hex digits."""
     h = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -64,16 +66,16 @@ def digest(*parts) -> str:
     return h.hexdigest()
 
 
-def standin_hash(row, recipe: StandIn) -> str:
+def standin_hash(row: Model, recipe: StandIn) -> str:
     return digest("standin", asdict(row), asdict(recipe))
 
 
-def known_gain(name: str, row, recipe: StandIn) -> float | None:
+def known_gain(name: str, row: Model, recipe: StandIn) -> float | None:
     """The gain in the table, if it was measured for this very row and recipe."""
     known = GAINS.get(name)
     return known[1] if known and known[0] == standin_hash(row, recipe) else None
 
 
-def nano_hash(row, recipe: Nano, corpus_hash: str) -> str:
+def nano_hash(row: Model, recipe: Nano, corpus_hash: str) -> str:
     here = Path(__file__).parent
     return digest("nano", asdict(row), asdict(recipe), corpus_hash, *((here / s) for s in recipe.sources))

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a draw is a pure function of (path seed, position, token), whoever asks and when.
+"""Counter-based random numbers: a draw is a pure function of (path seed, position, token).
 
 Philox4x32-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), in integer arithmetic
 that CPU and GPU share. The 64-bit path seed is the key; the counter is (block, position, purpose, 0). Sample i of an
@@ -16,13 +16,15 @@ MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 LOW = 0xFFFFFFFF
-TOKENS, CHILDREN, PATHS = range(3)  # purposes: the third word of the counter keeps their streams apart
+TOKENS, CHILDREN, PATHS = range(3)  # purposes: the third word of the counter separates their streams
 
 GROUP = 128  # tokens that 32 blocks of four words serve
 CHUNK = 1 << 14  # counters at a time on a CPU: ten rounds over 128 kB an operand stay in a core's cache (8x faster)
 
 
-def philox(key: tuple, counter: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four words, each in [0, 2^32), of counters under keys: 2 and 4 int64 tensors of words, broadcast together."""
     (k0, k1), (c0, c1, c2, c3) = key, counter
     for _ in range(ROUNDS):
@@ -50,10 +52,10 @@ def token_words(seeds: Tensor, position: Tensor | int, vocab: int) -> Tensor:
         at_a_time(seeds, CHUNK // blocks),
     )
     for s in range(0, m, rows):
-        some = slice(s, s + rows)
-        words = philox((k0[some], k1[some]), (block, where[some], zero[some] + TOKENS, zero[some]))
+        part = slice(s, s + rows)
+        words = philox((k0[part], k1[part]), (block, where[part], zero[part] + TOKENS, zero[part]))
         for j, word in enumerate(words):
-            out[some, :, j] = word.view(-1, blocks // 32, 32)
+            out[part, :, j] = word.view(-1, blocks // 32, 32)
     return out.view(m, -1)[:, :vocab]
 
 
@@ -62,7 +64,7 @@ def at_a_time(rows: Tensor, fit: int) -> int:
     return max(1, fit if rows.device.type == "cpu" else len(rows))
 
 
-def path_seeds(seed: int, trees: int, samples: int, device=None) -> Tensor:
+def path_seeds(seed: int, trees: int, samples: int, device: torch.device | str | None = None) -> Tensor:
     """The 64-bit seed of every sample of a run, as int64: (trees, samples). Sample i of tree r is itself in any run."""
     sample, tree = (torch.arange(n, device=device) for n in (samples, trees))
     return _seeds(torch.tensor(_signed(seed), device=device), sample[None], tree[:, None], PATHS)
@@ -73,8 +75,8 @@ def child_seeds(seeds: Tensor, position: Tensor | int, draw: Tensor) -> Tensor:
     return _seeds(seeds, draw, torch.as_tensor(position, device=seeds.device), CHILDREN)
 
 
-def _seeds(key, first, second, purpose):
-    first, second = torch.broadcast_tensors(first.long(), second.long())
+def _seeds(key: Tensor, first: Tensor, second: Tensor, purpose: int) -> Tensor:
+    first, second = torch.broadcast_tensors(first.long(), second.long())  # type: ignore[no-untyped-call]  # torch's own
     low, high, *_ = philox(halves(key), (first, second, torch.full_like(first, purpose), torch.zeros_like(first)))
     return low | high << 32
 

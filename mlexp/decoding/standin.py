@@ -1,45 +1,51 @@
 """The stand-in of a pretrained model: random weights of the real architecture, and the gain that gives real entropies.
 
 Untouched, the logits of a random GPT-2 are nearly flat (H / ln V about 0.99) and every path branches at every step. One
-factor on all logits, found by bisection, makes its samples branch as often as is known of pretrained GPT-2.
+factor on all logits, found by bisection, makes its samples branch as often as those of pretrained GPT-2 do.
 """
 
 import json
 import math
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.store import Progress, announce, cache_dir, cached
 
-from .caches import RowsLayer, new_cache
+from .caches import RowsCache
 from .initial import build
 from .kernels.reference import draw, entropy, tempered
 from .models import Model
 from .recipes import StandIn, known_gain, standin_hash
 from .rng import path_seeds
 
-FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches about as often as asked
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedModel
+
+FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches at about the default rate
 
 
-def apply_gain(model, gain: float):
+def apply_gain(model: "GPT2LMHeadModel", gain: float) -> None:
     """Multiply all logits by `gain`, through the last norm: free at run time, and seen by every decoder."""
     with torch.no_grad():
         for p in model.transformer.ln_f.parameters():
             p.mul_(gain)
 
 
-def standin(name: str, row: Model, recipe: StandIn, dtype, device, progress: Progress = None):
-    """The stand-in of a model and its gain: from the table, else calibrated and kept by all that it depends on."""
+def standin(
+    name: str, row: Model, recipe: StandIn, dtype: torch.dtype, device: torch.device | str, progress: Progress = None
+) -> "tuple[GPT2LMHeadModel, float]":
+    """The stand-in of a model and its gain: from the table, else calibrated and cached under all that it depends on."""
     model = build(row, recipe.seed, recipe.std, dtype, device)
     path = cache_dir() / "gains" / f"{standin_hash(row, recipe)}-{str(dtype).split('.')[-1]}.json"
 
-    def make():
-        say(progress, f"calibrating the stand-in of {row.n_params / 1e6:.0f}M parameters")
+    def make() -> bytes:
+        announce(progress, f"calibrating the stand-in of {row.n_params / 1e6:.0f}M parameters")
         return json.dumps(calibrate(model, recipe, progress)).encode()
 
-    gain = known_gain(name, row, recipe) or kept(path, make, _read_gain, progress)
+    gain = known_gain(name, row, recipe) or cached(path, make, _read_gain, progress)
     apply_gain(model, gain)
     return model, gain
 
@@ -51,9 +57,15 @@ def _read_gain(content: bytes) -> float:
     return gain
 
 
-def calibrate(model, recipe: StandIn, progress: Progress = None) -> dict:
-    """The gain at which `branch_rate` of the decoded positions are uncertain: {"gain", "branch_rate" at the gain
-    before}.
+class Calibration(TypedDict):
+    """A gain, and the branch rate at the gain before it."""
+
+    gain: float
+    branch_rate: float
+
+
+def calibrate(model: "PreTrainedModel", recipe: StandIn, progress: Progress = None) -> Calibration:
+    """The gain at which `branch_rate` of the decoded positions are uncertain.
 
     Positions come from samples, which the gain itself shapes: sample, bisect on the logits seen, and again.
     """
@@ -66,37 +78,34 @@ def calibrate(model, recipe: StandIn, progress: Progress = None) -> dict:
     return {"gain": gain, "branch_rate": rate}
 
 
-def _decoded_logits(model, gain, recipe) -> Tensor:
+def _decoded_logits(model: "PreTrainedModel", gain: float, recipe: StandIn) -> Tensor:
     """Raw logits along samples drawn at this gain behind seeded random prompts: (prompts * rows * steps, V) float32."""
     room = model.config.max_position_embeddings
     steps = min(recipe.steps, room // 2)
     length, B = min(recipe.prompt, room - steps), recipe.prompts * recipe.rows
     prompt = np.random.default_rng(recipe.seed).integers(0, model.config.vocab_size, (recipe.prompts, length))
-    cache, seeds, seen = (
-        new_cache(RowsLayer, model.config, length + steps),
-        path_seeds(recipe.seed, 1, B, model.device)[0],
-        [],
-    )
+    cache, seeds, seen = RowsCache(model.config, length + steps), path_seeds(recipe.seed, 1, B, model.device)[0], []
     ids = torch.from_numpy(prompt).to(model.device)
     with torch.no_grad():
         for t in range(steps):
             logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
             if t == 0:
                 logits = logits.repeat_interleave(recipe.rows, 0)
-                for layer in cache.layers:
-                    layer.spread(recipe.rows)
+                cache.spread(recipe.rows)
             seen.append(logits)
             ids = draw(tempered(logits * gain, recipe.temperature), seeds, t, 1, torch.arange(B, device=seeds.device))
     return torch.cat(seen)
 
 
-def _branch_rate(logits, gain, recipe) -> float:
-    bound = recipe.threshold * math.log(logits.shape[-1])
-    parts = [entropy(tempered(part * gain, recipe.temperature))[0] >= bound for part in logits.split(64)]
+def _branch_rate(logits: Tensor, gain: float, recipe: StandIn) -> float:
+    threshold_nats = recipe.threshold * math.log(logits.shape[-1])
+    parts = [
+        entropy(tempered(part * gain, recipe.temperature))[0] >= threshold_nats for part in torch.split(logits, 64)
+    ]
     return torch.cat(parts).float().mean().item()
 
 
-def _bisect(logits, recipe, low=-4.0, high=10.0, turns=20) -> float:
+def _bisect(logits: Tensor, recipe: StandIn, low: float = -4.0, high: float = 10.0, turns: int = 20) -> float:
     """The gain, by bisection of its log2: entropy falls as the gain grows, so the branch rate is monotone."""
     for _ in range(turns):
         middle = (low + high) / 2
@@ -104,4 +113,4 @@ def _bisect(logits, recipe, low=-4.0, high=10.0, turns=20) -> float:
             low = middle
         else:
             high = middle
-    return 2 ** ((low + high) / 2)
+    return math.pow(2, (low + high) / 2)

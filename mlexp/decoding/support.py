@@ -1,9 +1,11 @@
-"""Which models the engine decodes: refused by name where it cannot, compared with plain forwards at first use.
+"""Which models the engine decodes: others are refused by name; a model is compared with plain forwards at first use.
 
 P prompt tokens, G new tokens, V vocabulary.
 """
 
 import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from mlexp import flops
 
 from .attention import TreeView, attention_as, tree_attention_on
-from .caches import RowsLayer, new_cache
+from .caches import RowsCache
 from .pool import Pool, accepts, last_logits
 from .settings import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 ALIBI = {"bloom", "mpt"}  # and Falcon and others by a flag of their configuration
@@ -25,14 +30,15 @@ In float64 too, many models compute norms, routers and the softmax of attention 
 DEPTH = 64  # new tokens that a comparison goes through at most
 EAGER = 1024  # tokens up to which a plain forward may hold all scores of a layer at once
 
-_compared: WeakKeyDictionary = WeakKeyDictionary()  # model -> {(path, device, dtype): tokens of the longest text}
+Run = tuple[str, torch.device, torch.dtype]  # the path through the engine, device, type of the weights
+_compared: "WeakKeyDictionary[PreTrainedModel, dict[Run, int]]" = WeakKeyDictionary()  # tokens of the longest text
 
 
-def check(model, prompts: Tensor, sampling: Sampling, path: str = "tree"):
+def check(model: "PreTrainedModel", prompts: Tensor, sampling: Sampling, path: str = "tree") -> None:
     """Raise ValueError unless the engine decodes prompts, (P,) or (B, P), exactly as the model would.
 
-    What cannot be decoded is refused, naming the reason. At the first use of a model in a process, and again for a
-    text twice as long, the log-probabilities on `path` ("tree" or "rows", a cache of independent rows) are compared
+    A model that cannot be decoded is refused, with the reason. At the first use of a model in a process, and again for
+    a text twice as long, the log-probabilities on `path` ("tree" or "rows", a cache of independent rows) are compared
     with plain forwards of whole sequences; FLOPs of the comparison are not counted. See BOUNDS.
     """
     if reason := refusal(model):
@@ -42,11 +48,11 @@ def check(model, prompts: Tensor, sampling: Sampling, path: str = "tree"):
     key, length = (path, model.device, model.dtype), prompts.shape[-1] + new
     if compared.get(key, 0) * 2 <= length:
         with torch.no_grad(), flops.uncounted():
-            _compare(model, torch.atleast_2d(prompts)[0].to(model.device), new, path)
+            _compare(model, prompts.view(-1, prompts.shape[-1])[0].to(model.device), new, path)
         compared[key] = length
 
 
-def refusal(model) -> str | None:
+def refusal(model: "PreTrainedModel") -> str | None:
     """Why the engine cannot decode a model, as the end of a sentence that begins with its name; None where it may."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_LAYERS
@@ -67,7 +73,7 @@ def refusal(model) -> str | None:
     return None
 
 
-def check_request(model, prompts: Tensor, sampling: Sampling):
+def check_request(model: "PreTrainedModel", prompts: Tensor, sampling: Sampling) -> None:
     """Raise ValueError unless prompts, stop tokens and lengths are such as the model has."""
     name, config, new = type(model).__name__, model.config.get_text_config(), sampling.max_new_tokens
     if prompts.ndim not in (1, 2) or not prompts.numel():
@@ -85,11 +91,11 @@ def check_request(model, prompts: Tensor, sampling: Sampling):
         if P <= switch < last or (kind == "dynamic" and last > switch):
             raise ValueError(
                 f"{P} prompt + {new} new tokens: {name} has other ({kind}) rotary frequencies for texts of more than "
-                f"{switch} tokens, so keys cannot be kept across that length"
+                f"{switch} tokens, so keys cannot be reused across that length"
             )
 
 
-def _rope_switches(config):
+def _rope_switches(config: "PreTrainedConfig") -> Iterator[tuple[str, int]]:
     """(kind, position) behind which a model's rotary frequencies change with the length of the text."""
     rope = getattr(config, "rope_parameters", None) or {}
     for row in [rope, *rope.values()]:
@@ -102,7 +108,7 @@ def _rope_switches(config):
             )
 
 
-def _compare(model, prompt: Tensor, new: int, path: str):
+def _compare(model: "PreTrainedModel", prompt: Tensor, new: int, path: str) -> None:
     """Compare two branches behind a prompt (P,) with plain forwards of each whole branch."""
     name, steps = type(model).__name__, min(new - 1, DEPTH)
     vocabulary = model.config.get_text_config().vocab_size
@@ -124,15 +130,15 @@ def _compare(model, prompt: Tensor, new: int, path: str):
 
 
 @contextlib.contextmanager
-def _one_line(what: str):
-    """Turn what a model of unknown making may raise into one ValueError."""
+def _one_line(what: str) -> Iterator[None]:
+    """Turn any error that a model may raise into one ValueError."""
     try:
         yield
     except (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise ValueError(f"{what}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
-def plain_logits(model, ids: Tensor, last: int) -> Tensor:
+def plain_logits(model: "PreTrainedModel", ids: Tensor, last: int) -> Tensor:
     """Logits behind the last tokens of whole sequences, without a cache: (n, T) -> (n, last, V).
 
     By `eager` attention, which is every architecture's definition (sdpa leaves Gemma 2's soft-capping out); texts of
@@ -141,10 +147,11 @@ def plain_logits(model, ids: Tensor, last: int) -> Tensor:
     keep = {"logits_to_keep": last} if accepts(model, "logits_to_keep") else {}
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     with attention_as(model, "eager" if capped or ids.shape[1] <= EAGER else model.config._attn_implementation):
-        return model(ids, use_cache=False, **keep).logits[:, -last:]
+        logits: Tensor = model(ids, use_cache=False, **keep).logits
+    return logits[:, -last:]
 
 
-def tree_logits(model, prompt: Tensor, branches: Tensor) -> Tensor:
+def tree_logits(model: "PreTrainedModel", prompt: Tensor, branches: Tensor) -> Tensor:
     """Logits behind a prompt (P,) and every token of two branches (2, G), decoded as a tree: (2, G + 1, V).
 
     The first token is a step of one tip. All others are the tips of one forward, whatever their depth.
@@ -165,13 +172,12 @@ def tree_logits(model, prompt: Tensor, branches: Tensor) -> Tensor:
     return torch.cat(logits, 1)
 
 
-def row_logits(model, prompt: Tensor, branches: Tensor) -> Tensor:
+def row_logits(model: "PreTrainedModel", prompt: Tensor, branches: Tensor) -> Tensor:
     """The same of the first three tokens of branches as rows of their own, a step a token: (2, min(G, 3) + 1, V)."""
     n, G = len(branches), min(branches.shape[1], 3)
-    rows = new_cache(RowsLayer, model.config, len(prompt) + G)
+    rows = RowsCache(model.config, len(prompt) + G)
     logits = [last_logits(model, prompt[None], rows).expand(n, -1)]
-    for layer in rows.layers:
-        layer.spread(n)
+    rows.spread(n)
     for t in range(G):
         position = torch.full((1, 1), len(prompt) + t, device=prompt.device)
         out = model(branches[:, t : t + 1], past_key_values=rows, use_cache=True, position_ids=position)

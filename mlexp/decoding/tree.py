@@ -5,31 +5,34 @@ prompt. Plain numpy, no torch: a tree can be read, saved and tested without a mo
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+Column = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class Tree:
-    parent: np.ndarray  # (M,) node, -1 = the prompt
-    depth: np.ndarray  # (M,) index of the token in its sample
-    token: np.ndarray  # (M,)
-    entropy: np.ndarray  # (M,) nats, of the tempered and filtered distribution the token was drawn from
-    logprob: np.ndarray  # (M,) of the token under that distribution
-    multiplicity: np.ndarray  # (M,) samples that run through the node
-    ended: np.ndarray  # (M,) the token is a stop token: the text ends with it
-    tree: np.ndarray  # (M,) index in the forest
-    tip: np.ndarray  # (decisions,) node that was extended, -1 = the prompt
-    tip_tree: np.ndarray  # (decisions,)
-    tip_depth: np.ndarray  # (decisions,) depth of the tokens decided
-    high: np.ndarray  # (decisions,) H / ln V >= threshold
-    split: np.ndarray  # (decisions,) the policy gave the tip more than one draw
-    leaf: np.ndarray  # (n,) last node of every sample
-    leaf_tree: np.ndarray  # (n,) tree of every sample
+    parent: Column  # (M,) node, -1 = the prompt
+    depth: Column  # (M,) index of the token in its sample
+    token: Column  # (M,)
+    entropy: Column  # (M,) nats, of the tempered and filtered distribution the token was drawn from
+    logprob: Column  # (M,) of the token under that distribution
+    multiplicity: Column  # (M,) samples that run through the node
+    ended: Column  # (M,) the token is a stop token: the text ends with it
+    tree: Column  # (M,) index in the forest
+    tip: Column  # (decisions,) node that was extended, -1 = the prompt
+    tip_tree: Column  # (decisions,)
+    tip_depth: Column  # (decisions,) depth of the tokens decided
+    high: Column  # (decisions,) H / ln V >= threshold
+    split: Column  # (decisions,) the policy gave the tip more than one draw
+    leaf: Column  # (n,) last node of every sample
+    leaf_tree: Column  # (n,) tree of every sample
     new: int  # G
     end: int = -1  # the token that stands behind the end of a text
 
-    def paths(self) -> np.ndarray:
+    def paths(self) -> Column:
         """Node indices of every sample from its first token on, -1 behind its end: (n, G)."""
         paths, node, row = np.full((len(self.leaf), self.new), -1), self.leaf, np.arange(len(self.leaf))
         while len(node):
@@ -38,31 +41,34 @@ class Tree:
             node, row = node[node >= 0], row[node >= 0]
         return paths
 
-    def tokens(self) -> np.ndarray:
+    def tokens(self) -> Column:
         """Token ids of every sample, `end` behind its end: (n, G)."""
         return self._along(self.token, self.end)
 
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Column:
         """Tokens of every sample, its stop token included: (n,)."""
-        return self.depth[self.leaf] + 1
+        lengths: Column = self.depth[self.leaf] + 1
+        return lengths
 
-    def logprobs(self) -> np.ndarray:
+    def logprobs(self) -> Column:
         """log p of every token of every sample under the distribution it was drawn from, 0 behind its end: (n, G)."""
         return self._along(self.logprob, 0.0)
 
-    def surprisals(self) -> np.ndarray:
+    def surprisals(self) -> Column:
         """-log p of every token of every sample, in nats, 0 behind its end: (n, G)."""
-        return 0.0 - self.logprobs()
+        surprisals: Column = 0.0 - self.logprobs()
+        return surprisals
 
-    def _along(self, column: np.ndarray, behind) -> np.ndarray:
+    def _along(self, column: Column, behind: float) -> Column:
         paths = self.paths()
         return np.where(paths >= 0, column[paths], behind)
 
     def live_paths(self) -> list[int]:
         """Paths per depth that go on: the rows of the step that forwards them (the last depth is never forwarded)."""
-        return np.bincount(self.depth[~self.ended], minlength=self.new).tolist()
+        rows: list[int] = np.bincount(self.depth[~self.ended], minlength=self.new).tolist()
+        return rows
 
-    def branch_statistics(self) -> dict:
+    def branch_statistics(self) -> dict[str, int | float | None]:
         """Counts over the whole forest; positions are depths (0 = the first new token), None where nothing branched.
 
         branch_count: nodes, the prompt included, with at least two distinct children. branch_rate: share of the decided
@@ -83,7 +89,7 @@ class Tree:
         }
 
 
-def read_tree(steps: dict[str, np.ndarray], leaf_row: np.ndarray, leaf_tree: np.ndarray, new: int, end: int) -> Tree:
+def read_tree(steps: dict[str, Column], leaf_row: Column, leaf_tree: Column, new: int, end: int) -> Tree:
     """The tree behind the buffers of a run: T trees, W rows each, up to `new` depths.
 
     steps, each (depths, T, W): parent (row of its tree one depth before), token, entropy, logprob, multiplicity (0 =
@@ -103,7 +109,7 @@ def read_tree(steps: dict[str, np.ndarray], leaf_row: np.ndarray, leaf_tree: np.
     tips = np.concatenate([np.zeros_like(live[:1]), (used & ~steps["ended"])[:-1]])
     tips[0, :, 0] = True  # the prompt
     tip_depth, tip_tree, _ = np.nonzero(tips)
-    columns = (steps[name][live] for name in ("token", "entropy", "logprob", "multiplicity", "ended"))
-    return Tree(parent[live], depth, *columns, tree, above[tips], tip_tree, tip_depth, steps["high"][tips],
-                steps["split"][tips], leaf=node[-1, leaf_tree, leaf_row], leaf_tree=leaf_tree, new=new,
-                end=end)  # fmt: skip
+    columns = {name: steps[name][live] for name in ("token", "entropy", "logprob", "multiplicity", "ended")}
+    return Tree(parent=parent[live], depth=depth, **columns, tree=tree, tip=above[tips], tip_tree=tip_tree,
+                tip_depth=tip_depth, high=steps["high"][tips], split=steps["split"][tips],
+                leaf=node[-1, leaf_tree, leaf_row], leaf_tree=leaf_tree, new=new, end=end)  # fmt: skip

@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from mlexp.store import cache_dir, write
 
@@ -21,10 +22,19 @@ GPT2_DEFAULTS = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257
 
 @dataclass(frozen=True)
 class Source:
-    """`kind` is what a record says: pretrained (read from `folder`), random or trained (made here)."""
+    """`kind` is as in a record: pretrained (read from `folder`), random or trained (made here)."""
 
     kind: str
     folder: Path | None = None
+
+
+class Identity(TypedDict):
+    """What weights are to a record: their kind and hash, and the corpus that played a part in them, if one did."""
+
+    weights: str
+    weights_hash: str
+    corpus: str | None
+    corpus_hash: str | None
 
 
 def find_weights(name: str, weights: str | Path = "auto") -> Source:
@@ -41,11 +51,12 @@ def find_weights(name: str, weights: str | Path = "auto") -> Source:
 
 
 def identity(
-    name: str, weights: str | Path = "auto", corpus=None, nano: Nano = NANO, standin: StandIn = STANDIN
-) -> dict:
-    """What load() will use: weights (kind), weights_hash, corpus, corpus_hash (None where no corpus plays a part)."""
+    name: str, weights: str | Path = "auto", corpus: str | Path | None = None, nano: Nano = NANO,
+    standin: StandIn = STANDIN,
+) -> Identity:  # fmt: skip
+    """The identity of what load() will use."""
     row, source = model_row(name), find_weights(name, weights)
-    if source.kind == "pretrained":
+    if source.folder is not None:
         return checkpoint_identity(source.folder)
     text = load_corpus(corpus)
     made = standin_hash(row, standin) if source.kind == "random" else nano_hash(row, nano, text.hash)
@@ -54,9 +65,8 @@ def identity(
     return {"weights": source.kind, "weights_hash": made, "corpus": text.name, "corpus_hash": text.hash}
 
 
-def checkpoint_identity(folder: str | Path) -> dict:
-    """What a folder of any causal LM is to a record: weights (pretrained), weights_hash over all weight files; no
-    corpus.
+def checkpoint_identity(folder: str | Path) -> Identity:
+    """The identity of a folder of any causal LM: pretrained, with a hash over all weight files; no corpus.
 
     Raises FileNotFoundError, or ValueError for a folder without config.json, weights and a tokenizer, each of them
     whole as far as can be seen without loading it.
@@ -106,7 +116,7 @@ def _in_folder(name: str, row: Model, path: Path) -> Path:
 
 
 def _checked(name: str, row: Model, folder: Path) -> Path:
-    """A folder of another architecture must not pass for the model asked for."""
+    """`folder`, whose config.json has the model's architecture. Raises ValueError where it has another."""
     wanted = {
         "model_type": "gpt2", "n_layer": row.layers, "n_embd": row.width, "n_head": row.heads, "vocab_size": row.vocab,
         "n_positions": row.positions, "n_ctx": row.positions, "n_inner": 4 * row.width,
@@ -125,12 +135,12 @@ def _file_hash(file: Path) -> str:
     memo, stat = cache_dir() / "hashes.json", file.stat()
     key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     try:
-        known = json.loads(memo.read_text())
-        assert isinstance(known, dict)
+        hashes: dict[str, str] = json.loads(memo.read_text())
+        assert isinstance(hashes, dict)
     except (OSError, ValueError, AssertionError):
-        known = {}
-    if key not in known:
+        hashes = {}
+    if key not in hashes:
         with file.open("rb") as stream:
-            known[key] = hashlib.file_digest(stream, "blake2b").hexdigest()
-        write(memo, json.dumps(known, indent=1).encode())
-    return known[key]
+            hashes[key] = hashlib.file_digest(stream, "blake2b").hexdigest()
+        write(memo, json.dumps(hashes, indent=1).encode())
+    return hashes[key]

@@ -1,7 +1,7 @@
 """What a measurement ran beside and under: other processes, the hypervisor, clocks, compilation, processes of its own.
 
 Counters of the system are read before and after, never in between, so that they cost the timed rounds nothing. Where
-the system does not tell, or the block is too short for a counter's steps, the field is None: see record.CONDITIONS.
+the system has no such counter, or the block is too short for its steps, the field is None: see record.CONDITIONS.
 """
 
 import contextlib
@@ -13,12 +13,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+if TYPE_CHECKING:
+    from .host import Nvml
+
+resource: ModuleType | None
 try:
     import resource
 except ImportError:  # Windows
@@ -26,7 +32,7 @@ except ImportError:  # Windows
 
 SHORTEST_S = 0.2  # the system counts CPU time in ticks of 10 ms: in a shorter block one tick would be more than 5 %
 BUSY = ("user", "nice", "system", "irq", "softirq")  # of psutil.cpu_times; guests are part of `user`
-STARTERS = [  # what starts a process from Python; one called by another counts once
+STARTERS: list[tuple[Any, str]] = [  # what starts a process from Python; one called by another counts once
     (subprocess.Popen, "__init__"),
     (multiprocessing.process.BaseProcess, "start"),
     *((os, name) for name in ("fork", "forkpty", "posix_spawn", "posix_spawnp", "system") if hasattr(os, name)),
@@ -36,9 +42,12 @@ CPU, CGROUP = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
 
 @dataclass
 class Count:
-    """How often something happened in a block; None where that cannot be told."""
+    """How often something happened in a block; None where that is not known."""
 
     count: int | None = None
+
+    def add_one(self) -> None:
+        self.count = (self.count or 0) + 1
 
 
 @contextlib.contextmanager
@@ -49,8 +58,8 @@ def compilations() -> Iterator[Count]:
     """
     found, handler = Count(0), _compiler()
 
-    def started(*_):
-        found.count += 1
+    def started(*_: object) -> None:
+        found.add_one()
 
     if handler:
         handler.register_start_callback(started)
@@ -61,15 +70,15 @@ def compilations() -> Iterator[Count]:
             try:
                 handler.remove_start_callback(started)
             except ValueError:  # torch.compiler.reset() in the block: what came after it was not seen
-                found.count = max(1, found.count)
+                found.count = max(1, found.count or 0)
         elif _compiler():
             found.count = 1
         elif "torch" not in sys.modules:
             found.count = None
 
 
-def _compiler():
-    """What torch tells of its compilations, if its compiler has been imported."""
+def _compiler() -> Any:
+    """Torch's own list of callbacks for its compilations, if its compiler has been imported."""
     return getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
 
 
@@ -84,7 +93,7 @@ def child_processes() -> Iterator[Count]:
         yield found
     after, waited = _descendants(), _reaped() != reaped
     worked = sum(after.get(process) != cpu for process, cpu in before.items())
-    found.count = max(starts.count + worked, len(after.keys() - before.keys()) + worked, int(waited))
+    found.count = max((starts.count or 0) + worked, len(after.keys() - before.keys()) + worked, int(waited))
 
 
 def _descendants() -> dict[psutil.Process, float]:
@@ -97,7 +106,7 @@ def _descendants() -> dict[psutil.Process, float]:
     return found
 
 
-def _reaped() -> tuple:
+def _reaped() -> tuple[float, ...]:
     """What changes when a child process has been waited for: its page faults and CPU time are added."""
     if resource is None:
         return ()
@@ -110,12 +119,13 @@ def _counted_starts() -> Iterator[Count]:
     """Count calls of STARTERS. (An audit hook would see them too, but could never be removed again.)"""
     found, within = Count(0), threading.local()
 
-    def counted(function):
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
-        def start(*args, **kwargs):
+        def start(*args: Any, **kwargs: Any) -> Any:
             if getattr(within, "start", False):
                 return function(*args, **kwargs)
-            found.count, within.start = found.count + 1, True
+            found.add_one()
+            within.start = True
             try:
                 return function(*args, **kwargs)
             finally:
@@ -151,10 +161,10 @@ class Reading:
     gpu_throttled_by: tuple[str, ...] | None
 
 
-def read(gpu) -> Reading:
-    """Read all counters; `gpu` is measure.nvml() where the block runs on it, else None."""
+def read(gpu: "Nvml | None") -> Reading:
+    """Read all counters; `gpu` is host.nvml() where the block runs on it, else None."""
     machine, cpu = psutil.cpu_times(), _current_cpu()
-    own = resource and [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)] if resource else None
     return Reading(
         at=time.perf_counter(),
         cpu=time.process_time(),
@@ -166,13 +176,13 @@ def read(gpu) -> Reading:
         quota_throttled=_quota_throttled(),
         cpu_throttles=_number(f"cpu{cpu}/thermal_throttle/package_throttle_count"),
         cpu_mhz=_mhz(cpu),
-        gpu_mhz=gpu and gpu.clock_mhz(1),
-        gpu_throttled_by=gpu and gpu.throttled_by(),
+        gpu_mhz=gpu.clock_mhz(1) if gpu else None,
+        gpu_throttled_by=gpu.throttled_by() if gpu else None,
     )
 
 
 @contextlib.contextmanager
-def conditions(gpu=None) -> Iterator[dict[str, object]]:
+def conditions(gpu: "Nvml | None" = None) -> Iterator[dict[str, object]]:
     """Read the counters around the block: the fields are there when it ends. Its child processes are not `others`."""
     found: dict[str, object] = {}
     with compilations() as compiled:
@@ -189,7 +199,9 @@ def between(before: Reading, after: Reading, children: float = 0.0) -> dict[str,
     seconds, cpu, busy = (getattr(after, name) - getattr(before, name) for name in ("at", "cpu", "busy"))
     steal, waiting, waited_for = (_difference(before, after, name) for name in ("steal", "waiting", "children"))
     countable, others = seconds >= SHORTEST_S, busy - cpu - waited_for - children
-    throttled = before.gpu_throttled_by, after.gpu_throttled_by
+    throttled = None
+    if before.gpu_throttled_by is not None and after.gpu_throttled_by is not None:
+        throttled = ", ".join(dict.fromkeys(before.gpu_throttled_by + after.gpu_throttled_by))
     return {
         "involuntary_switches": _difference(before, after, "switches"),
         "core_wait_fraction": _share(waiting, cpu),
@@ -202,11 +214,11 @@ def between(before: Reading, after: Reading, children: float = 0.0) -> dict[str,
         "cpu_governor": _text(CPU / f"cpu{_current_cpu()}/cpufreq/scaling_governor"),
         "gpu_mhz_start": before.gpu_mhz,
         "gpu_mhz_end": after.gpu_mhz,
-        "gpu_throttled_by": None if None in throttled else ", ".join(dict.fromkeys(sum(throttled, ()))),
+        "gpu_throttled_by": throttled,
     }
 
 
-def _difference(before: Reading, after: Reading, name: str):
+def _difference(before: Reading, after: Reading, name: str) -> Any:
     """How far a counter went; None where there is none. (One that falls back was reset, or lost a thread: 0.)"""
     one, other = getattr(before, name), getattr(after, name)
     return None if one is None or other is None else max(other - one, 0)
@@ -227,10 +239,10 @@ def _waiting() -> float | None:
 
 
 def _current_cpu() -> int:
-    """The CPU that the main thread last ran on; 0 where that is not known."""
+    """The CPU that the main thread last ran on; 0 where the system does not report it."""
     try:
-        return int(_text(Path("/proc/self/stat")).rpartition(")")[2].split()[36])
-    except (AttributeError, IndexError, ValueError):
+        return int((_text(Path("/proc/self/stat")) or "").rpartition(")")[2].split()[36])
+    except (IndexError, ValueError):
         return 0
 
 
@@ -245,7 +257,7 @@ def _number(name: str) -> int | None:
 
 
 def _quota_throttled() -> float | None:
-    """Seconds that the CPU quota of the process' control group has kept it from running."""
+    """Seconds that the CPU quota of the process' control group has stopped it from running."""
     for text in _cgroup("cpu.stat"):
         if match := re.search(r"^throttled_(usec|time) (\d+)$", text, re.MULTILINE):
             return int(match[2]) / (1e6 if match[1] == "usec" else 1e9)

@@ -4,32 +4,39 @@ The key covers what is known before a cell runs: its node id, context, settings,
 the data beside it, and all source files that these import, wherever the import system finds them outside of the
 standard library and of installed distributions; of the latter, the versions. What a cell loaded beyond that, by a name
 or path that it computed, and the distributions behind the rest are known once it has run: they stand in its journal
-entry (`imports`, `packages`), and a cell is replayed only while they are as they were. Programs that a cell starts are
+entry (`imports`, `packages`), and a cell is replayed only while they are unchanged. Programs that a cell starts are
 not seen.
 """
 
-import ast
 import functools
 import hashlib
-import importlib
-import importlib.util
 import json
-import os
-import pkgutil
-import runpy
 import sys
-import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 
 from mlexp.harness.declared import measured_part
+from mlexp.harness.imports import (
+    HARNESS,
+    LOADERS,
+    calling_source,
+    find,
+    find_top,
+    is_source,
+    named_in,
+    noting,
+    source_of,
+)
+
+__all__ = [
+    "Sources", "cell_key", "distribution", "file_hash", "hashed", "packages", "source_of", "unchanged",
+]  # fmt: skip
 
 DATA = (".jsonl", ".json", ".toml", ".csv", ".txt")  # beside a bench file: its inputs
 NATIVE = (".cu", ".cuh", ".cpp", ".h")  # beside a module: sources that it compiles
-INSTALLED = {"site-packages", "dist-packages"}  # the folders of distributions
-RULER = Path(__file__).resolve().parent  # what measures
+
+Reached = tuple[set[Path], set[str]]  # source files, the top-level names of all other modules
 
 
 def cell_key(*parts: object) -> str:
@@ -42,28 +49,13 @@ def file_hash(path: str | Path) -> str:
     return hashlib.sha256(measured_part(Path(path).read_bytes())).hexdigest()[:16]
 
 
-@functools.cache
-def standard() -> tuple[Path, ...]:
-    """The folders of the standard library."""
-    paths = sysconfig.get_paths()
-    folders = paths["stdlib"], paths["platstdlib"], os.path.dirname(os.__file__)
-    return tuple({Path(folder).resolve() for folder in folders})
-
-
-@functools.cache
-def is_source(path: Path) -> bool:
-    """Whether a module's file is a project's code: not of the standard library, nor of what is installed, which can
-    change only with a version."""
-    return not (INSTALLED & set(path.parts) or any(path.is_relative_to(folder) for folder in standard()))
-
-
 class Sources:
     """The source files behind a bench file, found as its imports would find them; each is parsed once a session.
 
     `roots`: further folders in which an imported module may stand. To be made before the bench files are imported.
     """
 
-    def __init__(self, roots: Iterable[Path] = ()):
+    def __init__(self, roots: Iterable[Path] = ()) -> None:
         self._roots = [str(root) for root in roots]
         self._loaded = set(sys.modules)
         self._before = frozenset(self._loaded)  # pytest and its plugins
@@ -83,7 +75,7 @@ class Sources:
             setattr(owner, name, noting(plain, path_of, note))
             replaced.append((owner, name, plain))
 
-        def end():
+        def end() -> None:
             for owner, name, plain in replaced:
                 setattr(owner, name, plain)
 
@@ -104,33 +96,36 @@ class Sources:
         """(the source files, the top-level names of all other modules) of a bench file and the conftest files and
         plugins that serve it: what they name in imports, and with `seen` also what they were seen to load.
 
-        Of the ruler, what the bench file itself imports: plugins and what is loaded in passing only use it.
+        Of the harness, only what the bench file itself imports: plugins and what is loaded in passing only use it.
         """
         bench = bench.resolve()
         files, others = self._reach([bench], bench.parent, seen)
-        more, names = self._reach([path.resolve() for path in plugins], bench.parent, seen, leave=(RULER,))
+        more, names = self._reach([path.resolve() for path in plugins], bench.parent, seen, leave=(HARNESS,))
         files |= more
         inputs = {path for path in bench.parent.iterdir() if path.suffix in DATA}
         folders = {path.parent for path in files}
         native = {file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in NATIVE}
         return sorted(files | inputs | native), others | names
 
-    def _reach(self, start: list[Path], beside: Path, seen: bool, leave: tuple[Path, ...] = ()):
-        found, others, todo = set(), set(), start
+    def _reach(self, start: list[Path], beside: Path, seen: bool, leave: tuple[Path, ...] = ()) -> Reached:
+        found: set[Path] = set()
+        others: set[str] = set()
+        todo = list(start)
         while todo:
             path = todo.pop()
             if path not in found and not any(path.is_relative_to(folder) for folder in leave):
                 found.add(path)
                 files, names = self._named(path, beside)
                 others |= names
-                passing = {p for p in self._seen.get(path, ()) if not p.is_relative_to(RULER)} if seen else ()
+                passing = {p for p in self._seen.get(path, ()) if not p.is_relative_to(HARNESS)} if seen else ()
                 todo += [*files, *passing]
         return found, others
 
-    def _imports_of(self, path: Path, beside: Path) -> tuple[set[Path], set[str]]:
+    def _imports_of(self, path: Path, beside: Path) -> Reached:
         """(the source files, the top-level names of other modules) that the file at `path` names in imports, within
         functions too, and in `import_module` with a literal."""
-        files, others = set(), set()
+        files: set[Path] = set()
+        others: set[str] = set()
         if path.suffix != ".py":
             return files, others
         for name, package in named_in(path):
@@ -166,103 +161,6 @@ class Sources:
                     yield file.resolve()
 
 
-def find_top(name: str) -> ModuleSpec | None:
-    """The spec of a top-level module, by whatever finds it: the path, or the finder of an editable installation."""
-    for finder in sys.meta_path:
-        spec = finder.find_spec(name, None) if hasattr(finder, "find_spec") else None
-        if spec is not None:
-            return spec
-    return None
-
-
-def find(name: str, places: Iterable[str]) -> ModuleSpec | None:
-    """The spec of a module within these folders. (PathFinder would want the package of it to be imported.)"""
-    portions = []
-    for place in places:
-        finder = pkgutil.get_importer(place)
-        spec = finder.find_spec(name) if finder else None
-        if spec is not None and spec.loader is not None:
-            return spec
-        portions += spec.submodule_search_locations or [] if spec else []
-    if not portions:
-        return None
-    namespace = ModuleSpec(name, None, is_package=True)
-    namespace.submodule_search_locations = portions
-    return namespace
-
-
-def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
-    """(dotted name, the folder of the package that it is relative to, None: absolute) of every import in a file."""
-    try:
-        tree = ast.parse(path.read_bytes(), str(path))
-    except (OSError, SyntaxError, ValueError):  # no longer there; never imported, or pytest says so
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = path.parents[node.level - 1] if node.level else None
-            names = [node.module or "", *(".".join(filter(None, (node.module, a.name))) for a in node.names)]
-            yield from ((name, package) for name in names if name or package)  # an imported name may be a module too
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = getattr(node.func, "attr", getattr(node.func, "id", None))
-            name = node.args[0].value
-            if called in ("import_module", "__import__") and isinstance(name, str) and name[:1] not in ("", "."):
-                yield name, None
-
-
-# What loads code by a name or path that the source need not spell: (owner, function, its arguments and result -> file)
-LOADERS = (
-    (importlib, "import_module", lambda args, module: source_of(module)),  # also of what has been loaded before
-    (SourceFileLoader, "get_code", lambda args, code: resolved(args[0].path)),
-    (runpy, "run_path", lambda args, space: resolved(str(args[0]))),
-)
-
-
-def noting(plain: Callable, path_of: Callable, note: Callable) -> Callable:
-    """`plain`, after which `note` gets the file that it has loaded."""
-
-    @functools.wraps(plain)
-    def load(*args, **kwargs):
-        result = plain(*args, **kwargs)
-        if args:
-            note(path_of(args, result))
-        return result
-
-    return load
-
-
-def calling_source() -> Path | None:
-    """The project's file that the innermost of the running calls is in, this one's apart."""
-    frame = sys._getframe(1)
-    while frame:
-        file = frame.f_globals.get("__file__")
-        if isinstance(file, str) and not (path := resolved(file)).is_relative_to(RULER) and is_source(path):
-            return path
-        frame = frame.f_back
-    return None
-
-
-@functools.cache
-def resolved(file: str) -> Path:
-    return Path(file).resolve()
-
-
-def source_of(module: object) -> Path | None:
-    """The file of a loaded module, if it is source of a project: not what an installed package has written and loaded,
-    as torch.compile does, nor what is no longer there."""
-    path = file_of(module)
-    if path is None or not is_source(path) or not path.is_file():
-        return None
-    top = file_of(sys.modules.get(getattr(module, "__name__", "").partition(".")[0]))
-    return path if top is None or is_source(top) else None
-
-
-def file_of(module: object) -> Path | None:
-    file = getattr(module, "__file__", None)
-    return resolved(file) if isinstance(file, str) else None
-
-
 def hashed(paths: Iterable[Path], root: Path) -> dict[str, str]:
     """Path (from `root` where it lies within) -> hash, of those that are still there."""
     return {shown(path, root): file_hash(path) for path in paths if path.is_file()}
@@ -272,7 +170,7 @@ def shown(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def unchanged(imports: dict[str, str], packages: dict[str, str], root: Path) -> bool:
+def unchanged(imports: Mapping[str, str], packages: Mapping[str, str | None], root: Path) -> bool:
     """Whether the files and distributions that a cell imported are what they were."""
     try:
         return all(file_hash(root / name) == was for name, was in imports.items()) and packages == {
@@ -301,7 +199,7 @@ def owners() -> dict[str, list[str]]:
     return dict(metadata.packages_distributions())
 
 
-def packages(modules: Iterable[str]) -> dict[str, str]:
+def packages(modules: Iterable[str]) -> dict[str, str | None]:
     """The versions of the distributions that bring these modules."""
     tops = {name.partition(".")[0] for name in modules}
     return {name: distribution(name) for top in sorted(tops) for name in sorted(owners().get(top, ()))}

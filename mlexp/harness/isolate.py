@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,13 @@ START_S = 300.0  # for a session to come up, where cells may last so long at mos
 
 
 def run(item: pytest.Item) -> journal.Entry:
-    """Run one cell in a fresh interpreter, with this session's arguments, and return what it left. Raises CellDied
-    where that is nothing."""
+    """Run one cell in a fresh interpreter, with this session's arguments, and return its entry. Raises CellDied where
+    there is none."""
     call, plan, limit = item.config.invocation_params, item.stash[PLAN], item.config.stash[STATE].cell_timeout
+    assert plan.key is not None, f"{plan.name} has no key yet"
     args, start = [os.fspath(arg) for arg in call.args], limit and max(limit, START_S)
     child = Child(args, [str(item.path)], str(call.dir), path=sys.path, timeout=start)
-    reply = {"died": child.broken}
+    reply: dict[str, Any] = {"died": child.broken}
     try:
         if not child.broken:
             reply = child.run(plan.name, plan.key, limit)
@@ -33,8 +35,8 @@ def run(item: pytest.Item) -> journal.Entry:
     return entry
 
 
-def entry_of(item: pytest.Item, reply: dict) -> journal.Entry:
-    """What came back, if it is what was asked for. Raises CellDied."""
+def entry_of(item: pytest.Item, reply: dict[str, Any]) -> journal.Entry:
+    """The entry of `item` in a reply. Raises CellDied where the reply has none."""
     if "died" in reply:
         raise CellDied("crashed", reply["died"].replace("its process", "the cell's process", 1))
     if "refused" in reply:

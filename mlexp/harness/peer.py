@@ -1,8 +1,8 @@
-"""A pytest session in a process of its own that runs what it is asked for: behind `--isolate`, `sweep` and `ab`.
+"""A pytest session in a process of its own that runs cells on request: behind `--isolate`, `sweep` and `ab`.
 
-`Peer` is the parent's end and `Channel` the child's. They speak JSON, a line a message, over the child's standard input
-and output; what the child prints otherwise goes to its standard error, a file that the parent can read. A child whose
-parent is gone ends at once. Standard library only: `mlexp ab` loads this file beside revisions that are older than it.
+`Peer` is the parent's end and `Channel` the child's. They exchange JSON, a line a message, over the child's standard
+input and output; whatever else the child prints goes to its standard error, a file that the parent can read. A child
+whose parent has ended ends at once too. Standard library only: `mlexp ab` loads this file beside older revisions.
 """
 
 import atexit
@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import IO, Any, NoReturn
 
 TAIL = 2000  # characters of a child's output that are worth showing
 GRACE_S = 5.0  # for a child to leave by itself
@@ -24,10 +25,10 @@ GRACE_S = 5.0  # for a child to leave by itself
 class Peer:
     """A child process, started as `python PROGRAM`, seen from its parent."""
 
-    def __init__(self, program: Sequence[str], folder: str, env: dict[str, str] | None = None):
+    def __init__(self, program: Sequence[str], folder: str, env: dict[str, str] | None = None) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the child
         self._process = subprocess.Popen(
-            [sys.executable, *map(str, program)],
+            [sys.executable, *program],
             cwd=folder,
             env=env,
             stdin=subprocess.PIPE,
@@ -36,15 +37,18 @@ class Peer:
             encoding="utf-8",
             start_new_session=True,  # Ctrl+C is for the parent, which then ends the child and all of its children
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._to_child: IO[str] = self._process.stdin
+        self._from_child: IO[str] = self._process.stdout
         self.pid = self._process.pid
-        self._messages: queue.SimpleQueue[dict] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _read(self) -> None:
         with contextlib.suppress(ValueError, OSError):  # closed meanwhile
-            for line in self._process.stdout:
+            for line in self._from_child:
                 if line.endswith("\n"):
                     self._messages.put(json.loads(line))
 
@@ -53,13 +57,13 @@ class Peer:
         self._reader.join(GRACE_S)  # a grandchild may keep the pipe open for ever
         self._messages.put({"died": f"its process {how_it_ended(code)}"})
 
-    def say(self, **message) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it has died: `hear` says so
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
+    def send(self, **message: Any) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has died: `receive` reports that
+            self._to_child.write(json.dumps(message) + "\n")
+            self._to_child.flush()
 
-    def hear(self, timeout: float | None = None) -> dict:
-        """The child's next message; `died` says how it ended instead. Raises TimeoutError after that many seconds."""
+    def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """The child's next message, or `died`: how it ended. Raises TimeoutError after that many seconds."""
         try:
             return self._messages.get(timeout=timeout)
         except queue.Empty:
@@ -73,7 +77,7 @@ class Peer:
     def close(self, at_once: bool = False) -> None:
         """Let the child leave, or kill it; its own children end with it."""
         with contextlib.suppress(OSError, ValueError):
-            self._process.stdin.close()
+            self._to_child.close()
         if not at_once:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
@@ -82,14 +86,14 @@ class Peer:
         self._process.wait()
         self._reader.join(GRACE_S)
         if not self._reader.is_alive():
-            self._process.stdout.close()
+            self._from_child.close()
         self._output.close()
 
 
 class Channel:
     """The child's end. To be made before anything is printed: from then on prints go to standard error."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         lines, nothing = os.fdopen(os.dup(0), encoding="utf-8"), os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
@@ -99,28 +103,29 @@ class Channel:
         self._busy = True
         threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
 
-    def _listen(self, lines) -> None:
+    def _listen(self, lines: Iterable[str]) -> None:
         for line in lines:
             self._lines.put(line)
         if self._busy:
             os._exit(0)  # nobody would see the rest of what runs
         self._lines.put(None)
 
-    def say(self, **message) -> None:
+    def send(self, **message: Any) -> None:
         self._out.write(json.dumps(message) + "\n")
         self._out.flush()
 
-    def hear(self) -> dict:
+    def receive(self) -> dict[str, Any]:
         """The parent's next message. Does not return once the parent has closed its end."""
         self._busy = False
         line = self._lines.get()
         if line is None:
             leave()
         self._busy = True
-        return json.loads(line)
+        message: dict[str, Any] = json.loads(line)
+        return message
 
 
-def leave() -> None:
+def leave() -> NoReturn:
     """End this process without pytest's session: the outputs that its arguments ask for are the parent's to write."""
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
@@ -130,7 +135,7 @@ def leave() -> None:
 
 
 def how_it_ended(code: int) -> str:
-    """A return code in words."""
+    """A return code as text."""
     if code >= 0:
         return f"ended with status {code}"
     name = signal.Signals(-code).name

@@ -1,4 +1,4 @@
-"""The CPU's name for people, from what each system tells of it; machines that differ have names that differ.
+"""The CPU's name for people, from each system's own source; machines that differ have names that differ.
 
 /proc/cpuinfo has a "model name" on x86 alone; for ARM it has numbers, which are looked up here, and shown where they
 are not known.
@@ -53,7 +53,7 @@ def cpu_model() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         if name := name_of(file.read()):
             return name
-    return _told_by_the_system() or platform.processor() or platform.machine()
+    return _system_name() or platform.processor() or platform.machine()
 
 
 def name_of(cpuinfo: str) -> str | None:
@@ -63,7 +63,7 @@ def name_of(cpuinfo: str) -> str | None:
         name, colon, value = line.partition(":")
         if colon:
             fields.setdefault(name.strip().lower(), []).append(value.strip())
-    if "cpu implementer" in fields:  # whatever else is said of an ARM, its "model name" fits many
+    if "cpu implementer" in fields:  # an ARM's "model name", where there is one, fits many
         kinds = zip(fields["cpu implementer"], fields.get("cpu part", []), strict=False)
         return " + ".join(dict.fromkeys(arm(*kind) for kind in kinds)) or None
     if "machine" in "".join(fields.get("processor 0", [])):  # of an IBM Z: "version = FF, ..., machine = 3906"
@@ -81,7 +81,7 @@ def arm(implementer: str, part: str) -> str:
     return f"{maker} {PARTS.get(one, {}).get(other, f'part {other:#05x}')}"
 
 
-def _told_by_the_system() -> str | None:
+def _system_name() -> str | None:
     """Of systems without /proc: macOS and the BSDs by sysctl, Windows by its registry."""
     if sys.platform == "win32":
         import winreg
@@ -93,6 +93,6 @@ def _told_by_the_system() -> str | None:
     if sys.platform == "darwin" or "bsd" in sys.platform:
         name = "machdep.cpu.brand_string" if sys.platform == "darwin" else "hw.model"
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            said = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=10, check=False)
-            return said.stdout.strip() or None
+            done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=10, check=False)
+            return done.stdout.strip() or None
     return None

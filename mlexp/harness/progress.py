@@ -4,8 +4,10 @@ import contextlib
 import sys
 import time
 
-LIVE_S, PLAIN_S = 0.2, 30.0  # least seconds between two lines
-PATIENCE_S = 1.0  # a cell shorter than this says nothing
+import pytest
+
+LIVE_S, PLAIN_S = 0.2, 30.0  # minimum seconds between two lines
+PATIENCE_S = 1.0  # a cell shorter than this shows nothing
 
 
 class Progress:
@@ -14,7 +16,7 @@ class Progress:
     A total of 0 announces something (a stand-in is used, a model is trained): shown at once, as a line that stays.
     """
 
-    def __init__(self, config, name: str):
+    def __init__(self, config: pytest.Config, name: str) -> None:
         self._capture = config.pluginmanager.getplugin("capturemanager")
         self._out = sys.__stdout__
         self._live = bool(self._out and self._out.isatty())
@@ -39,5 +41,6 @@ class Progress:
         self._shown = not stays
         live = f"\r\033[K{text}\n" if stays else f"\r\033[K{text[:150]}"
         with self._capture.global_and_fixture_disabled() if self._capture else contextlib.nullcontext():
-            self._out.write(live if self._live else f"\n{text}" + "\n" * stays)
-            self._out.flush()
+            if self._out is not None:
+                self._out.write(live if self._live else f"\n{text}" + "\n" * stays)
+                self._out.flush()

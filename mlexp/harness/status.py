@@ -1,9 +1,11 @@
-"""What becomes of a cell: pytest's last word over setup, body, subtests and teardown, as a record's status.
+"""The status of a cell: pytest's final outcome of setup, body, subtests and teardown.
 
-What a cell raised says more than pytest does: that memory ran out, that a loss diverged, that its process died. What
-pytest says decides: a cell that passed in its body and fails in a teardown, in a subtest, or because it was expected to
-fail, is failed.
+The exception that a cell raised gives the reason: memory ran out, a loss diverged, its process died. Pytest's outcome
+decides: a cell that passed in its body and fails in a teardown, in a subtest, or because it was expected to fail, is
+failed.
 """
+
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,10 +15,16 @@ from mlexp.memory import out_of_memory
 UNMEASURED = "the cell ended without cell.time: nothing was measured"
 
 
-class CellDied(pytest.fail.Exception):
+if TYPE_CHECKING:
+    from _pytest.outcomes import Failed
+else:
+    Failed = pytest.fail.Exception
+
+
+class CellDied(Failed):
     """A cell that did not pass where it ran: the message is the reason, `status` what it comes to."""
 
-    def __init__(self, status: str, reason: str):
+    def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason, pytrace=False)
         self.status = status
 
@@ -24,12 +32,13 @@ class CellDied(pytest.fail.Exception):
 class Attempt:
     """One run of a cell, as far as it has come."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int) -> None:
         self.number = number  # from 1: plugins may run a cell again
-        self.cell = self.benchmark = None  # the fixtures, once they are there
+        self.cell: Any = None  # the fixtures, once they are there
+        self.benchmark: Any = None
         self.started = False  # its body
         self.cause: tuple[str, str] | None = None  # (status, reason) of the first thing that went wrong
-        self.word: tuple[str, str] | None = None  # (status, reason) of what pytest said was not passed
+        self.word: tuple[str, str] | None = None  # (status, reason) of the first outcome that is not passed
 
     @property
     def durations(self) -> list[float]:
@@ -37,7 +46,7 @@ class Attempt:
         return list(self.benchmark.stats.stats.data) if self.benchmark and self.benchmark.stats else []
 
     def raised(self, report: pytest.TestReport, error: BaseException | None) -> None:
-        """Note what a phase raised, and let its report say what that comes to."""
+        """Note what a phase raised, and give its report the resulting outcome."""
         if error is None or isinstance(error, (pytest.skip.Exception, pytest.xfail.Exception)):
             return
         status, reason = outcome(error)
@@ -46,9 +55,9 @@ class Attempt:
             impose(report, status, f"{status}: {reason}" if status in record.EXPECTED else reason)
 
     def heard(self, report: pytest.TestReport) -> None:
-        """Take up a report in its final form; the first bad one counts."""
-        is_subtest = hasattr(report, "context")
-        if report.failed or report.outcome == "rerun":
+        """Take up a report in its final form; the first one that is not passed counts."""
+        is_subtest, outcome = hasattr(report, "context"), str(report.outcome)  # `rerun` is pytest-rerunfailures'
+        if report.failed or outcome == "rerun":
             if self.word is None or self.word[0] in ("skipped", "xfailed"):
                 self.word = self.cause or ("failed", headline(report))
         elif report.skipped and not is_subtest and self.word is None:
@@ -60,12 +69,12 @@ class Attempt:
 
     @property
     def status(self) -> tuple[str, str | None]:
-        """(status, reason), once all reports have been heard."""
+        """(status, reason), once all reports have been taken up."""
         return self.word or (("passed", None) if self.durations else ("failed", UNMEASURED))
 
 
 def impose(report: pytest.TestReport, status: str, reason: str) -> None:
-    """Make a report say what became of a cell, whatever marks made of the exception that brought it here."""
+    """Give a report a cell's status and reason, whatever marks made of the exception that brought it here."""
     vars(report).pop("wasxfail", None)
     if status in record.EXPECTED or status == "xfailed":
         report.outcome, report.wasxfail = "skipped", reason
@@ -79,7 +88,7 @@ def impose(report: pytest.TestReport, status: str, reason: str) -> None:
 def outcome(error: BaseException) -> tuple[str, str]:
     """(status, reason) of a cell that raised `error`."""
     if isinstance(error, CellDied):
-        return error.status, error.msg
+        return error.status, str(error.msg)
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     if out_of_memory(error):
         return "oom", reason
@@ -91,7 +100,7 @@ def outcome(error: BaseException) -> tuple[str, str]:
 def headline(report: pytest.TestReport) -> str:
     """Why a report is what it is, in one line."""
     if isinstance(report.longrepr, tuple):
-        return report.longrepr[-1].removeprefix("Skipped: ")[:300]
+        return str(report.longrepr[-1]).removeprefix("Skipped: ")[:300]
     crash = getattr(report.longrepr, "reprcrash", None)
-    text = crash.message if crash else str(report.longrepr or report.outcome)
+    text = str(crash.message) if crash else str(report.longrepr or report.outcome)
     return next(iter(text.strip().splitlines()), "")[:300]

@@ -1,8 +1,8 @@
-"""The far end of `--isolate` and of a sweep: a pytest session that stays open and runs the cells that it is asked for.
+"""The far end of `--isolate` and of a sweep: a pytest session that stays open and runs the requested cells.
 
 The session gets the arguments of the one that started it, so that every option, also of other plugins, is what it is
-there. It collects only the files that are wanted, and once; what a cell leaves is the journal's own sealed line. What
-a session does at its end (reports, caches) is left to the one that started it.
+there. It collects only the requested files, and once; a cell's result is the journal's own sealed line. What a session
+does at its end (reports, caches) is left to the one that started it.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class Child:
     files: what to collect
     path:  its sys.path; None = as Python makes it
 
-    `machine` is what the session calls the machine, None where it did not come up: `broken` then says why.
+    `machine` is the session's name of the machine, None where the session did not come up: `broken` is then the reason.
     """
 
     def __init__(
@@ -40,23 +41,23 @@ class Child:
         env: dict[str, str] | None = None,
         path: Sequence[str] | None = None,
         timeout: float | None = None,
-    ):
+    ) -> None:
         self._peer = Peer(["-m", "mlexp.harness.worker"], folder, env)
-        self._peer.say(args=list(args), files=list(files), cores=list(cores), path=path and list(path))
+        self._peer.send(args=list(args), files=list(files), cores=list(cores), path=path and list(path))
         try:
-            hello = self._peer.hear(timeout)
+            hello = self._peer.receive(timeout)
         except TimeoutError:
             hello = {"died": f"it was not ready after {timeout:g} s"}
         self.machine: str | None = hello.get("machine")
         self.broken = "" if self.machine else f"{hello['died']}: {why(self.tail())}"
 
-    def run(self, cell: str, key: str, timeout: float | None = None) -> dict:
-        """Run one cell. `line` is its sealed entry and `output` the tail of what pytest says of a failure; `skipped`
-        says why it was not run; `refused` that its key is another here; `died` how the session ended instead. Raises
+    def run(self, cell: str, key: str, timeout: float | None = None) -> dict[str, Any]:
+        """Run one cell. `line` is its sealed entry and `output` the tail of pytest's report of a failure; `skipped`
+        is why it was not run; `refused`, that its key is another here; `died`, how the session ended instead. Raises
         TimeoutError after so many seconds.
         """
-        self._peer.say(cell=cell, key=key)
-        return self._peer.hear(timeout)
+        self._peer.send(cell=cell, key=key)
+        return self._peer.receive(timeout)
 
     def tail(self) -> str:
         """The end of what the session printed."""
@@ -69,27 +70,28 @@ class Child:
 def record_of(item: pytest.Item, line: str) -> journal.Entry | None:
     """The entry in a line that a session sent, if it is that of `item`."""
     plan, entry = item.stash[PLAN], journal.entry_of(journal.unseal(line) or {})
+    assert plan.key is not None, f"{plan.name} has no key yet"
     return entry if entry and (entry.cell, entry.key) == (plan.name, plan.key) else None
 
 
 def late(limit: float) -> str:
-    """What becomes of a cell that takes longer than it may."""
+    """The reason of a cell that exceeded its time limit."""
     return f"it took longer than {limit:g} s (--cell-timeout) and was killed"
 
 
 def why(output: str) -> str:
-    """The line of a failed session's output that says why."""
+    """The line of a failed session's output that has the reason."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("ERROR: ", "E  ")) or ": error: " in line] or lines[-1:]
     return next((line for line in errors if "usage: " not in line), errors[0] if errors else "it printed nothing")
 
 
 class Wire:
-    """In the place of the journal: what is appended goes to the process that asked for it."""
+    """Stands in for the journal: what is appended goes to the process that requested it."""
 
     path = Path(os.devnull)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.line: str | None = None
 
     def check_writable(self) -> None:
@@ -103,38 +105,39 @@ class Wire:
 
 
 class Worker:
-    """The pytest plugin of the far end: instead of all cells, those that are asked for."""
+    """The pytest plugin of the far end: runs the requested cells instead of all."""
 
-    def __init__(self, channel: Channel, files: Sequence[str]):
+    def __init__(self, channel: Channel, files: Sequence[str]) -> None:
         self._channel, self._files = channel, {Path(file) for file in files}
-        self._wire, self._report = Wire(), None
+        self._wire = Wire()
+        self._report: str | None = None
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_configure(self, config):
+    def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[PEER] = self._wire
 
-    def pytest_ignore_collect(self, collection_path):
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
         """Leave out other files; what the arguments name is collected all the same."""
         wanted = collection_path in self._files or collection_path.name == "__init__.py"
         return True if collection_path.is_file() and not wanted else None
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session):
-        if session.testsfailed:  # in collection: pytest says it and ends
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        if session.testsfailed:  # in collection: pytest reports it and ends
             return
         for name in NOT_HERE:
             session.config.pluginmanager.unregister(name=name)
         items = {item.nodeid: item for item in session.items}
-        self._channel.say(machine=session.config.stash[STATE].provenance.get("machine") or "no cell")
+        self._channel.send(machine=session.config.stash[STATE].provenance.get("machine") or "no cell")
         while True:
-            request = self._channel.hear()
-            self._channel.say(**self._answer(items.get(request["cell"]), request["key"]))
+            request = self._channel.receive()
+            self._channel.send(**self._answer(items.get(request["cell"]), request["key"]))
 
-    def _answer(self, item: pytest.Item | None, key: str) -> dict:
+    def _answer(self, item: pytest.Item | None, key: str) -> dict[str, str]:
         if item is None or PLAN not in item.stash:
             return {"refused": "it does not collect that cell"}
         if item.stash[PLAN].key != key:
-            return {"refused": "its code, inputs, options or versions are not those of the session that asks"}
+            return {"refused": "its code, inputs, options or versions are not those of the session that started it"}
         self._wire.line = self._report = None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         if self._wire.line is None:
@@ -142,7 +145,7 @@ class Worker:
         return {"line": self._wire.line, "output": str(self._report or "")[-TAIL:]}
 
     @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logreport(self, report):
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
             self._report = report.longrepr[2].removeprefix("Skipped: ")
         elif report.longrepr and self._report is None:
@@ -152,7 +155,7 @@ class Worker:
 def main() -> int:
     """The far end itself."""
     channel = Channel()
-    call = channel.hear()
+    call = channel.receive()
     with contextlib.suppress(OSError, AttributeError):  # Ray's workers are nice; only root may take that back
         os.setpriority(os.PRIO_PROCESS, 0, 0)
     if call["cores"]:

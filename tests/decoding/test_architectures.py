@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mlexp.decoding.attention import attention_as
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import grow
 from mlexp.decoding.settings import TREE_DECODERS, Sampling
 
@@ -55,7 +55,7 @@ def test_arms_without_a_tree_draw_the_same_samples(name):
     from types import SimpleNamespace
 
     lm, sampling = SimpleNamespace(model=build(name)), Sampling(samples=5, max_new_tokens=NEW)
-    a, b, c = (DECODERS[d](lm, prompt(), sampling, 2).tokens for d in ("sequential", "shared_prefill", "dedup"))
+    a, b, c = (DECODE[d](lm, prompt(), sampling, 2).tokens for d in ("sequential", "shared_prefill", "dedup"))
     assert torch.equal(a, b) and torch.equal(a, c) and len(torch.unique(a)) > 3
 
 

@@ -136,7 +136,7 @@ def test_refusals_name_the_value():
     model = tiny(positions=10).model
     with pytest.raises(ValueError, match=r"8 prompt \+ 5 new tokens.*10 positions"):
         grow(model, prompt_of(8), Sampling(max_new_tokens=5), "dedup", 0)
-    with pytest.raises(ValueError, match="unknown tree decoder 'beam'; choose from dedup"):
+    with pytest.raises(ValueError, match="unknown policy 'beam'; choose from dedup"):
         grow(model, prompt_of(2), Sampling(max_new_tokens=5), "beam", 0)
     with pytest.raises(ValueError, match="shape \\(1, 1, 3\\)"):
         grow(model, prompt_of(3)[None, None], Sampling(max_new_tokens=5), "dedup", 0)

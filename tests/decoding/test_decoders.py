@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from mlexp.decoding import MODELS
 from mlexp.decoding.costs import MLP_MATRICES, Shape, cost, kv_bytes_per_token, prompt_flops, step_rows
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE, decode_functions
+from mlexp.decoding.policies import POLICIES
 from mlexp.decoding.scoring import score
-from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS, Sampling
+from mlexp.decoding.settings import DECODER_NAMES, DECODERS, TREE_DECODERS, Decoder, Sampling
 from mlexp.flops import count_flops, dense_flops
 
 from .models import prompt_of, tiny, tiny_config, tiny_of
@@ -29,10 +30,29 @@ SMALL = Sampling(samples=5, max_new_tokens=6, max_paths=5)
 def test_arms_with_one_seed_draw_the_same_samples(kind, seed, samples, new):
     lm, prompt = tiny(kind), prompt_of(9)
     sampling = Sampling(samples=samples, max_new_tokens=new)
-    a, b, c = (DECODERS[d](lm, prompt, sampling, seed).tokens for d in ("sequential", "shared_prefill", "dedup"))
+    a, b, c = (DECODE[d](lm, prompt, sampling, seed).tokens for d in ("sequential", "shared_prefill", "dedup"))
     assert a.shape == (samples, new)
     assert (a == b).all() and (a == c).all()
-    assert new * samples < 12 or not (a == DECODERS["sequential"](lm, prompt, sampling, seed + 1).tokens).all()
+    assert new * samples < 12 or not (a == DECODE["sequential"](lm, prompt, sampling, seed + 1).tokens).all()
+
+
+def test_every_row_has_a_function_and_every_function_a_row():
+    assert list(DECODE) == list(DECODERS) == list(DECODER_NAMES)
+    assert {row.policy for row in DECODERS.values()} - {None} == set(POLICIES)
+    assert {name for name, row in DECODERS.items() if not row.lossless} == {"eab_paper", "eab_particles"}
+
+
+def test_a_decoder_of_an_existing_policy_is_one_line(monkeypatch):
+    lm, prompt, other = tiny(), prompt_of(9), replace(SMALL, branch_factor=2, threshold=0.1)
+    fixed = {"branch_factor": 2, "threshold": 0.1}
+    monkeypatch.setitem(DECODERS, "eab_pairs", Decoder("two groups", "eab_particles", lossless=False, fixed=fixed))
+    got = decode_functions()["eab_pairs"](lm, prompt, SMALL, 3)
+    assert torch.equal(got.tokens, DECODE["eab_particles"](lm, prompt, other, 3).tokens)
+    assert not torch.equal(got.tokens, DECODE["eab_particles"](lm, prompt, SMALL, 3).tokens)
+    assert cost(lm.model.config, "eab_pairs", 9, SMALL, got.rows).token_forwards == got.token_forwards
+    with pytest.raises(KeyError, match="unwritten"):
+        monkeypatch.setitem(DECODERS, "unwritten", Decoder("a row without a function"))
+        decode_functions()
 
 
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
@@ -42,7 +62,7 @@ def test_arms_with_one_seed_draw_the_same_samples(kind, seed, samples, new):
 def test_counts_and_flops_are_the_closed_forms(kind, decoder, length, samples, new, k):
     lm = tiny(kind, dtype=torch.float32)
     sampling = Sampling(samples=samples, max_new_tokens=new, branch_factor=k, max_paths=max(1, samples - 1))
-    got, flops = count_flops(lambda: DECODERS[decoder](lm, prompt_of(length), sampling, 3))
+    got, flops = count_flops(lambda: DECODE[decoder](lm, prompt_of(length), sampling, 3))
     want = cost(lm.model.config, decoder, length, sampling, got.rows, bytes_per_value=4)
     seen = (got.model_forwards, got.token_forwards, got.logit_rows, got.kv_slots)
     assert seen == (want.model_forwards, want.token_forwards, want.logit_rows, want.kv_slots)
@@ -73,7 +93,7 @@ def test_the_closed_form_is_what_is_counted_in_every_family_that_has_one(kind, m
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4} if kind == "gpt2" else {}
     lm = tiny_of(tiny_config(kind, **sizes | more))
     decoder = "shared_prefill" if kind in TREELESS and decoder in TREE_DECODERS else decoder
-    got, flops = count_flops(lambda: DECODERS[decoder](lm, prompt_of(7), FEW, 3))
+    got, flops = count_flops(lambda: DECODE[decoder](lm, prompt_of(7), FEW, 3))
     shape, want = Shape.of(lm.model.config), cost(lm.model.config, decoder, 7, FEW, got.rows)
     rotary = sum(2 * b.numel() for name, b in lm.model.named_buffers() if name.endswith("rotary_emb.inv_freq"))
     assert want.flops <= flops <= want.flops + rotary * got.token_forwards
@@ -102,7 +122,7 @@ def test_a_window_that_the_tokens_outgrow_has_no_closed_form():
     assert cost(config, "sequential", 7, SMALL).flops > 0
     assert cost(config, "sequential", 8, SMALL) is None
     lm = tiny_of(config)
-    counted = count_flops(lambda: DECODERS["hf_batched"](lm, prompt_of(20), SMALL, 3))[1]
+    counted = count_flops(lambda: DECODE["hf_batched"](lm, prompt_of(20), SMALL, 3))[1]
     assert counted < cost(tiny_config("mistral"), "hf_batched", 20, SMALL).flops
 
 
@@ -138,22 +158,22 @@ def test_a_record_has_null_for_what_no_formula_describes(kind):
 def test_prompts_decoded_together_are_each_as_alone(decoder, prompts, samples, new, seed):
     lm, sampling = tiny(dtype=torch.float32), Sampling(samples=samples, max_new_tokens=new, max_paths=samples)
     asked = torch.stack([prompt_of(9, seed=i) for i in range(prompts)])
-    got, flops = count_flops(lambda: DECODERS[decoder](lm, asked, sampling, seed))
+    got, flops = count_flops(lambda: DECODE[decoder](lm, asked, sampling, seed))
     want = cost(lm.model.config, decoder, 9, sampling, got.rows, prompts=prompts)
     seen = (got.model_forwards, got.token_forwards, got.logit_rows, got.kv_slots, flops)
     assert seen == (want.model_forwards, want.token_forwards, want.logit_rows, want.kv_slots, want.flops)
     assert got.prompt.tolist() == sorted(got.prompt.tolist()) and set(got.prompt.tolist()) == set(range(prompts))
-    first = DECODERS[decoder](lm, asked[0], sampling, seed).tokens
+    first = DECODE[decoder](lm, asked[0], sampling, seed).tokens
     assert decoder == "hf_batched" or torch.equal(got.tokens[got.prompt == 0], first)
     if decoder in ("sequential", "shared_prefill"):
-        assert torch.equal(got.tokens, DECODERS["dedup"](lm, asked, sampling, seed).tokens)
+        assert torch.equal(got.tokens, DECODE["dedup"](lm, asked, sampling, seed).tokens)
 
 
 @pytest.mark.parametrize("decoder", TREE_DECODERS)
 def test_every_prompt_of_a_batch_is_read(decoder):
     """Log-probabilities of each prompt's samples are those of plain forwards behind it."""
     lm, prompts = tiny(), torch.stack([prompt_of(9, seed=i) for i in range(3)])
-    out = DECODERS[decoder](lm, prompts, SMALL, 4)
+    out = DECODE[decoder](lm, prompts, SMALL, 4)
     for i, prompt in enumerate(prompts):
         tokens = out.tokens[out.prompt == i]
         full = torch.cat([prompt.expand(len(tokens), -1), tokens], 1)
@@ -162,13 +182,13 @@ def test_every_prompt_of_a_batch_is_read(decoder):
         np.testing.assert_allclose(out.tree.surprisals()[(out.prompt == i).numpy()], want, atol=1e-9)
     if decoder == "dedup":
         for other in ("sequential", "shared_prefill"):
-            assert torch.equal(DECODERS[other](lm, prompts, SMALL, 4).tokens, out.tokens)
+            assert torch.equal(DECODE[other](lm, prompts, SMALL, 4).tokens, out.tokens)
 
 
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
 def test_a_run_repeats_and_leaves_the_global_generators_alone(decoder):
     lm, state = tiny(), torch.random.get_rng_state()
-    first, again, other = (DECODERS[decoder](lm, prompt_of(8), SMALL, seed) for seed in (1, 1, 2))
+    first, again, other = (DECODE[decoder](lm, prompt_of(8), SMALL, seed) for seed in (1, 1, 2))
     assert torch.equal(first.tokens, again.tokens) and not torch.equal(first.tokens, other.tokens)
     assert torch.equal(state, torch.random.get_rng_state())
     assert first.tokens.dtype == torch.int64 and first.tokens.shape[1] == 6
@@ -181,7 +201,7 @@ def test_hf_batched_neither_stops_at_a_text_end_nor_avoids_it():
     lm.model.generation_config.eos_token_id = lm.model.config.eos_token_id = 3
     lm.model.generation_config.top_k = 1
     before = lm.model.generation_config
-    tokens = DECODERS["hf_batched"](lm, prompt_of(4, vocab=5), Sampling(samples=40, max_new_tokens=12), 0).tokens
+    tokens = DECODE["hf_batched"](lm, prompt_of(4, vocab=5), Sampling(samples=40, max_new_tokens=12), 0).tokens
     assert lm.model.generation_config is before
     assert tokens.shape == (40, 12)
     assert (tokens == 3).float().mean() > 0.05
@@ -197,7 +217,7 @@ def test_hf_batched_asks_generate_for_the_settings(stop, monkeypatch):
         return prompts.repeat_interleave(5, 0).repeat(1, 2)[:, : prompts.shape[1] + 6]
 
     monkeypatch.setattr(lm.model, "generate", generate)
-    DECODERS["hf_batched"](lm, prompt_of(8), replace(SMALL, temperature=0.6, top_k=9, top_p=0.7, stop_tokens=stop), 77)
+    DECODE["hf_batched"](lm, prompt_of(8), replace(SMALL, temperature=0.6, top_k=9, top_p=0.7, stop_tokens=stop), 77)
     config, seed = asked[0]
     want = {"do_sample": True, "num_return_sequences": 5, "max_new_tokens": 6, "temperature": 0.6, "top_k": 9,
             "top_p": 0.7, "min_new_tokens": None if stop else 6, "eos_token_id": list(stop) or None}  # fmt: skip
@@ -261,13 +281,13 @@ def test_in_bfloat16_the_arms_agree_up_to_rounding(kind):
     """Token for token is said of float32 and float64 alone: see the README of decoding_speedup."""
     low, exact, prompt = tiny(kind, 300, dtype=torch.bfloat16), tiny(kind, 300, dtype=torch.float32), prompt_of(30, 300)
     sampling, wrong = Sampling(samples=20, max_new_tokens=12), tiny(kind, 300, seed=1, dtype=torch.float32)
-    arms = {name: DECODERS[name](low, prompt, sampling, 3).tokens for name in ("sequential", "shared_prefill", "dedup")}
+    arms = {name: DECODE[name](low, prompt, sampling, 3).tokens for name in ("sequential", "shared_prefill", "dedup")}
     for name, tokens in arms.items():
         assert torch.equal(tokens[:, 0], arms["sequential"][:, 0])  # one prompt, one forward
-        assert torch.equal(tokens, DECODERS[name](low, prompt, sampling, 3).tokens)
+        assert torch.equal(tokens, DECODE[name](low, prompt, sampling, 3).tokens)
         by_low, by_exact, by_wrong = (score(lm.model, prompt, tokens.numpy(), 0.8) for lm in (low, exact, wrong))
         assert np.sqrt(np.mean((by_low - by_exact) ** 2)) < 0.25 < np.sqrt(np.mean((by_low - by_wrong) ** 2))
     same = (arms["sequential"] == arms["dedup"]).all(1).sum()
     assert same >= 5  # most texts are equal all the same; two seeds have none in common
-    other = DECODERS["dedup"](low, prompt, sampling, 4).tokens
+    other = DECODE["dedup"](low, prompt, sampling, 4).tokens
     assert (arms["sequential"] == other).all(1).sum() == 0

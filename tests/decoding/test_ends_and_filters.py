@@ -13,7 +13,7 @@ from scipy import stats
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from mlexp.decoding.costs import cost
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import grow
 from mlexp.decoding.filters import restrict
 from mlexp.decoding.scoring import score
@@ -96,7 +96,7 @@ def test_every_sample_has_the_law_of_the_model(decoder, rule):
 @pytest.mark.parametrize("decoder", ["sequential", "shared_prefill", "hf_batched"])
 def test_arms_without_a_tree_have_it_too(decoder):
     sampling = Sampling(samples=3000, max_new_tokens=G, **RULES["all"])
-    out = DECODERS[decoder](tiny(vocab=V, sharpness=8.0), prompt_of(P, vocab=V), sampling, 3)
+    out = DECODE[decoder](tiny(vocab=V, sharpness=8.0), prompt_of(P, vocab=V), sampling, 3)
     assert g_test(out.tokens.numpy(), *texts(sampling)) > 1e-3
 
 
@@ -106,7 +106,7 @@ def test_arms_without_a_tree_have_it_too(decoder):
 def test_arms_with_one_seed_draw_the_same_texts_and_forward_no_ended_one(rule, samples, new, prompts, seed):
     lm, asked = tiny(vocab=V, sharpness=8.0), torch.stack([prompt_of(P, vocab=V, seed=i) for i in range(prompts)])
     sampling = Sampling(samples, new, **RULES[rule])
-    a, b, c = (DECODERS[d](lm, asked, sampling, seed) for d in ("sequential", "shared_prefill", "dedup"))
+    a, b, c = (DECODE[d](lm, asked, sampling, seed) for d in ("sequential", "shared_prefill", "dedup"))
     assert torch.equal(a.tokens, b.tokens) and torch.equal(a.tokens, c.tokens)
     assert torch.equal(a.lengths, b.lengths) and torch.equal(a.lengths, c.lengths)
     forwarded = int((a.lengths - 1).sum())
@@ -121,7 +121,7 @@ def test_arms_with_one_seed_draw_the_same_texts_and_forward_no_ended_one(rule, s
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
 def test_behind_the_end_stands_the_first_stop_token(decoder):
     sampling = Sampling(samples=40, max_new_tokens=7, max_paths=40, branch_factor=40, threshold=0.0, stop_tokens=(4, 1))
-    out = DECODERS[decoder](tiny(vocab=V, sharpness=4.0), prompt_of(P, vocab=V), sampling, 0)
+    out = DECODE[decoder](tiny(vocab=V, sharpness=4.0), prompt_of(P, vocab=V), sampling, 0)
     assert len(set(out.lengths.tolist())) > 2
     for row, length in zip(out.tokens.tolist(), out.lengths.tolist(), strict=True):
         assert not {4, 1} & set(row[: length - 1]) and (length == 7 or row[length - 1] in (4, 1))

@@ -13,7 +13,7 @@ from scipy import stats
 from mlexp.decoding.engine import grow
 from mlexp.decoding.kernels.reference import fork_paths, particle_groups
 from mlexp.decoding.policies import POLICIES
-from mlexp.decoding.settings import Sampling
+from mlexp.decoding.settings import BranchRule, Sampling
 
 from .models import exact_paths, prompt_of, tiny
 
@@ -58,13 +58,13 @@ def test_particles_part_into_contiguous_near_equal_groups():
     count = torch.tensor([[20, 2, 9, 1]])
     tip = torch.arange(4).repeat_interleave(count[0])[None]
     entropy = torch.tensor([5.0, 5.0, 1.0, 5.0])[tip]
-    parts, lead = particle_groups(entropy, tip, count, 4.0, 3, 20, False)
+    parts, lead = particle_groups(entropy, tip, count, BranchRule(4.0, 3, 20))
     assert parts.tolist() == [[3, 2, 1, 1]]
     assert torch.unique(lead[0, :20], return_counts=True)[1].sort().values.tolist() == [6, 7, 7]
     assert (lead.diff() >= 0).all() and lead[0, 20:].tolist() == [20, 21, *[22] * 9, 31]
     # one path more is all that the tree may have
-    assert particle_groups(entropy, tip, count, 4.0, 3, 5, False)[0].tolist() == [[2, 1, 1, 1]]
-    assert particle_groups(entropy, tip, count, 4.0, 3, 5, True)[0].tolist() == count.tolist()
+    assert particle_groups(entropy, tip, count, BranchRule(4.0, 3, 5))[0].tolist() == [[2, 1, 1, 1]]
+    assert particle_groups(entropy, tip, count, BranchRule(4.0, 3, 5, lossless=True))[0].tolist() == count.tolist()
 
 
 @pytest.mark.parametrize("decoder", ["eab_particles", "eab_paper"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import grow
 from mlexp.decoding.quality import (
     contains_answer,
@@ -77,7 +77,7 @@ def test_answers_are_found_in_any_case_and_spacing():
 @pytest.mark.parametrize("decoder", DECODER_NAMES)
 def test_every_arm_is_scored_by_the_same_function(decoder):
     lm, prompt, sampling = tiny(), prompt_of(5), Sampling(samples=4, max_new_tokens=5)
-    samples = DECODERS[decoder](lm, prompt, sampling, 1)
+    samples = DECODE[decoder](lm, prompt, sampling, 1)
     got = surprisal(lm, prompt, samples.tokens, sampling)
     assert got.shape == samples.tokens.shape and (got >= 0).all()
     if samples.tree is not None:

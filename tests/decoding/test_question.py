@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from mlexp.decoding import kernels
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.effective import Estimate
 from mlexp.decoding.quality import Effective
 from mlexp.decoding.recipes import Nano
@@ -108,8 +108,8 @@ def runs(monkeypatch):
 
         return run
 
-    for name, decode in list(DECODERS.items()):
-        monkeypatch.setitem(DECODERS, name, watched(name, decode))
+    for name, decode in list(DECODE.items()):
+        monkeypatch.setitem(DECODE, name, watched(name, decode))
     return seen
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlexp.decoding import engine, kernels
 from mlexp.decoding.attention import tree_attention_on
 from mlexp.decoding.costs import cost
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import Forest, alone, decode, grow
 from mlexp.decoding.policies import POLICIES
 from mlexp.decoding.rng import path_seeds
@@ -67,7 +67,7 @@ def test_idle_rows_and_other_prompts_change_nothing(
 
 def test_copies_of_a_prompt_are_rows_that_share_nothing():
     lm, prompt, seeds = tiny(), prompt_of(7), path_seeds(3, 1, 5)[0]
-    want = DECODERS["shared_prefill"](lm, prompt, SMALL, 3).tokens.numpy()
+    want = DECODE["shared_prefill"](lm, prompt, SMALL, 3).tokens.numpy()
     for idle in (True, False):
         tree, counts = decode(lm.model, prompt[None], seeds[:, None], alone(SMALL), "dedup", copies=5, idle_rows=idle)
         assert (tree.tokens() == want).all() and counts.token_forwards == 7 + 5 * 5
@@ -151,7 +151,7 @@ class Shape:
 
 
 def test_graphs_are_kept_for_all_that_shapes_them(monkeypatch):
-    captured, replayed, held = [], [], {}
+    captured, replayed, graphs = [], [], {}
 
     class Graphs:
         def __init__(self, forest):
@@ -164,17 +164,17 @@ def test_graphs_are_kept_for_all_that_shapes_them(monkeypatch):
     monkeypatch.setattr(engine, "Graphs", Graphs)
     monkeypatch.setattr(engine, "Forest", lambda *args: args)
     model = SimpleNamespace(device="cuda")
-    first = {"model": model, "prompts": Shape(1, 7), "seeds": Shape(1, 5), "sampling": SMALL, "decoder": "dedup"}
+    first = {"model": model, "prompts": Shape(1, 7), "seeds": Shape(1, 5), "sampling": SMALL, "policy": "dedup"}
     changes = [{"model": SimpleNamespace(device="cuda")}, {"prompts": Shape(2, 7)}, {"seeds": Shape(2, 5)},
-               {"sampling": alone(SMALL)}, {"decoder": "eab_paper"}, {"copies": 2}, {"backend": "triton"},
+               {"sampling": alone(SMALL)}, {"policy": "eab_paper"}, {"copies": 2}, {"backend": "triton"},
                {"idle_rows": True}]  # fmt: skip
     for change in changes:
         for asked, more in ((first, 1), (first, 0), (first | change, 1), (first | change, 0)):
             before = len(captured)
-            tree, _ = engine.decode(**asked, held=held)
-            assert tree[0] is asked["model"] and tree[3:5] == (asked["sampling"], asked["decoder"])
+            tree, _ = engine.decode(**asked, graphs=graphs)
+            assert tree[0] is asked["model"] and tree[3:5] == (asked["sampling"], asked["policy"])
             assert replayed[-1] == (asked["prompts"], asked["seeds"])
-            assert len(captured) == before + more and len(held) == 1
+            assert len(captured) == before + more and len(graphs) == 1
 
 
 def test_a_forest_can_run_again_on_other_prompts_and_seeds_in_place():
@@ -211,12 +211,12 @@ class TestOnTheGpu:
     def test_graphs_replay_what_steps_do_and_a_cpu_too(self, decoder):
         cpu, gpu = tiny(dtype=torch.float64), tiny(dtype=torch.float64)
         gpu.model.cuda()
-        held: dict = {}
+        saved: dict = {}
         for seed in (3, 4):  # the second replays the first's graphs
             for asked in (prompt_of(7), prompt_of(7, seed=5)):
-                want = DECODERS[decoder](cpu, asked, SMALL, seed)
-                got = DECODERS[decoder](gpu, asked, SMALL, seed, held)
-                eager, _ = count_flops(lambda p=asked, s=seed: DECODERS[decoder](gpu, p, SMALL, s, {}))
+                want = DECODE[decoder](cpu, asked, SMALL, seed)
+                got = DECODE[decoder](gpu, asked, SMALL, seed, saved)
+                eager, _ = count_flops(lambda p=asked, s=seed: DECODE[decoder](gpu, p, SMALL, s, {}))
                 assert torch.equal(got.tokens, eager.tokens) or decoder == "hf_batched"
                 assert torch.equal(got.tokens, want.tokens) or decoder == "hf_batched"
                 assert got.token_forwards == eager.token_forwards == cost(
@@ -226,9 +226,9 @@ class TestOnTheGpu:
     def test_no_replay_synchronises(self, decoder):
         lm = tiny(dtype=torch.float32)
         lm.model.cuda()
-        held: dict = {}
-        grow(lm.model, prompt_of(7), SMALL, decoder, 0, held=held)
-        graphs, prompts = next(iter(held.values())), prompt_of(7)[None].cuda()
+        saved: dict = {}
+        grow(lm.model, prompt_of(7), SMALL, decoder, 0, graphs=saved)
+        graphs, prompts = next(iter(saved.values())), prompt_of(7)[None].cuda()
         seeds = path_seeds(1, 1, 5).cuda()
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -244,5 +244,5 @@ class TestOnTheGpu:
     def test_bfloat16_runs_and_stays_a_tree(self, decoder):
         lm = tiny(dtype=torch.bfloat16)
         lm.model.cuda()
-        tree, _ = grow(lm.model, prompt_of(7), SMALL, decoder, 0, trees=3, held={})
+        tree, _ = grow(lm.model, prompt_of(7), SMALL, decoder, 0, trees=3, graphs={})
         assert (tree.tokens() >= 0).all() and tree.tokens().shape[1] == 6

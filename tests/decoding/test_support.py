@@ -9,7 +9,7 @@ import torch
 from mlexp.decoding import attention, support
 from mlexp.decoding.attention import attention_as, tree_attention_on
 from mlexp.decoding.caches import PoolLayer, RowsLayer
-from mlexp.decoding.decoders import DECODERS
+from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import grow
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
 from mlexp.decoding.support import check, distance
@@ -35,7 +35,7 @@ def test_a_window_of_the_rows_is_compared_too(monkeypatch):
     monkeypatch.setattr(attention, "_rows", lambda q, k, v, mask, *more: rows(q, k, v, None, *more))
     for decoder in ("sequential", "shared_prefill"):
         with pytest.raises(ValueError, match="cannot be decoded"):
-            DECODERS[decoder](SimpleNamespace(model=build("mistral")), prompt(), ASK, 0)
+            DECODE[decoder](SimpleNamespace(model=build("mistral")), prompt(), ASK, 0)
 
 
 @pytest.mark.parametrize(("name", "argument"), [("gemma2", "softcap"), ("gpt_oss", "s_aux")])
@@ -137,7 +137,7 @@ def test_every_arm_refuses_an_encoder_decoder_by_name():
     model = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
     for decoder in set(DECODER_NAMES) - {"hf_batched"}:
         with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
-            DECODERS[decoder](SimpleNamespace(model=model.eval()), prompt(), ASK, 0)
+            DECODE[decoder](SimpleNamespace(model=model.eval()), prompt(), ASK, 0)
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])

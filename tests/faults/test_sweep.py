@@ -308,12 +308,12 @@ def test_noop(cell, number, arm):
 WATCHED = """
 import sys, time, psutil
 from mlexp.harness import sweep
-keep, seen = sweep.Dispatch.keep, {}
+store, seen = sweep.Dispatch.store, {}
 def watched(self, *args):
-    keep(self, *args)
+    store(self, *args)
     if self.done in (100, 1000):
         seen[self.done] = time.perf_counter(), time.process_time(), psutil.Process().memory_info().rss
-sweep.Dispatch.keep = watched
+sweep.Dispatch.store = watched
 status = sweep.run(sweep.Share(cpus=1), sys.argv[1:])
 print(*(b - a for a, b in zip(seen[100], seen[1000])), file=sys.stderr)
 sys.exit(status)

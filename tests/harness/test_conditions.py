@@ -17,7 +17,7 @@ import pytest
 
 from mlexp import journal, record
 from mlexp.harness import conditions as module
-from mlexp.harness import measure
+from mlexp.harness import host, measure
 from mlexp.harness.conditions import Reading, between, child_processes, conditions, cpu_quota
 
 pytest_plugins = ["pytester"]
@@ -152,11 +152,11 @@ def test_throttling_by_the_driver_s_names(old, mask, reasons):
 
     name = "nvmlDeviceGetCurrentClocks" + ("ThrottleReasons" if old else "EventReasons")
     driver = SimpleNamespace(nvmlInit_v2=lambda: 0, nvmlDeviceGetHandleByIndex_v2=lambda *_: 0)
-    assert measure.Nvml(driver).throttled_by() is None
+    assert host.Nvml(driver).throttled_by() is None
     setattr(driver, name, lambda *_: 3)  # not supported
-    assert measure.Nvml(driver).throttled_by() is None
+    assert host.Nvml(driver).throttled_by() is None
     setattr(driver, name, read)
-    assert measure.Nvml(driver).throttled_by() == reasons
+    assert host.Nvml(driver).throttled_by() == reasons
 
 
 def spawn(method, count):

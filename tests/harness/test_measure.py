@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlexp.harness import measure
+from mlexp.harness import host, measure
 
 MIB = 2**20
 
@@ -89,8 +89,9 @@ class Driver:
     ("window", "supported", "joules"), [(0.0, True, 1000.0), (measure.ENERGY_WINDOW_S, True, None), (0.0, False, None)]
 )
 def test_energy_is_the_counter_s_or_nothing(monkeypatch, window, supported, joules):
-    gpu = measure.Nvml(Driver(supported))
+    gpu = host.Nvml(Driver(supported))
     monkeypatch.setattr(measure, "nvml", lambda: gpu)
+    monkeypatch.setattr(host, "nvml", lambda: gpu)
     monkeypatch.setattr(measure, "ENERGY_WINDOW_S", window)
     with measure.energy("cuda") as meter:
         pass
@@ -100,22 +101,22 @@ def test_energy_is_the_counter_s_or_nothing(monkeypatch, window, supported, joul
 
 
 def git(folder, *args):
-    words = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+    argv = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args]
+    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
 
 
 def test_dirty_looks_at_code_alone(tmp_path):
-    assert measure.git_state(tmp_path) == (None, None)
+    assert host.git_state(tmp_path) == (None, None)
     (tmp_path / "code.py").write_text("x = 1")
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "out.json").write_text("{}")
-    commit, dirty = measure.git_state(tmp_path)
+    commit, dirty = host.git_state(tmp_path)
     assert len(commit) == 40 and dirty is False
     (tmp_path / "code.py").write_text("x = 2")
-    assert measure.git_state(tmp_path) == (commit, True)
+    assert host.git_state(tmp_path) == (commit, True)
 
 
 def test_threads_follow_what_was_asked(monkeypatch):
@@ -138,16 +139,16 @@ def test_the_environment_is_plain_json():
     [("cpu", 1, "A CPU, 1 thread"), ("cpu", None, "A CPU, 3 threads"), ("cuda", 2, "A CPU, 2 threads + A GPU")],
 )
 def test_a_machine_is_its_processor_its_threads_and_its_gpu(monkeypatch, device, count, line):
-    monkeypatch.setattr(measure, "cpu_model", lambda: "A CPU")
-    monkeypatch.setattr(measure, "nvml", lambda: measure.Nvml(Driver()))
+    monkeypatch.setattr(host, "cpu_model", lambda: "A CPU")
+    monkeypatch.setattr(host, "nvml", lambda: host.Nvml(Driver()))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert measure.machine(device, count) == line
 
 
 def test_provenance_holds_each_version_under_its_own_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "version", lambda package: f"version of {package}")
-    monkeypatch.setattr(measure, "machine", lambda device: f"machine with {device}")
-    monkeypatch.setattr(measure, "git_state", lambda root: ("abc123", True))
+    monkeypatch.setattr(host, "version", lambda package: f"version of {package}")
+    monkeypatch.setattr(host, "machine", lambda device: f"machine with {device}")
+    monkeypatch.setattr(host, "git_state", lambda root: ("abc123", True))
     found = measure.provenance(tmp_path, "cpu", commit="abc")
     assert found == {
         "machine": "machine with cpu", "commit": "abc123", "dirty": True, "torch": "version of torch",
@@ -155,5 +156,5 @@ def test_provenance_holds_each_version_under_its_own_name(monkeypatch, tmp_path)
     }  # fmt: skip
     with pytest.raises(ValueError, match="--commit abd: git says abc123"):
         measure.provenance(tmp_path, "cpu", commit="abd")
-    monkeypatch.setattr(measure, "git_state", lambda root: (None, None))
+    monkeypatch.setattr(host, "git_state", lambda root: (None, None))
     assert measure.provenance(tmp_path, "cpu", commit="abd")["commit"] == "abd"

@@ -108,7 +108,7 @@ def test_on_windows_the_registry_names_it(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "winreg", registry)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert processor._told_by_the_system() == "ProcessorNameString of 0"
+    assert processor._system_name() == "ProcessorNameString of 0"
 
 
 def test_machines_of_two_arms_are_two(monkeypatch):

@@ -1,4 +1,4 @@
-"""Front door of the branch kernels: one function a kernel, the backend chosen by name, nothing imported before its use.
+"""The branch kernels: one function a kernel, the backend chosen by name, nothing imported before its use.
 
 `reference` is plain torch and runs everywhere. `triton` and `cuda` run on a CUDA device; with TRITON_INTERPRET=1
 `triton` also runs on CPU tensors, interpreted. They are torch custom operators: they compile, count FLOPs, and check.
@@ -6,7 +6,7 @@
 
 import os
 from importlib import import_module, util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
+from ..settings import BranchRule
 from . import reference
 
 if TYPE_CHECKING:  # imported by name at first use; named here for readers, and for tools that follow imports
@@ -73,72 +74,78 @@ def choose(
     return backend
 
 
-def _run(kernel: str, backend: str, *args):
+Sampled = tuple[Tensor, Tensor, Tensor, Tensor]  # entropy, log_z, tokens, logprobs
+Forked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # tip, source, multiplicity, parts, ancestors
+
+
+def _run(kernel: str, backend: str, *args: object) -> Any:
     return getattr(import_module(f".{backend}", __name__), kernel)(*args)
 
 
 def entropy_sample(
     logits: Tensor, temperature: float, seeds: Tensor, position: Tensor | int, k: int = 1, rows: Tensor | None = None,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Sampled:  # fmt: skip
     """See reference.entropy_sample; `backend` is `auto` or one of BACKENDS."""
     backend = choose("entropy_sample", logits.device.type, backend, logits.dtype)
     if backend == "reference":
         return reference.entropy_sample(logits, temperature, seeds, position, k, rows)
     if not isinstance(position, Tensor):
         position = torch.full((), position, dtype=torch.int64, device=logits.device)
-    return _entropy_sample(logits, temperature, seeds, position, k, rows, backend)
+    sampled: Sampled = _entropy_sample(logits, temperature, seeds, position, k, rows, backend)
+    return sampled
 
 
 @custom_op("mlexp::entropy_sample", mutates_args=())
 def _entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: Tensor, k: int, rows: Tensor | None,
                     backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _run("entropy_sample", backend, logits, temperature, seeds, position, k, rows)
+    sampled: Sampled = _run("entropy_sample", backend, logits, temperature, seeds, position, k, rows)
+    return sampled
 
 
 @_entropy_sample.register_fake
-def _(logits, temperature, seeds, position, k, rows, backend):
+def _(logits: Tensor, temperature: float, seeds: Tensor, position: Tensor, k: int, *_: object) -> Sampled:
     m = len(seeds)
     one, many = (logits.new_empty(shape, dtype=torch.float32) for shape in ((m,), (m, k)))
     return one, torch.empty_like(one), logits.new_empty((m, k), dtype=torch.int64), many
 
 
 @register_flop_formula(torch.ops.mlexp.entropy_sample)
-def _(*args, **kwargs) -> int:
+def _(*args: object, **kwargs: object) -> int:
     return 0  # as torch's own softmax: only matrix products and attention count
 
 
 def fork(
     entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor | int,
-    first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool = False,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    first_slot: int, rule: BranchRule, backend: str = "auto",
+) -> Forked:  # fmt: skip
     """See reference.fork; `backend` is `auto` or one of BACKENDS."""
     backend = choose("fork", tip.device.type, backend)
-    rule = (first_slot, threshold, branch_factor, max_paths, lossless)
     if backend == "reference":
-        return reference.fork(entropy, tip, multiplicity, token, ancestors, depth, *rule)
+        return reference.fork(entropy, tip, multiplicity, token, ancestors, depth, first_slot, rule)
     if not isinstance(depth, Tensor):
         depth = torch.full((), depth, dtype=torch.int64, device=tip.device)
-    return _fork(entropy, tip, multiplicity, token, ancestors, depth, *rule, backend)
+    forked: Forked = _fork(entropy, tip, multiplicity, token, ancestors, depth, first_slot, *rule, backend)
+    return forked
 
 
 @custom_op("mlexp::fork", mutates_args=())
 def _fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor,
-          first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool, backend: str,
+          first_slot: int, threshold_nats: float, branch_factor: int, max_paths: int, lossless: bool, backend: str,
           ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _run("fork", backend, entropy, tip, multiplicity, token, ancestors, depth, first_slot, threshold,
-                branch_factor, max_paths, lossless)  # fmt: skip
+    rule = BranchRule(threshold_nats, branch_factor, max_paths, lossless)
+    forked: Forked = _run("fork", backend, entropy, tip, multiplicity, token, ancestors, depth, first_slot, rule)
+    return forked
 
 
 @_fork.register_fake
-def _(entropy, tip, multiplicity, token, ancestors, depth, *rule):
-    rows = (torch.empty_like(multiplicity) for _ in range(3))
-    return torch.empty_like(tip), *rows, torch.empty_like(ancestors)
+def _(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, *_: object) -> Forked:
+    source, counts, parts = (torch.empty_like(multiplicity) for _ in range(3))
+    return torch.empty_like(tip), source, counts, parts, torch.empty_like(ancestors)
 
 
 @register_flop_formula(torch.ops.mlexp.fork)
-def _(*args, **kwargs) -> int:
+def _(*args: object, **kwargs: object) -> int:
     return 0  # integers only
 
 
@@ -152,26 +159,31 @@ def tree_attention(
     width = max(q.shape[2], v_pool.shape[2])
     backend = choose("tree_attention", q.device.type, backend, k_pool.dtype, width)
     args = (q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, first, softcap, sinks)
-    return reference.tree_attention(*args) if backend == "reference" else _tree_attention(*args, backend)
+    if backend == "reference":
+        return reference.tree_attention(*args)
+    out: Tensor = _tree_attention(*args, backend)
+    return out
 
 
 @custom_op("mlexp::tree_attention", mutates_args=())
 def _tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor,
                     lengths: Tensor | None, group: int | None, scale: float | None, first: Tensor | None,
                     softcap: float | None, sinks: Tensor | None, backend: str) -> Tensor:  # fmt: skip
-    return _run("tree_attention", backend, q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale, first,
-                softcap, sinks)  # fmt: skip
+    out: Tensor = _run("tree_attention", backend, q, k_pool, v_pool, prompt_len, ancestors, lengths, group, scale,
+                       first, softcap, sinks)  # fmt: skip
+    return out
 
 
 @_tree_attention.register_fake
-def _(q, k_pool, v_pool, *args):
+def _(q: Tensor, k_pool: Tensor, v_pool: Tensor, *_: object) -> Tensor:
     return q.new_empty((*q.shape[:2], v_pool.shape[2]), dtype=v_pool.dtype)
 
 
 @register_flop_formula(torch.ops.mlexp.tree_attention, get_raw=True)
 def _(
-    q, k_pool, v_pool, prompt_len, ancestors, lengths=None, group=None, scale=None, first=None, *args, **kwargs
-) -> int:
+    q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, ancestors: Tensor, lengths: Tensor | None = None,
+    group: int | None = None, scale: float | None = None, first: Tensor | None = None, *args: object, **kwargs: object,
+) -> int:  # fmt: skip
     """Two products of every query head with each slot that its tip sees; of fake lengths or firsts, with all slots.
 
     The reference multiplies all slots and masks, so it counts more where `lengths` or `first` leave some out.

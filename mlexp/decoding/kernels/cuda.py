@@ -5,9 +5,11 @@ NVRTC and the driver are called through ctypes: torch's CUDA builds bring the on
 
 import ctypes
 import ctypes.util
+import functools
 from functools import cache
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ WAVES = 4  # CTAs wanted per multiprocessor before a row is cut no finer
 def _libraries() -> list[str]:
     """Where NVRTC may be, best first: pip's packages of torch's CUDA version, of another one, the system's."""
     spec = util.find_spec("nvidia")
-    roots = spec.submodule_search_locations if spec else ()
+    roots = (spec.submodule_search_locations if spec else None) or ()
     paths = sorted(str(p) for root in roots for p in Path(root).glob("**/libnvrtc.so*"))
     major = (torch.version.cuda or "").split(".")[0]
     paths.sort(key=lambda path: not path.endswith(f".so.{major}"))
@@ -71,7 +73,7 @@ def compile_source(source: str | bytes, arch: str, defines: dict[str, object]) -
     text = source.encode() if isinstance(source, str) else source
     options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{name}={value}" for name, value in defines.items())]
 
-    def text_of(kind):
+    def text_of(kind: str) -> bytes:
         getattr(nvrtc, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
         out = ctypes.create_string_buffer(size.value)
         getattr(nvrtc, f"nvrtcGet{kind}")(program, out)
@@ -110,10 +112,10 @@ def _kernels(device: int, k: int, dtype: torch.dtype) -> tuple[ctypes.c_void_p, 
     return kernels
 
 
-def _launch(kernel: ctypes.c_void_p, grid: tuple[int, int], warps: int, *args) -> None:
+def _launch(kernel: ctypes.c_void_p, grid: tuple[int, int], warps: int, *args: Any) -> None:
     """Arguments are tensors and ctypes numbers or pointers."""
-    held = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in args]
-    pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(a) for a in held))
+    values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in args]
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(a) for a in values))
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
     status = _driver().cuLaunchKernel(kernel, *grid, 1, 32 * warps, 1, 1, 0, stream, pointers, None)
     _check(status, "cuLaunchKernel")
@@ -140,24 +142,25 @@ def entropy_sample(
         raise TypeError(f"logits are {logits.dtype}; the CUDA kernel reads {', '.join(DTYPES.values())}")
     (m,), V, device = seeds.shape, logits.shape[1], logits.device
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    no_rows = ctypes.c_void_p()  # draw i from row i
-    seeds, position, rows = (
-        no_rows if t is None else t.to(device, torch.int64).contiguous() for t in (seeds, position, rows)
-    )
-    floats = {"dtype": torch.float32, "device": device}
-    entropy, log_z, logprobs = (torch.empty(shape, **floats) for shape in ((m,), (m,), (m, k)))
+    seeds, position = (t.to(device, torch.int64).contiguous() for t in (seeds, position))
+    # a null pointer: draw i from row i
+    row_of_draw = ctypes.c_void_p() if rows is None else rows.to(device, torch.int64).contiguous()
+    floats = functools.partial(torch.empty, dtype=torch.float32, device=device)
+    entropy, log_z, logprobs = floats(m), floats(m), floats(m, k)
     drawn = torch.empty(m, k, dtype=torch.int64, device=device)
     if not m:
         return entropy, log_z, drawn, logprobs
     blocks = vocabulary_blocks(m, V, torch.cuda.get_device_properties(device).multi_processor_count)
-    states, values = (torch.empty(m, blocks, n, **floats) for n in (3, k))
+    states, values = floats(m, blocks, 3), floats(m, blocks, k)
     tokens = torch.empty(m, blocks, k, dtype=torch.int32, device=device)
     stride, inverse = ctypes.c_longlong(logits.stride(0)), ctypes.c_float(1.0 / temperature)
     with torch.cuda.device(device):
         sample, merge = _kernels(device.index, k, logits.dtype)
         parts = states, values, tokens
-        _launch(sample, (m, blocks), WARPS, logits, stride, ctypes.c_int(V), inverse, seeds, position, rows, *parts)
+        _launch(
+            sample, (m, blocks), WARPS, logits, stride, ctypes.c_int(V), inverse, seeds, position, row_of_draw, *parts
+        )
         counts = ctypes.c_int(blocks), ctypes.c_int(m)
         outputs = entropy, log_z, drawn, logprobs
-        _launch(merge, (-(-m // WARPS), 1), WARPS, logits, stride, inverse, rows, *parts, *counts, *outputs)
+        _launch(merge, (-(-m // WARPS), 1), WARPS, logits, stride, inverse, row_of_draw, *parts, *counts, *outputs)
     return outputs

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..rng import at_a_time, child_seeds, token_words
+from ..settings import BranchRule
 
 ROUNDING = 8  # units in the last place of float32 by which two backends' perturbed logits may differ
 GUMBEL_MAX = 24.0  # no Gumbel number exceeds it: -ln of the smallest exponential, 2^-33, is 22.9
@@ -42,18 +43,18 @@ def gumbel(words: Tensor, kind: torch.dtype) -> Tensor:
     return v.neg_().log1p_().neg_().log_().neg_()
 
 
-def draw(x: Tensor, seeds: Tensor, position, k: int, rows: Tensor) -> Tensor:
+def draw(x: Tensor, seeds: Tensor, position: Tensor | int, k: int, rows: Tensor) -> Tensor:
     """Gumbel-top-k (Kool et al. 2019): k distinct tokens, x (n, V), seeds and rows (m,) -> (m, k) int64.
 
     The first is an exact sample of softmax(x[row]), all k are draws without replacement. Ties go to the lowest token;
     where fewer than k tokens are possible, the rest are -1.
     """
     tokens = torch.empty(len(seeds), k, dtype=torch.int64, device=x.device)
-    for some in torch.arange(len(seeds), device=x.device).split(at_a_time(seeds, CHUNK // x.shape[-1])):
-        perturbed = gumbel(token_words(seeds[some], position, x.shape[-1]), x.dtype).add_(x[rows[some]])
+    for part in torch.split(torch.arange(len(seeds), device=x.device), at_a_time(seeds, CHUNK // x.shape[-1])):
+        perturbed = gumbel(token_words(seeds[part], position, x.shape[-1]), x.dtype).add_(x[rows[part]])
         for j in range(k):
             best, at = perturbed.max(-1, keepdim=True)
-            tokens[some, j : j + 1] = at.masked_fill_(best == -math.inf, -1)
+            tokens[part, j : j + 1] = at.masked_fill_(best == -math.inf, -1)
             if j + 1 < k:
                 perturbed.scatter_(-1, at.clamp(min=0), -math.inf)
     return tokens
@@ -66,7 +67,7 @@ def log_probs(x: Tensor, log_z: Tensor, tokens: Tensor, rows: Tensor) -> Tensor:
 
 
 def entropy_sample(
-    logits: Tensor, temperature: float, seeds: Tensor, position, k: int = 1, rows: Tensor | None = None
+    logits: Tensor, temperature: float, seeds: Tensor, position: Tensor | int, k: int = 1, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Entropy, ln Z, and k draws without replacement from softmax(logits / temperature), for m draws.
 
@@ -81,19 +82,18 @@ def entropy_sample(
     return h[rows], log_z[rows], tokens, log_probs(x, log_z, tokens, rows)
 
 
-def particle_groups(entropy: Tensor, tip: Tensor, multiplicity: Tensor, threshold: float, branch_factor: int,
-                    max_paths: int, lossless: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+def particle_groups(entropy: Tensor, tip: Tensor, multiplicity: Tensor, rule: BranchRule) -> tuple[Tensor, Tensor]:
     """Into how many groups each tip's particles part, (T, W), and the first particle of each particle's group, (T, N).
 
     See `fork`. The groups of a tip are runs of its particles in order, their sizes differ by one at most.
     """
     live = multiplicity > 0
-    if lossless:
+    if rule.lossless:
         parts = multiplicity.clamp(min=1)
     else:
-        uncertain = torch.zeros_like(live).scatter_(1, tip, entropy >= threshold)
-        extra = torch.where(uncertain & live, multiplicity.clamp(max=branch_factor) - 1, 0)
-        left = max_paths - live.sum(1, keepdim=True) - (extra.cumsum(1) - extra)  # paths still allowed, tip by tip
+        uncertain = torch.zeros_like(live).scatter_(1, tip, entropy >= rule.threshold_nats)
+        extra = torch.where(uncertain & live, multiplicity.clamp(max=rule.branch_factor) - 1, 0)
+        left = rule.max_paths - live.sum(1, keepdim=True) - (extra.cumsum(1) - extra)  # paths still allowed, tip by tip
         parts = 1 + torch.minimum(left.clamp_(min=0), extra)
     together = tip[:, :, None] == tip[:, None, :]  # (T, N, N)
     rank = together.tril(-1).sum(-1)
@@ -101,16 +101,16 @@ def particle_groups(entropy: Tensor, tip: Tensor, multiplicity: Tensor, threshol
     return parts, _first(together & (group[:, :, None] == group[:, None, :]))
 
 
-def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth, first_slot: int,
-         threshold: float, branch_factor: int, max_paths: int, lossless: bool = False,
-         groups: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor | int,
+         first_slot: int, rule: BranchRule, groups: tuple[Tensor, Tensor] | None = None,
+         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The next tips of every tree from the draws of its particles; `groups` are theirs if `particle_groups` gave them.
 
     entropy (T, N) of each particle's tip, tip (T, N) int64 row of each particle, multiplicity (T, W) int64 particles
     at each row (0 = no tip), token (T, N) int64 drawn by each particle, ancestors (R, L) int32. A tip whose entropy
-    reaches `threshold` (nats) parts its m particles into min(branch_factor, m) groups, as far as the tree's max_paths
-    live paths allow, tip by tip; any other stays one group; with `lossless` every particle is a group. A group
-    follows the token of its first particle, the other draws are not used. Equal tokens of a tip share a child.
+    reaches the rule's `threshold_nats` parts its m particles into min(branch_factor, m) groups, as far as the tree's
+    max_paths live paths allow, tip by tip; any other stays one group; with `lossless` every particle is a group. A
+    group follows the token of its first particle, the other draws are not used. Equal tokens of a tip share a child.
     Children are rows 0, 1, ... of their tree in the order (tip, first particle).
 
     -> tip (T, N) of every particle now, source (T, W) the particle whose draw made the row (0 where there is none),
@@ -118,8 +118,7 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
     the child's own slot, first_slot + depth * R + row, in column `depth` (if there is one; rows without a tip are
     undefined).
     """
-    rule = (threshold, branch_factor, max_paths, lossless)
-    parts, lead = groups or particle_groups(entropy, tip, multiplicity, *rule)
+    parts, lead = groups or particle_groups(entropy, tip, multiplicity, rule)
     token = token.gather(1, lead)
     same_tip = tip[:, :, None] == tip[:, None, :]
     first = _first(same_tip & (token[:, :, None] == token[:, None, :]))  # (T, N) the first particle of each's child
@@ -131,7 +130,7 @@ def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ance
     return child, source, counts, parts, descend(ancestors, tip.gather(1, source), depth, first_slot)
 
 
-def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor:
+def descend(ancestors: Tensor, parent: Tensor, depth: Tensor | int, first_slot: int) -> Tensor:
     """Every row takes its parent's ancestors and adds its own slot: ancestors (R, L), parent (T, W) row of the tree."""
     (T, W), (R, L) = parent.shape, ancestors.shape
     row = torch.arange(R, device=parent.device)
@@ -141,28 +140,29 @@ def descend(ancestors: Tensor, parent: Tensor, depth, first_slot: int) -> Tensor
 
 
 def fork_paths(entropy: Tensor, live: Tensor, total: Tensor, seeds: Tensor, tokens: Tensor, logprobs: Tensor,
-               ancestors: Tensor, depth, first_slot: int, threshold: float) -> tuple[Tensor, ...]:  # fmt: skip
+               ancestors: Tensor, depth: Tensor | int, first_slot: int, threshold_nats: float,
+               ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The next paths of every tree under the original's policy: the W most likely of all children survive.
 
     entropy, live (bool), total (log-probability), seeds: (T, W); tokens and logprobs of k distinct draws: (T, W, k);
-    W is the limit of live paths. A path splits into its k draws where its entropy reaches `threshold` and the tree has
-    fewer than W paths; otherwise it goes on with the first draw. Ties to the lowest index; the order of paths is kept.
-    The first child goes on with its parent's seed, the others start streams of their own.
+    W is the limit of live paths. A path splits into its k draws where its entropy reaches `threshold_nats` and the tree
+    has fewer than W paths; otherwise it goes on with the first draw. Ties go to the lowest index, and paths keep their
+    order. The first child goes on with its parent's seed, the others start streams of their own.
 
     -> source (T, W): parent * k + draw of every row now, live, total, seeds, split (of the old rows), ancestors.
     """
     (T, W), k = live.shape, tokens.shape[-1]
-    split = (entropy >= threshold) & live & (live.sum(1, keepdim=True) < W) & (k > 1)
+    split = (entropy >= threshold_nats) & live & (live.sum(1, keepdim=True) < W) & (k > 1)
     index = torch.arange(W * k, device=live.device)
     exists = (live[..., None] & (tokens >= 0) & (split[..., None] | (index.view(W, k) % k == 0))).view(T, -1)
     sums = torch.where(exists, (total[..., None] + logprobs).view(T, -1), -math.inf)
     ahead = (sums[:, None, :] > sums[:, :, None]) | ((sums[:, None, :] == sums[:, :, None]) & (index < index[:, None]))
-    kept = exists & ((ahead & exists[:, None, :]).sum(-1) < W)
-    place = torch.where(kept, kept.cumsum(1) - 1, W)  # column W takes what is not kept
+    survives = exists & ((ahead & exists[:, None, :]).sum(-1) < W)
+    place = torch.where(survives, survives.cumsum(1) - 1, W)  # column W takes those that are pruned
     source = torch.zeros(T, W + 1, dtype=torch.int64, device=live.device)
     source = source.scatter_(1, place, index.expand(T, -1))[:, :W]
     parent, which = source // k, source % k
-    alive = torch.arange(W, device=live.device) < kept.sum(1, keepdim=True)
+    alive = torch.arange(W, device=live.device) < survives.sum(1, keepdim=True)
     own = child_seeds(seeds.gather(1, parent), depth, which)
     seeds = torch.where(which == 0, seeds.gather(1, parent), own)
     return source, alive, sums.gather(1, source), seeds, split, descend(ancestors, parent, depth, first_slot)
@@ -226,7 +226,7 @@ def tree_attention(q: Tensor, k_pool: Tensor, v_pool: Tensor, prompt_len: int, a
 
 
 def _unseen(
-    P: int, L: int, lengths: Tensor | None, first: Tensor | None, device
+    P: int, L: int, lengths: Tensor | None, first: Tensor | None, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """Which slots of the prompt, (n, P), and which ancestors, (n, L), each tip does not see; None = it sees all."""
     before = unseen = None

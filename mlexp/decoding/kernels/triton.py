@@ -1,106 +1,22 @@
 """The branch kernels in Triton: for a CUDA device, or for CPU tensors under TRITON_INTERPRET=1 (set before the import).
 
-Arguments and results are those of `reference`. Offsets into tensors that can exceed 2^31 elements are 64-bit.
+Arguments and results are those of `reference`.
 """
 
+import functools
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton import cdiv, knobs, next_power_of_2
+from triton import cdiv, knobs, next_power_of_2  # type: ignore[import-untyped]  # triton has no types
+
+from ..settings import BranchRule
+from .triton_device import fork_tree, merge_blocks, prompt_part, sample_block, suffix_part
 
 PROGRAMS = 132  # multiprocessors of an H100 or H200: the grid of few, long rows is cut until each has work
 VOCABULARY_BLOCK = 4096
 SUFFIX_TILE = 4096  # numbers of one suffix tile: query heads of a group x ancestors x width
 MAX_K = 8
 MAX_REGISTERS = 255  # of a thread, on every device since sm_35
-
-
-@triton.jit
-def _take_best(value, token, x, shift, k: tl.constexpr, value_to, token_to, x_to):
-    """Write the k largest values, each with its token and x - shift; ties to the lowest token, -1 if none is left."""
-    for j in tl.static_range(k):
-        best = tl.max(value)
-        taken = tl.min(tl.where(value == best, token, 2147483647))
-        if value_to is not None:
-            tl.store(value_to + j, best)
-        kept = tl.max(tl.where((token == taken) & (value > float("-inf")), x, float("-inf")))
-        tl.store(token_to + j, tl.where(best == float("-inf"), -1, taken))
-        tl.store(x_to + j, kept - shift)
-        value = tl.where(token == taken, float("-inf"), value)
-
-
-@triton.jit
-def _four(a, b, c, d):
-    """Four blocks as one of four times the length."""
-    return tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (4 * a.shape[0],))
-
-
-@triton.jit
-def _gumbel(word):
-    """-ln(-ln(1 - v)), v = (word + 1/2) / 2^32, with a series where 1 - v would round v away."""
-    v = tl.minimum(word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10, 1 - 5.9604644775390625e-08)
-    series = v * (1 + v * (1 / 2 + v * (1 / 3 + v * (1 / 4 + v * (1 / 5 + v * (1 / 6))))))
-    return -tl.log(tl.where(v < 0.0625, series, -tl.log(1 - v)))
-
-
-@triton.jit
-def _words(seed, position, block, BLOCK: tl.constexpr):
-    """Tokens of a block of the vocabulary and the random word of each, in the layout of rng.token_words."""
-    counter = block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-    w0, w1, w2, w3 = tl.philox(seed, counter, position.to(tl.int32), 0, 0)
-    token = counter // 32 * 128 + counter % 32
-    return _four(token, token + 32, token + 64, token + 96), _four(w0, w1, w2, w3)
-
-
-@triton.jit
-def _sample_block(
-    logits, stride, inverse, seeds, position, rows, V,
-    state, values, tokens, xs,
-    k: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One block of the vocabulary for one draw: max, sum and shifted sum of its exponentials, and its k best."""
-    block, draw, blocks = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
-    token, word = _words(tl.load(seeds + draw), tl.load(position), block, BLOCK)
-    row = tl.load(rows + draw)
-    x = tl.load(logits + row * stride + token, mask=token < V, other=float("-inf")).to(tl.float32) * inverse
-    top = tl.max(x)
-    d = tl.maximum(x - tl.where(top == float("-inf"), 0.0, top), -1e4)
-    e = tl.exp(d)
-    at = draw * blocks + block
-    tl.store(state + at * 3, top)
-    tl.store(state + at * 3 + 1, tl.sum(e))
-    tl.store(state + at * 3 + 2, tl.sum(d * e))
-    perturbed = x + _gumbel(word)
-    _take_best(perturbed, token, x, 0.0, k, values + at * k, tokens + at * k, xs + at * k)
-
-
-@triton.jit
-def _merge_blocks(
-    state, values, tokens, xs, entropy, log_z, best_tokens, logprobs, blocks,
-    k: tl.constexpr, BLOCKS: tl.constexpr, CANDIDATES: tl.constexpr,
-):  # fmt: skip
-    """One draw: merge the partial states, M = max, s = sum a s, u = sum a (u + (m - M) s), and the candidates."""
-    draw = tl.program_id(0).to(tl.int64)
-    b = tl.arange(0, BLOCKS)
-    at, inside = state + (draw * blocks + b) * 3, b < blocks
-    m = tl.load(at, mask=inside, other=float("-inf"))
-    s, u = tl.load(at + 1, mask=inside, other=0.0), tl.load(at + 2, mask=inside, other=0.0)
-    top = tl.max(m)
-    possible = top > float("-inf")
-    shift = tl.where(possible, top, 0.0)
-    d = tl.maximum(m - shift, -1e4)
-    a = tl.exp(d)
-    total, shifted = tl.where(possible, tl.sum(a * s), 1.0), tl.sum(a * (u + d * s))
-    tl.store(entropy + draw, tl.where(possible, tl.maximum(tl.log(total) - shifted / total, 0.0), 0.0))
-    z = shift + tl.log(total)
-    tl.store(log_z + draw, tl.where(possible, z, float("-inf")))
-    c = tl.arange(0, CANDIDATES)
-    at, inside = draw * blocks * k + c, c < blocks * k
-    value = tl.load(values + at, mask=inside, other=float("-inf"))
-    token = tl.load(tokens + at, mask=inside, other=2147483647)
-    x = tl.load(xs + at, mask=inside, other=float("-inf"))
-    _take_best(value, token, x, z, k, None, best_tokens + draw * k, logprobs + draw * k)
 
 
 def entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: Tensor, k: int, rows: Tensor | None,
@@ -116,260 +32,47 @@ def entropy_sample(logits: Tensor, temperature: float, seeds: Tensor, position: 
     rows = torch.arange(m, device=logits.device) if rows is None else rows.contiguous()
     block = min(block, max(128, next_power_of_2(V)))
     blocks = cdiv(V, block)
-    floats = {"dtype": torch.float32, "device": logits.device}
-    state, values, xs = (torch.empty(m, blocks, n, **floats) for n in (3, k, k))
+    floats = functools.partial(torch.empty, dtype=torch.float32, device=logits.device)
+    state, values, xs = (floats(m, blocks, n) for n in (3, k, k))
     tokens = torch.empty(m, blocks, k, dtype=torch.int32, device=logits.device)
-    entropy, log_z, logprobs = (torch.empty(shape, **floats) for shape in (m, m, (m, k)))
+    entropy, log_z, logprobs = floats(m), floats(m), floats(m, k)
     best = torch.empty(m, k, dtype=torch.int64, device=logits.device)
     if m:
-        args = (
-            logits,
-            logits.stride(0),
-            1.0 / temperature,
-            seeds.contiguous(),
-            position,
-            rows,
-            V,
-            state,
-            values,
-            tokens,
-            xs,
-        )
-        _sample_block[blocks, m](*args, k, block, num_warps=max(1, min(8, block // 512)))
+        row_args = (logits, logits.stride(0), 1.0 / temperature, seeds.contiguous(), position, rows, V)
+        sample_block[blocks, m](*row_args, state, values, tokens, xs, k, block, num_warps=max(1, min(8, block // 512)))
         merged = (state, values, tokens, xs, entropy, log_z, best, logprobs, blocks)
-        _merge_blocks[m,](*merged, k, next_power_of_2(blocks), next_power_of_2(blocks * k), num_warps=1)
+        merge_blocks[m,](*merged, k, next_power_of_2(blocks), next_power_of_2(blocks * k), num_warps=1)
     return entropy, log_z, best, logprobs
 
 
-@triton.jit
-def _fork(
-    entropy, tip, multiplicity, token, ancestors, depth,
-    next_tip, source, counts, parts, next_ancestors, scratch,
-    first_slot, threshold, branch_factor, max_paths, N, W, L,
-    LOSSLESS: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
-    """One tree. Each pass over its particles broadcasts one of them to all: O(N^2) work, O(N) registers."""
-    tree, trees = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    i, w = tl.arange(0, BN), tl.arange(0, BW)
-    particle, row = i < N, w < W
-    entropy += tree * N
-    tip += tree * N
-    token += tree * N
-    next_tip += tree * N
-    multiplicity += tree * W
-    source += tree * W
-    counts += tree * W
-    parts += tree * W
-    group_at, token_at, first_at = scratch + tree * N, scratch + (trees + tree) * N, scratch + (2 * trees + tree) * N
-    uncertain_at = scratch + 3 * trees * N + tree * W
-
-    own = tl.load(tip + i, mask=particle, other=0)
-    high = tl.load(entropy + i, mask=particle, other=0.0) >= threshold
-    tl.store(uncertain_at + own, high.to(tl.int64), mask=particle)  # the particles of a tip agree
-    tl.debug_barrier()
-    m = tl.load(multiplicity + w, mask=row, other=0)
-    live = m > 0
-    if LOSSLESS:
-        part = tl.maximum(m, 1)
-    else:
-        uncertain = tl.load(uncertain_at + w, mask=live, other=0) != 0
-        extra = tl.where(uncertain & live, tl.minimum(m, branch_factor) - 1, 0)
-        left = max_paths - tl.sum(live.to(tl.int64)) - (tl.cumsum(extra) - extra)
-        part = 1 + tl.minimum(tl.maximum(left, 0), extra)
-    tl.store(parts + w, part, mask=row)
-    tl.debug_barrier()
-
-    rank = tl.zeros((BN,), tl.int64)
-    for j in range(N):
-        rank += ((tl.load(tip + j) == own) & (j < i)).to(tl.int64)
-    group = rank * tl.load(parts + own, mask=particle, other=1) // tl.load(multiplicity + own, mask=particle, other=1)
-    tl.store(group_at + i, group, mask=particle)
-    tl.debug_barrier()
-
-    drawn = tl.zeros((BN,), tl.int64)
-    for back in range(N):  # from the last to the first: the first of the group has the last word
-        j = N - 1 - back
-        drawn = tl.where((tl.load(tip + j) == own) & (tl.load(group_at + j) == group), tl.load(token + j), drawn)
-    tl.store(token_at + i, drawn, mask=particle)
-    tl.debug_barrier()
-
-    first = tl.zeros((BN,), tl.int64)
-    for back in range(N):
-        j = N - 1 - back
-        first = tl.where((tl.load(tip + j) == own) & (tl.load(token_at + j) == drawn), j, first)
-    tl.store(first_at + i, (first == i).to(tl.int64), mask=particle)
-    tl.store(source + w, tl.zeros((BW,), tl.int64), mask=row)
-    tl.debug_barrier()
-
-    child = tl.zeros((BN,), tl.int64)
-    for j in range(N):
-        other = tl.load(tip + j)
-        ahead = (other < own) | ((other == own) & (j < first))
-        child += tl.where(ahead, tl.load(first_at + j), 0)
-    tl.store(next_tip + i, child, mask=particle)
-    tl.store(source + child, first, mask=particle)
-    tl.debug_barrier()
-
-    count = tl.zeros((BW,), tl.int64)
-    for j in range(N):
-        count += (tl.load(next_tip + j) == w).to(tl.int64)
-    tl.store(counts + w, count, mask=row)
-
-    parent = tl.load(tip + tl.load(source + w, mask=row, other=0), mask=row, other=0)
-    at = tl.load(depth)
-    slot = first_slot + at * trees * W + tree * W + w
-    for start in range(0, L, BL):
-        column = start + tl.arange(0, BL)
-        inside = row[:, None] & (column < L)[None, :]
-        rows = tl.load(ancestors + (tree * W + parent)[:, None] * L + column[None, :], mask=inside, other=0)
-        rows = tl.where((column == at)[None, :], slot[:, None].to(tl.int32), rows)
-        tl.store(next_ancestors + (tree * W + w)[:, None] * L + column[None, :], rows, mask=inside)
-
-
 def fork(entropy: Tensor, tip: Tensor, multiplicity: Tensor, token: Tensor, ancestors: Tensor, depth: Tensor,
-         first_slot: int, threshold: float, branch_factor: int, max_paths: int, lossless: bool,
-         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+         first_slot: int, rule: BranchRule) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """See reference.fork."""
     (T, N), W, L = tip.shape, multiplicity.shape[1], ancestors.shape[1]
-    given = tuple(x.contiguous() for x in (entropy, tip, multiplicity, token, ancestors))
-    rows = tuple(torch.empty_like(given[2]) for _ in range(3))
-    results = torch.empty_like(given[1]), *rows, torch.empty_like(given[4])
+    entropy, tip, multiplicity, token, ancestors = (
+        x.contiguous() for x in (entropy, tip, multiplicity, token, ancestors)
+    )
+    source, counts, parts = (torch.empty_like(multiplicity) for _ in range(3))
+    results = torch.empty_like(tip), source, counts, parts, torch.empty_like(ancestors)
     scratch = torch.empty(3 * T * N + T * W, dtype=torch.int64, device=tip.device)
     BN, BW = next_power_of_2(N), next_power_of_2(W)
     BL = min(next_power_of_2(max(L, 1)), max(1, 1024 // BW))
-    rule = (first_slot, threshold, branch_factor, max_paths)
-    _fork[T,](*given, depth, *results, scratch, *rule, N, W, L, lossless, BN, BW, BL, num_warps=4 if BN > 32 else 1)
-    return results
-
-
-@triton.jit
-def _capped(score, softcap):
-    """softcap * tanh(score / softcap): exp of a number below 0, which cannot overflow, or a series where 1 - exp would
-    cancel."""
-    x = score / softcap
-    size = tl.abs(x)
-    small, square = tl.exp(-2 * size), x * x
-    series = size * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315))))
-    tanh = tl.where(size < 0.125, series, (1 - small) / (1 + small))
-    return softcap * tl.where(x < 0, -tanh, tanh)
-
-
-@triton.jit
-def _prompt_part(
-    q, q_tip, q_head, k_pool, k_slot, k_head, v_pool, v_slot, v_head, out, top_to, sum_to, scale, P, m, g, H, n,
-    per_split, first, softcap,
-    D: tl.constexpr, E: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Up to BM queries, (tip, head of the group), over one stretch of their prompt, read once for all of them."""
-    heads = H // g
-    tiles = tl.cdiv(m * g, BM)
-    prompt, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    tile, split = tl.program_id(1) % tiles, tl.program_id(1) // tiles
-    r, d, e = tile * BM + tl.arange(0, BM), tl.arange(0, BD), tl.arange(0, BE)
-    tip, inside = (prompt * m + r // g).to(tl.int64), r < m * g
-    query = head * g + r % g
-    x = tl.load(
-        q + (tip * q_tip + query * q_head)[:, None] + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
+    numbers = (first_slot, rule.threshold_nats, rule.branch_factor, rule.max_paths, N, W, L)
+    blocks = (rule.lossless, BN, BW, BL)
+    fork_tree[T,](
+        entropy,
+        tip,
+        multiplicity,
+        token,
+        ancestors,
+        depth,
+        *results,
+        scratch,
+        *numbers,
+        *blocks,
+        num_warps=4 if BN > 32 else 1,
     )
-    if UPCAST:
-        x = x.to(tl.float32)
-    top, total = tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
-    acc = tl.zeros((BM, BE), tl.float32)
-    k_pool += prompt.to(tl.int64) * P * k_slot + head * k_head
-    v_pool += prompt.to(tl.int64) * P * v_slot + head * v_head
-    begin, end = split * per_split, tl.minimum(P, (split + 1) * per_split)
-    if first is not None:  # what no query of the tile sees is skipped, whole tiles of it
-        lowest = tl.minimum(tl.load(first + tip, mask=inside, other=2147483647), 2147483647).to(tl.int32)
-        begin = tl.maximum(begin, tl.min(lowest) // BP * BP)
-    for start in range(begin, end, BP):
-        p = start + tl.arange(0, BP)
-        # 32 bits: one prompt is far below 2^31 elements
-        k_at, v_at = p[:, None] * k_slot + d[None, :], p[:, None] * v_slot + e[None, :]
-        k = tl.load(k_pool + k_at, mask=(p < end)[:, None] & (d < D)[None, :], other=0.0)
-        v = tl.load(v_pool + v_at, mask=(p < end)[:, None] & (e < E)[None, :], other=0.0)
-        if UPCAST:
-            k, v = k.to(tl.float32), v.to(tl.float32)
-        score = tl.dot(x, tl.trans(k), input_precision=PRECISION) * scale
-        if softcap is not None:
-            score = _capped(score, softcap)
-        seen = (p < end)[None, :]
-        if first is not None:
-            seen = seen & (p[None, :] >= lowest[:, None])
-        score = tl.where(seen, score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        shift = higher
-        if first is not None:  # nothing seen yet: -inf - (-inf) is not a number
-            shift = tl.where(higher == float("-inf"), 0.0, higher)
-        weight, keep = tl.exp(score - shift[:, None]), tl.exp(top - shift)
-        total = total * keep + tl.sum(weight, 1)
-        acc = acc * keep[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
-        top = higher
-    at = split.to(tl.int64) * n * H + tip * H + query
-    tl.store(out + at[:, None] * E + e[None, :], acc, mask=inside[:, None] & (e < E)[None, :])
-    tl.store(top_to + at, top, mask=inside)
-    tl.store(sum_to + at, total, mask=inside)
-
-
-@triton.jit
-def _suffix_part(
-    q, q_tip, q_head, k_pool, k_slot, k_head, v_pool, v_slot, v_head, ancestors, lengths, L, part, top_at, sum_at,
-    splits, out, scale, P, g, H, n, first, softcap, sinks,
-    D: tl.constexpr, E: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-):  # fmt: skip
-    """One tip and up to BG query heads of one cached head: the tip's own ancestors, gathered, then merged with the
-    prompt's parts by log-sum-exp, and with the sinks."""
-    tip, tiles = tl.program_id(0).to(tl.int64), tl.cdiv(g, BG)
-    head = tl.program_id(1) // tiles
-    j, d, e = tl.program_id(1) % tiles * BG + tl.arange(0, BG), tl.arange(0, BD), tl.arange(0, BE)
-    query, inside = head * g + j, j < g
-    wide = inside[:, None] & (e < E)[None, :]
-    x = tl.load(
-        q + tip * q_tip + query[:, None] * q_head + d[None, :], mask=inside[:, None] & (d < D)[None, :], other=0.0
-    ).to(tl.float32)
-    begin, length = 0, tl.load(lengths + tip).to(tl.int32)
-    if first is not None:
-        lowest = tl.maximum(tl.load(first + tip) - P, 0).to(tl.int32)
-        begin = lowest // BL * BL
-    top, total = tl.full((BG,), float("-inf"), tl.float32), tl.zeros((BG,), tl.float32)
-    acc = tl.zeros((BG, BE), tl.float32)
-    for start in range(begin, length, BL):
-        column = start + tl.arange(0, BL)
-        seen = column < length
-        if first is not None:
-            seen = seen & (column >= lowest)
-        slot = tl.load(ancestors + tip * L + column, mask=seen, other=0).to(tl.int64)
-        k_at, v_at = slot * k_slot + head * k_head, slot * v_slot + head * v_head
-        k_mask, v_mask = seen[:, None] & (d < D)[None, :], seen[:, None] & (e < E)[None, :]
-        k = tl.load(k_pool + k_at[:, None] + d[None, :], mask=k_mask, other=0.0).to(tl.float32)
-        v = tl.load(v_pool + v_at[:, None] + e[None, :], mask=v_mask, other=0.0).to(tl.float32)
-        score = tl.sum(x[:, None, :] * k[None, :, :], 2) * scale
-        if softcap is not None:
-            score = _capped(score, softcap)
-        score = tl.where(seen[None, :], score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        weight, keep = tl.exp(score - higher[:, None]), tl.exp(top - higher)
-        total = total * keep + tl.sum(weight, 1)
-        acc = acc * keep[:, None] + tl.sum(weight[:, :, None] * v[None, :, :], 1)
-        top = higher
-    for split in range(splits):
-        at = split * n * H + tip * H + query
-        other = tl.load(top_at + at, mask=inside, other=0.0)
-        higher = tl.maximum(top, other)
-        safe = tl.where(higher == float("-inf"), 0.0, higher)  # both sets empty: -inf - (-inf) is not a number
-        keep, add = tl.exp(top - safe), tl.exp(other - safe)
-        total = total * keep + tl.load(sum_at + at, mask=inside, other=0.0) * add
-        theirs = tl.load(part + at[:, None] * E + e[None, :], mask=wide, other=0.0)
-        acc = acc * keep[:, None] + theirs * add[:, None]
-        top = higher
-    if sinks is not None:
-        sink = tl.load(sinks + query, mask=inside, other=0.0).to(tl.float32)
-        higher = tl.maximum(top, sink)
-        keep = tl.exp(top - higher)
-        total = total * keep + tl.exp(sink - higher)
-        acc = acc * keep[:, None]
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out + (tip * H + query)[:, None] * E + e[None, :], result.to(out.dtype.element_ty), mask=wide)
+    return results
 
 
 def prompt_tile(dtype: torch.dtype, width: int, rows: int, aligned: bool = True) -> tuple[int, int, int, str]:
@@ -415,7 +118,7 @@ def tree_attention(
     softcap = None if softcap is None else float(softcap)
     tips = (q, *q.stride()[:2], k_pool, *k_pool.stride()[:2], v_pool, *v_pool.stride()[:2])
     aligned = all(stride % 16 == 0 for stride in tips if isinstance(stride, int))
-    plain = aligned and first is softcap is sinks is None
+    plain = aligned and first is None and softcap is None and sinks is None
     BM, BP, warps, precision = prompt_tile(q.dtype, max(BD, BE), m * g, aligned)
     tiles = cdiv(m * g, BM)
     if splits is None:
@@ -427,11 +130,11 @@ def tree_attention(
     out = torch.empty(n, H, E, dtype=v_pool.dtype, device=q.device)
     scale = D**-0.5 if scale is None else scale
     # the interpreter has no bfloat16 arithmetic
-    _prompt_part[n // m * K, tiles * splits](*tips, part, top, total, scale, P, m, g, H, n, per_split, first, softcap,
+    prompt_part[n // m * K, tiles * splits](*tips, part, top, total, scale, P, m, g, H, n, per_split, first, softcap,
                                              D, E, BM, BP, BD, BE, precision, knobs.runtime.interpret,
                                              **launch_options(warps, plain))  # fmt: skip
     BG, BL = suffix_tile(max(BD, BE), g, L)
-    _suffix_part[n, K * cdiv(g, BG)](*tips, ancestors.contiguous(), lengths, L, part, top, total, splits, out, scale,
+    suffix_part[n, K * cdiv(g, BG)](*tips, ancestors.contiguous(), lengths, L, part, top, total, splits, out, scale,
                                      P, g, H, n, first, softcap, sinks, D, E, BG, BL, BD, BE,
                                      **launch_options(4, plain))  # fmt: skip
     return out

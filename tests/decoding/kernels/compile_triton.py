@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mlexp.decoding.kernels import triton as kernels
+from mlexp.decoding.kernels import triton_device as device
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # Strides are specialised where they are multiples of 16: of slots always, of heads if the head's width is one.
@@ -33,20 +34,20 @@ WIDTHS = (  # of keys, query heads of a cached head, width of values
 def sampling(dtype, k, block=kernels.VOCABULARY_BLOCK):
     names = "logits stride inverse seeds position rows V state values tokens xs"
     types = f"*{dtype} i64 fp32 *i64 *i64 *i64 i32 *fp32 *fp32 *i32 *fp32"
-    yield kernels._sample_block, names, types, {"k": k, "BLOCK": block}, {"num_warps": 8}
+    yield device.sample_block, names, types, {"k": k, "BLOCK": block}, {"num_warps": 8}
     names = "state values tokens xs entropy log_z best_tokens logprobs blocks"
     types = "*fp32 *fp32 *i32 *fp32 *fp32 *fp32 *i64 *fp32 i32"
     blocks = {"k": k, "BLOCKS": 16, "CANDIDATES": 16 * triton.next_power_of_2(k)}
-    yield kernels._merge_blocks, names, types, blocks, {"num_warps": 1}
+    yield device.merge_blocks, names, types, blocks, {"num_warps": 1}
 
 
 def forking(N, L, lossless):
     names = "entropy tip multiplicity token ancestors depth next_tip source counts parts next_ancestors scratch"
-    names += " first_slot threshold branch_factor max_paths N W L"
+    names += " first_slot threshold_nats branch_factor max_paths N W L"
     types = "*fp32 *i64 *i64 *i64 *i32 *i64 *i64 *i64 *i64 *i64 *i32 *i64 i32 fp32 i32 i32 i32 i32 i32"
     B = triton.next_power_of_2(N)
     blocks = {"LOSSLESS": lossless, "BN": B, "BW": B, "BL": min(triton.next_power_of_2(L), max(1, 1024 // B))}
-    yield kernels._fork, names, types, blocks, {"num_warps": 4 if B > 32 else 1}
+    yield device.fork_tree, names, types, blocks, {"num_warps": 4 if B > 32 else 1}
 
 
 def attention(dtype, D, g, rows, E=None, features=()):
@@ -61,7 +62,7 @@ def attention(dtype, D, g, rows, E=None, features=()):
     plain = aligned and not features
     BM, BP, warps, precision = kernels.prompt_tile(KINDS[dtype], max(BD, BE), rows, aligned)
     yield (
-        kernels._prompt_part, f"{tips} out top_to sum_to scale P m g H n per_split first softcap",
+        device.prompt_part, f"{tips} out top_to sum_to scale P m g H n per_split first softcap",
         f"{types} *fp32 *fp32 *fp32 fp32 i32 i32 i32 i32 i32 i32 {' '.join(kinds[:2])}",
         {"D": D, "E": E, "BM": BM, "BP": BP, "BD": BD, "BE": BE, "PRECISION": precision, "UPCAST": False}
         | {name: None for name in absent if name != "sinks"},
@@ -69,7 +70,7 @@ def attention(dtype, D, g, rows, E=None, features=()):
     )  # fmt: skip
     BG, BL = kernels.suffix_tile(max(BD, BE), g, 50)
     yield (
-        kernels._suffix_part,
+        device.suffix_part,
         f"{tips} ancestors lengths L part top_at sum_at splits out scale P g H n first softcap sinks",
         f"{types} *i32 *i64 i32 *fp32 *fp32 *fp32 i32 *{dtype} fp32 i32 i32 i32 i32 {' '.join(kinds)}",
         {"D": D, "E": E, "BG": BG, "BL": BL, "BD": BD, "BE": BE} | absent,

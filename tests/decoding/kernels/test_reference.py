@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlexp.decoding import kernels
 from mlexp.decoding.kernels import reference
 from mlexp.decoding.rng import path_seeds
+from mlexp.decoding.settings import BranchRule
 
 from .inputs import EXTRAS, KINDS, SEEDS, VOCABULARIES, forest, logits, pools
 
@@ -102,10 +103,11 @@ def test_a_draw_depends_on_its_row_seed_and_position_alone(rows, vocab, kind, k,
     assert kind != "plain" or vocab < 700 or not torch.equal(elsewhere, together[2])
 
 
-def written_out(state, threshold, k, limit, lossless, depth, first_slot):
+def written_out(state, rule, depth, first_slot):
     """`fork` as a story, particle by particle."""
     tips, tokens = state["tip"].tolist(), state["token"].tolist()
     (T, W), table = state["multiplicity"].shape, state["ancestors"]
+    threshold_nats, k, limit, lossless = rule
     child, source, counts, groups = ([] for _ in range(4))
     below = torch.empty_like(table)
     for t in range(T):
@@ -114,7 +116,7 @@ def written_out(state, threshold, k, limit, lossless, depth, first_slot):
         for w, members in enumerate(held):
             if lossless:
                 parts[w] = max(1, len(members))
-            elif members and state["entropy"][t, members[0]] >= threshold:
+            elif members and state["entropy"][t, members[0]] >= threshold_nats:
                 extra = max(0, min(left, min(k, len(members)) - 1))
                 parts[w], left = 1 + extra, left - (min(k, len(members)) - 1)
             for rank, i in enumerate(members):
@@ -137,21 +139,20 @@ def written_out(state, threshold, k, limit, lossless, depth, first_slot):
 
 
 FORK = {"trees": st.integers(1, 3), "particles": st.integers(1, 12), "spare": st.integers(0, 3), "k": st.integers(1, 4),
-        "threshold": st.sampled_from([0.0, 0.5, 2.0]), "lossless": st.booleans(), "seed": SEEDS}  # fmt: skip
+        "threshold_nats": st.sampled_from([0.0, 0.5, 2.0]), "lossless": st.booleans(), "seed": SEEDS}  # fmt: skip
 
 
 @given(**FORK)
-def test_fork_is_the_story(trees, particles, spare, k, threshold, lossless, seed):
+def test_fork_is_the_story(trees, particles, spare, k, threshold_nats, lossless, seed):
     state = forest(np.random.default_rng(seed), trees, particles, particles + spare, 4)
     live = int((state["multiplicity"] > 0).sum(1).max())
-    rule = (threshold, k, live + spare, lossless)
-    got = reference.fork(**state, depth=2, first_slot=50, threshold=rule[0], branch_factor=k, max_paths=rule[2],
-                         lossless=lossless)  # fmt: skip
-    want = written_out(state, *rule, 2, 50)
+    rule = BranchRule(threshold_nats, k, live + spare, lossless)
+    got = reference.fork(**state, depth=2, first_slot=50, rule=rule)
+    want = written_out(state, rule, 2, 50)
     assert all(torch.equal(g, w) for g, w in zip(got[:4], want[:4], strict=True))
     used = (got[2] > 0).view(-1)
     assert torch.equal(got[4][used], want[4][used])
-    assert (got[2].sum(1) == particles).all() and (lossless or ((got[2] > 0).sum(1) <= rule[2]).all())
+    assert (got[2].sum(1) == particles).all() and (lossless or ((got[2] > 0).sum(1) <= rule.max_paths).all())
 
 
 @given(prompts=st.integers(1, 3), per=st.integers(1, 3), heads=st.sampled_from([(1, 1), (4, 4), (6, 2), (3, 1)]),

@@ -12,7 +12,7 @@ from mlexp.decoding import kernels
 from mlexp.decoding.engine import grow
 from mlexp.decoding.kernels import reference
 from mlexp.decoding.rng import path_seeds, token_words
-from mlexp.decoding.settings import Sampling
+from mlexp.decoding.settings import BranchRule, Sampling
 from mlexp.flops import count_flops
 
 from ..models import prompt_of, tiny
@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton", reason="needs the triton package: pip ins
 import triton.language as tl  # noqa: E402
 
 from mlexp.decoding.kernels import triton as ours  # noqa: E402
+from mlexp.decoding.kernels import triton_device as device  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -45,7 +46,7 @@ def sampled(x, seeds, position, k, rows=None, block=4096):
 @triton.jit
 def _show_words(seeds, position, tokens, words, BLOCK: tl.constexpr):
     block, i = tl.program_id(0), tl.arange(0, BLOCK)
-    token, word = ours._words(tl.load(seeds), tl.load(position), block, BLOCK)
+    token, word = device.words(tl.load(seeds), tl.load(position), block, BLOCK)
     tl.store(tokens + block * BLOCK + i, token)
     tl.store(words + block * BLOCK + i, word)
 
@@ -62,7 +63,7 @@ def test_the_random_words_are_the_references(block):
 @triton.jit
 def _show_gumbel(words, to, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.store(to + i, ours._gumbel(tl.load(words + i).to(tl.uint32)))
+    tl.store(to + i, device.gumbel(tl.load(words + i).to(tl.uint32)))
 
 
 def test_gumbel_numbers_are_their_definition_from_the_first_word_to_the_last():
@@ -123,7 +124,7 @@ def test_draws_do_not_depend_on_blocks_order_or_company(vocab, kind, k, seed, or
 def _show_best(values, tokens, found, kept, k: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     value = tl.load(values + i)
-    ours._take_best(value, tl.load(tokens + i), value, 0.0, k, None, found, kept)
+    device.take_best(value, tl.load(tokens + i), value, 0.0, k, None, found, kept)
 
 
 def test_ties_go_to_the_lowest_token():
@@ -141,17 +142,16 @@ def test_a_number_of_draws_that_does_not_exist_is_named():
 
 
 @given(trees=st.integers(1, 3), particles=st.sampled_from([1, 2, 5, 20, 33]), spare=st.integers(0, 3),
-       k=st.integers(1, 4), threshold=st.sampled_from([0.0, 0.5, 2.0]), lossless=st.booleans(),
+       k=st.integers(1, 4), threshold_nats=st.sampled_from([0.0, 0.5, 2.0]), lossless=st.booleans(),
        depth=st.integers(0, 4), columns=st.integers(0, 5), seed=SEEDS)  # fmt: skip
 @FEW
-def test_fork_is_the_references_to_the_bit(trees, particles, spare, k, threshold, lossless, depth, columns, seed):
+def test_fork_is_the_references_to_the_bit(trees, particles, spare, k, threshold_nats, lossless, depth, columns, seed):
     state = forest(np.random.default_rng(seed), trees, particles, particles + spare, columns)
     limit = int((state["multiplicity"] > 0).sum(1).max()) + spare
-    rule = (threshold, k, limit, lossless)
+    rule = BranchRule(threshold_nats, k, limit, lossless)
     with poisoned():
-        got = kernels.fork(**put(state), depth=depth, first_slot=50, threshold=threshold, branch_factor=k,
-                           max_paths=limit, lossless=lossless, backend="triton")  # fmt: skip
-    want = reference.fork(*state.values(), depth, 50, *rule)
+        got = kernels.fork(**put(state), depth=depth, first_slot=50, rule=rule, backend="triton")
+    want = reference.fork(*state.values(), depth, 50, rule)
     assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True))
     assert (got[2].sum(1) == particles).all()
 
@@ -161,9 +161,9 @@ def test_a_tip_splits_at_the_threshold_itself_as_far_as_the_limit_allows(limit):
     state = forest(np.random.default_rng(3), 3, 20, 20, 4)
     state["entropy"].fill_(0.5)
     live = int((state["multiplicity"] > 0).sum(1).max())
-    got = kernels.fork(**put(state), depth=2, first_slot=50, threshold=0.5, branch_factor=3, max_paths=live + limit,
-                       backend="triton")  # fmt: skip
-    want = reference.fork(*state.values(), 2, 50, 0.5, 3, live + limit)
+    rule = BranchRule(0.5, branch_factor=3, max_paths=live + limit)
+    got = kernels.fork(**put(state), depth=2, first_slot=50, rule=rule, backend="triton")
+    want = reference.fork(*state.values(), 2, 50, rule)
     assert all(torch.equal(g.cpu(), w) for g, w in zip(got, want, strict=True)) and (want[3] > 1).any()
 
 
@@ -173,8 +173,8 @@ def test_trees_do_not_see_each_other_in_a_fork():
     state["multiplicity"].zero_()[:, 0] = 20
     other = {name: x.clone() for name, x in state.items()}
     other["token"][1] = torch.arange(20)
-    rule = {"depth": 1, "first_slot": 0, "threshold": 0.5, "branch_factor": 3, "max_paths": 20, "lossless": True}
-    a, b = (kernels.fork(**put(s), **rule, backend="triton") for s in (state, other))
+    rule = BranchRule(0.5, branch_factor=3, max_paths=20, lossless=True)
+    a, b = (kernels.fork(**put(s), depth=1, first_slot=0, rule=rule, backend="triton") for s in (state, other))
     for x, y in zip(a, b, strict=True):
         x, y = (z.view(3, -1) for z in (x, y))
         assert torch.equal(x[[0, 2]], y[[0, 2]])
@@ -276,7 +276,7 @@ def test_attention_of_wide_heads(width, value_width, dtype):
 @triton.jit
 def _show_capped(scores, softcap, to, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.store(to + i, ours._capped(tl.load(scores + i), softcap))
+    tl.store(to + i, device.capped(tl.load(scores + i), softcap))
 
 
 @pytest.mark.parametrize("softcap", [0.5, 50.0, 1e4])

@@ -25,11 +25,11 @@ def test_all_kernels_compile_for_sm_90(which, tmp_path):
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     print(run.stdout)
     assert {row["kernel"] for row in rows} == {
-        "_sample_block",
-        "_merge_blocks",
-        "_fork",
-        "_prompt_part",
-        "_suffix_part",
+        "sample_block",
+        "merge_blocks",
+        "fork_tree",
+        "prompt_part",
+        "suffix_part",
     }
     for row in rows:
         assert row["stack"] == row["local"] == 0 and 0 < row["reg"] <= 255, row
