@@ -18,7 +18,7 @@ from mlexp.attention.variants import (
     of_same_params,
     training_flops_per_token,
 )
-from mlexp.corpus import read_corpus
+from mlexp.text.corpus import read_corpus
 
 CONTROL, REFERENCE = "mla_plain", "baseline"  # what arms differ from; whose parameters or FLOPs they are given
 AGAIN, HALF = "again", "half_size"  # the control from other initial values (A/A); the reference at half of everything

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlexp.corpus import read_corpus, split
 from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.text.corpus import read_corpus, split
+from mlexp.text.windows import among, distinct, shared
 
 PARTS = ("train", "tune", "validation", "test")
 WINDOW = 32  # tokens: what held-out text may not have in common with another part
@@ -135,7 +136,8 @@ def natural_text(
     tokenizer: str | Path | None = None,
     progress: Progress = None,
 ) -> Text:
-    """Documents (see mlexp.corpus) in parts, `held_out` in characters, under at most `vocab` tokens, each ended by one.
+    """Documents (see mlexp.text.corpus) in parts, `held_out` in characters, in at most `vocab` distinct tokens, one of
+    which ends each document.
 
     The tokens are a byte-level BPE trained on the training part and kept by its content, or those of a tokenizer.json
     (a file, or its folder). A small text has fewer kinds of tokens than a big vocabulary: the model's embedding stays
@@ -201,17 +203,8 @@ class Batches:
 
 
 def shared_windows(a: np.ndarray, b: np.ndarray, window: int = WINDOW) -> int:
-    """How many different stretches of so many tokens stand in both."""
-    return len(np.intersect1d(_windows(a, window), _windows(b, window)))
-
-
-def _windows(tokens: np.ndarray, window: int) -> np.ndarray:
-    """A 64-bit hash of every stretch, each once."""
-    count = max(0, len(tokens) - window + 1)
-    hashes = np.zeros(count, np.uint64)
-    for i in range(window if count else 0):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + tokens[i : i + count].astype(np.uint64) + np.uint64(1)
-    return np.unique(hashes)
+    """How many distinct windows of so many tokens are in both."""
+    return shared(a, b, window)
 
 
 def _check_apart(parts: Mapping[str, Part]):
@@ -226,8 +219,8 @@ def _apart(documents: dict[str, list], progress: Progress) -> dict[str, list]:
     """Without the held-out documents that have a window in common with a part before theirs."""
     left, seen = {}, np.empty(0, np.uint64)
     for name, some in documents.items():
-        hashes = [_windows(tokens, WINDOW) for tokens, _ in some]
-        keep = [name == "train" or not np.isin(own, seen).any() for own in hashes]
+        hashes = [distinct([tokens], WINDOW) for tokens, _ in some]
+        keep = [name == "train" or not among(own, seen).any() for own in hashes]
         if not all(keep):
             say(progress, f"{name}: {keep.count(False)} of {len(keep)} documents left out, their words stand elsewhere")
         if not any(keep):

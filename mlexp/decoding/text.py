@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlexp.corpus import read_corpus
 from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.text.corpus import read_corpus
 
 from .recipes import digest
 
@@ -22,8 +22,8 @@ class Corpus:
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:
-    """The default corpus, or a text file or folder (see mlexp.corpus). Paragraphs are split into train and held-out by
-    their own hash.
+    """The default corpus, or a text file or folder (see mlexp.text.corpus). Paragraphs are split into train and held-out
+    by their own hash.
 
     Raises FileNotFoundError, or ValueError for a file that is not text or shorter than 20,000 characters once its
     repeated paragraphs are dropped.

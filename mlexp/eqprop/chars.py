@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mlexp.corpus import WINDOW, read_corpus, split
+from mlexp.text.corpus import WINDOW, read_corpus, split
+from mlexp.text.windows import leak
 
 from .learners import ALPHABET
 
@@ -42,29 +43,19 @@ def encode(text: str) -> Tensor:
 def load(path: str | Path | None = None) -> Text:
     """The corpus at `path` (None: the standard library's help texts): test, validation, and all the rest to train on.
 
-    Raises FileNotFoundError, and ValueError where the text is too short for the held-out parts (mlexp.corpus).
+    Raises FileNotFoundError, and ValueError where the text is too short for the held-out parts (mlexp.text.corpus).
     """
     corpus = read_corpus(path)
     texts = {name: "\n\n".join(part) for name, part in split(corpus, HELD_OUT).items()}
     parts = {name: encode(text[: HELD_OUT.get(name)]) for name, text in texts.items()}
     words = hashlib.sha256(b"".join(_bytes(parts[name]) for name in ("train", "validation", "test")))
-    leaked = leak(torch.cat([parts["validation"], parts["test"]]), parts["train"])
+    held_out = torch.cat([parts["validation"], parts["test"]])  # as one text: windows over the seam count
+    leaked = leak(held_out.numpy(), parts["train"].numpy(), WINDOW)
     return Text(corpus.name, words.hexdigest()[:16], leak=leaked, **parts)
 
 
 def _bytes(part: Tensor) -> bytes:
     return part.to(torch.uint8).numpy().tobytes()
-
-
-def leak(held: Tensor, train: Tensor, window: int = WINDOW) -> float:
-    """Share, in [0, 1], of the held-out text's stretches of `window` characters that also stand in the training text.
-
-    The held-out text is read as one: the stretches over a seam count as its own.
-    """
-    a, b = _bytes(held), _bytes(train)
-    known = {b[i : i + window] for i in range(len(b) - window + 1)}
-    count = len(a) - window + 1
-    return sum(a[i : i + window] in known for i in range(count)) / max(1, count)
 
 
 def excerpt(train: Tensor, n_chars: int, seed: int) -> Tensor:

@@ -19,7 +19,7 @@ from mlexp.attention.text import (
     shared_windows,
     synthetic_text,
 )
-from mlexp.corpus import read_corpus, split
+from mlexp.text.corpus import read_corpus, split
 
 LENGTHS = dict.fromkeys(PARTS, 20_000)
 HELD_OUT = dict.fromkeys(PARTS[1:], 12_000)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlexp.corpus import WINDOW, Corpus, _windows, read_corpus, split
+from mlexp.text.corpus import WINDOW, Corpus, read_corpus, split
 
 
 def shared(a: list[str], b: list[str], window: int = WINDOW) -> int:
@@ -36,13 +36,6 @@ def test_raw_text_is_caught():
     train = [t for t in texts if t not in held]
     windows = sum(max(0, len(t) - WINDOW + 1) for t in held)
     assert shared(train, held) > 0.1 * windows  # 14 %
-
-
-@given(st.lists(st.text("ab \n", max_size=30), max_size=6), st.integers(1, 8))
-def test_hashes_of_windows_are_those_windows(texts, window):
-    hashes = {int(h): t[i : i + window] for t in texts for i, h in enumerate(_windows(t, window))}
-    words = {t[i : i + window] for t in texts for i in range(len(t) - window + 1)}
-    assert set(hashes.values()) == words and len(hashes) == len(words)
 
 
 def test_a_folder_is_documents_and_a_file_paragraphs(tmp_path):
