@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.store import Progress, say
+from mlexp.text import ngrams
 from mlexp.text.corpus import read_corpus, split
+from mlexp.text.tokenizer import parse, trained_bpe
 from mlexp.text.windows import among, distinct, shared
 
 PARTS = ("train", "tune", "validation", "test")
@@ -147,7 +149,11 @@ def natural_text(
     """
     corpus = read_corpus(path)
     texts = split(corpus, held_out)
-    bpe = _given(Path(tokenizer)) if tokenizer else _trained(texts["train"], vocab, progress)
+    bpe = (
+        _given(Path(tokenizer))
+        if tokenizer
+        else trained_bpe(texts["train"], vocab, special=(END,), min_frequency=2, progress=progress)
+    )
     if bpe.get_vocab_size() > vocab:
         raise ValueError(f"tokenizer {tokenizer}: {bpe.get_vocab_size()} tokens; the model has {vocab}")
     end = _end(bpe, tokenizer)
@@ -158,23 +164,11 @@ def natural_text(
 
 
 def floors(parts: Mapping[str, Part], vocab: int) -> dict[str, float]:
-    """Losses in nats of guessing, of the training part's frequencies and of its pairs, on the test part.
-
-    Pairs fall back to frequencies by one pseudo-count, frequencies to guessing likewise.
-    """
+    """Losses in nats on the test part: of guessing, and of n-grams of the training part (mlexp.text.ngrams)."""
     found = {"uniform": float(np.log(vocab))}
-    if "train" not in parts or "test" not in parts:
-        return found
-    train, test = parts["train"].tokens, parts["test"].tokens
-    counts = np.bincount(train, minlength=vocab)
-    unigram = (counts + 1 / vocab) / (len(train) + 1)
-    codes, n = np.unique(train[:-1] * vocab + train[1:], return_counts=True)
-    wanted = test[:-1] * vocab + test[1:]
-    at = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
-    pairs = np.where(codes[at] == wanted, n[at], 0)
-    before = np.bincount(train[:-1], minlength=vocab)[test[:-1]]
-    bigram = (pairs + unigram[test[1:]]) / (before + 1)
-    return found | {"unigram": float(-np.log(unigram[test]).mean()), "bigram": float(-np.log(bigram).mean())}
+    if "train" in parts and "test" in parts:
+        found |= ngrams.floors(parts["train"].tokens, parts["test"].tokens, vocab)
+    return found
 
 
 class Batches:
@@ -239,41 +233,12 @@ def _encode(bpe, end: int, document: str) -> tuple[np.ndarray, int]:
     return np.array([*bpe.encode(document, add_special_tokens=False).ids, end]), len(document.encode())
 
 
-def _trained(documents: list[str], vocab: int, progress: Progress):
-    content = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:16]
-    path = cache_dir() / "tokenizers" / f"documents-{vocab}-{content}.json"
-    return kept(path, lambda: _train(documents, vocab, progress), _parse, progress)
-
-
-def _train(documents: list[str], vocab: int, progress: Progress) -> bytes:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    say(progress, f"training a byte-level BPE of at most {vocab} tokens on {len(documents)} documents")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, min_frequency=2, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(documents, trainer)
-    return bpe.to_str().encode()
-
-
-def _parse(content: bytes):
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise ValueError(str(error)) from None
-
-
 def _given(path: Path):
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"tokenizer {file}: no such file; give a tokenizer.json or its folder")
     try:
-        return _parse(file.read_bytes())
+        return parse(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"tokenizer {file}: {error}") from None
 

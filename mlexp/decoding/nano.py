@@ -4,12 +4,12 @@ T tokens of a part of the corpus, B rows of a batch, W window.
 """
 
 import json
-import math
 
 import numpy as np
 import torch
 
 from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.text import ngrams
 from mlexp.training import fit
 
 from .initial import build
@@ -63,9 +63,8 @@ def _train(row: Model, recipe: Nano, corpus: Corpus, progress: Progress) -> byte
                weight_decay=recipe.weight_decay, evaluate=lambda: held_out_loss(model, held, recipe.window),
                evaluate_every=recipe.evaluate_every, progress=progress)  # fmt: skip
     best = done.held_out[done.best_step]
-    say(
-        progress, f"gpt2_nano: held-out loss {best:.3f} nats a token (bigram {bigram_loss(train, held, row.vocab):.3f})"
-    )
+    floor = ngrams.loss(train, held, row.vocab, 2)
+    say(progress, f"gpt2_nano: held-out loss {best:.3f} nats a token (bigram {floor:.3f})")
     state = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     return save(state, metadata={"held_out_nats": json.dumps(best)})
 
@@ -90,21 +89,3 @@ def held_out_loss(model, held: np.ndarray, window: int, rows: int = 8) -> float:
     total = sum(next_token_loss(model, part).item() * len(part) for part in ids.split(rows))
     model.train()
     return total / count
-
-
-def unigram_loss(train: np.ndarray, held: np.ndarray, vocab: int) -> float:
-    """Held-out nats a token of add-one unigram counts: what a model must beat to know anything of the context."""
-    count = np.bincount(train, minlength=vocab) + 1
-    return float(-np.log(count / count.sum())[held].mean())
-
-
-def bigram_loss(train: np.ndarray, held: np.ndarray, vocab: int) -> float:
-    """Held-out nats a token of bigram counts interpolated with unigrams, at the best of nine weights (chosen on
-    held-out: a baseline given every advantage)."""
-    one = (np.bincount(train, minlength=vocab) + 1) / (len(train) + vocab)
-    two = np.zeros((vocab, vocab), np.float32)
-    np.add.at(two, (train[:-1], train[1:]), 1)
-    before = two.sum(1)[held[:-1]]
-    seen = np.divide(two[held[:-1], held[1:]], before, out=np.zeros(len(before)), where=before > 0)
-    mixes = [-np.log(w * seen + (1 - w) * one[held[1:]]).mean() for w in np.arange(1, 10) / 10]
-    return float(min(m for m in mixes if math.isfinite(m)))

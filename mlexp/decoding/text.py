@@ -4,8 +4,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.store import Progress
 from mlexp.text.corpus import read_corpus
+from mlexp.text.tokenizer import trained_bpe
 
 from .recipes import digest
 
@@ -22,8 +23,8 @@ class Corpus:
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:
-    """The default corpus, or a text file or folder (see mlexp.text.corpus). Paragraphs are split into train and held-out
-    by their own hash.
+    """The default corpus, or a text file or folder (see mlexp.text.corpus). Paragraphs are split into train and
+    held-out by their own hash.
 
     Raises FileNotFoundError, or ValueError for a file that is not text or shorter than 20,000 characters once its
     repeated paragraphs are dropped.
@@ -44,33 +45,7 @@ def load_corpus(path: str | Path | None = None) -> Corpus:
 
 
 def bpe_tokenizer(corpus: Corpus, vocab: int, progress: Progress = None):
-    """A byte-level BPE of `vocab` entries trained on the corpus, as a transformers tokenizer; kept by content hash."""
+    """A byte-level BPE of at most `vocab` tokens trained on the corpus's training part, as a transformers tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
-    path = cache_dir() / "tokenizers" / f"bpe-{vocab}-{corpus.hash}.json"
-    return PreTrainedTokenizerFast(
-        tokenizer_object=kept(path, lambda: _train_bpe(corpus, vocab, progress), _parse_bpe, progress)
-    )
-
-
-def _train_bpe(corpus: Corpus, vocab: int, progress: Progress) -> bytes:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    say(progress, f"training a byte-level BPE of {vocab} entries on {corpus.name}")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        [corpus.train], trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
-    )
-    return bpe.to_str().encode()
-
-
-def _parse_bpe(content: bytes):
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise ValueError(str(error)) from None
+    return PreTrainedTokenizerFast(tokenizer_object=trained_bpe([corpus.train], vocab, progress=progress))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mlexp.text import ngrams
 from mlexp.text.corpus import WINDOW, read_corpus, split
 from mlexp.text.windows import leak
 
@@ -103,27 +104,7 @@ def scored(text: Tensor, length: int, least: int = 1) -> tuple[Tensor, Tensor, T
     return windows[:, :-1], windows[:, 1:], target >= done[:, None]
 
 
-def unigram(train: Tensor) -> Tensor:
-    """Log-probabilities (V,) in nats, Witten-Bell: counts, and the weight of the kinds seen spread evenly."""
-    counts = torch.bincount(train, minlength=ALPHABET).double()
-    kinds = (counts > 0).sum()
-    return ((counts + kinds / ALPHABET) / (counts.sum() + kinds)).log()
-
-
-def bigram(train: Tensor) -> Tensor:
-    """Log-probabilities (V, V) in nats, row = the character before; Witten-Bell smoothing over `unigram`.
-
-    Source: Witten and Bell (1991), method C: as much weight for what is new as there were kinds of successors.
-    """
-    pairs = torch.bincount(train[:-1] * ALPHABET + train[1:], minlength=ALPHABET**2).double().view(ALPHABET, ALPHABET)
-    kinds = (pairs > 0).sum(1, keepdim=True).clamp(min=1)  # a character that never came: the unigram alone
-    return ((pairs + kinds * unigram(train).exp()) / (pairs.sum(1, keepdim=True) + kinds)).log()
-
-
-def floors(train: Tensor, held: Tensor, least: int = 1) -> dict[str, float]:
-    """Mean loss in nats of both n-gram models on the held-out characters that `scored` counts: unigram, bigram."""
-    before, after = held[least - 1 : -1], held[least:]
-    return {
-        "unigram": -unigram(train)[after].mean().item(),
-        "bigram": -bigram(train)[before, after].mean().item(),
-    }
+def floors(train: Tensor, held_out: Tensor, min_context: int = 1) -> dict[str, float]:
+    """Mean losses in nats of a unigram and a bigram model (mlexp.text.ngrams) on the held-out characters that `scored`
+    counts."""
+    return ngrams.floors(train.numpy(), held_out.numpy(), ALPHABET, first=min_context)

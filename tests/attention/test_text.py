@@ -19,6 +19,8 @@ from mlexp.attention.text import (
     shared_windows,
     synthetic_text,
 )
+from mlexp.text import ngrams
+from mlexp.text import tokenizer as tokenizers
 from mlexp.text.corpus import read_corpus, split
 
 LENGTHS = dict.fromkeys(PARTS, 20_000)
@@ -111,12 +113,13 @@ def test_documents_are_where_they_start_and_a_hash_is_of_every_token():
     assert len(hashes) == 8
 
 
-def test_floors_of_pairs_by_hand():
-    train, test = np.array([0, 1, 0, 1, 0, 2]), np.array([0, 1])
-    found = floors({"train": Part(train, np.zeros(1)), "test": Part(test, np.zeros(1))}, 4)
-    unigram = (np.array([3, 2, 1, 0]) + 0.25) / 7
-    assert found["bigram"] == pytest.approx(-np.log((2 + unigram[1]) / 4))
-    assert found["unigram"] == pytest.approx(-np.log(unigram[:2]).mean())
+def test_floors_are_n_grams_of_the_training_part_on_the_test_part():
+    text = synthetic_text({"train": 3000, "tune": 500, "test": 700}, seed=1)
+    train, test = text.parts["train"].tokens, text.parts["test"].tokens
+    want = {"uniform": np.log(64), **ngrams.floors(train, test, 64)}
+    assert floors(text.parts, 64) == want == {name: text.floors[name] for name in want}
+    assert list(want) == ["uniform", "unigram", "bigram"] and set(text.floors) == {*want, "bayes"}
+    assert floors({"train": text.parts["train"]}, 64) == {"uniform": np.log(64)}
 
 
 def test_a_stream_is_its_seed_s_and_parts_differ():
@@ -159,29 +162,24 @@ def documents_of(text, part, decode):
 
 def test_the_tokens_of_a_part_are_its_own_documents_and_nothing_held_out_reached_the_tokenizer(tmp_path, monkeypatch):
     corpus = a_corpus(tmp_path / "corpus", " äöü — une œuvre entière ")
-    held_out, learnt, train = dict.fromkeys(PARTS[1:], 3_000), [], module._train
+    held_out, learnt, train = dict.fromkeys(PARTS[1:], 3_000), [], tokenizers.train_bpe
 
     def noted(documents, *rest):
         learnt.append(documents)
         return train(documents, *rest)
 
-    monkeypatch.setattr(module, "_train", noted)
+    monkeypatch.setattr(tokenizers, "train_bpe", noted)
     text = natural_text(held_out, 300, corpus, progress=lambda *_: None)
     texts = split(read_corpus(corpus), held_out)
     assert learnt == [texts["train"]] and text.name == "corpus"
-    (file,) = (module.cache_dir() / "tokenizers").glob("documents-300-*.json")
-    bpe = module._parse(file.read_bytes())
+    (file,) = (tmp_path / "cache/mlexp/tokenizers").glob("bpe-300-*.json")
+    bpe = tokenizers.parse(file.read_bytes())
     for name in PARTS:
         found = documents_of(text, name, lambda tokens: bpe.decode(tokens.tolist()))
         assert set(found) <= set(texts[name]) and (name != "train" or found == texts["train"])
         assert text.parts[name].n_bytes == sum(len(document.encode()) for document in found)
         assert len(found) == len(text.parts[name].starts)
     assert text.parts["train"].n_bytes > sum(map(len, texts["train"]))  # some letters take two bytes
-    for change, again in ((["one", "two"], 1), (["one", "three"], 2), (["one", "two"], 2)):
-        module._trained(change, 300, lambda *_: None)
-        assert len(learnt) == 1 + again
-    module._trained(["one", "two"], 400, lambda *_: None)
-    assert len(learnt) == 4
 
 
 def a_tokenizer(folder, end="<fin>"):
