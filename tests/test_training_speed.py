@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 from mlexp.flops import count_flops
 from mlexp.harness import grid
+from mlexp.training import Recipe
 
 from .command import run
 from .stand_ins import OneCell, load
@@ -175,11 +176,11 @@ def test_the_plain_loop_is_a_tutorial_s(bench):
 
 def test_the_shared_loop_is_the_questions_own_with_its_options(bench, monkeypatch):
     calls = []
-    monkeypatch.setattr("mlexp.training.fit", lambda *args, **told: calls.append((args, told))
+    monkeypatch.setattr("mlexp.training.fit", lambda *args, **options: calls.append((args, options))
                         or SimpleNamespace(losses=[3.0, 2.0, 1.0]))  # fmt: skip
     for capture in (True, False):
         assert bench.shared("model", "loss", "batches", 9, 0.5, capture) == 1.0
-        assert calls.pop() == (("model", "loss", "batches"), {"steps": 9, "lr": 0.5, "capture": capture})
+        assert calls.pop() == (("model", "loss", "batches", Recipe(9, 0.5)), {"capture": capture})
 
 
 # seconds of plain over ours, block by block: (maze, shared), (maze, compiled), (attention, shared)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from mlexp.training import saved_bytes
 
 from .layers import Cache
 from .learn import loss_in
@@ -93,30 +94,13 @@ def _score(
     return np.concatenate(losses), np.concatenate(right)
 
 
-def saved_bytes(run, exclude=()) -> int:
-    """Bytes that autograd keeps between the forward `run()` and its backward: each storage once, `exclude` never."""
-    others = {t.untyped_storage().data_ptr() for t in exclude}
-    kept: dict[int, Tensor] = {}  # the tensors themselves: a freed address could come again
-
-    def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage().data_ptr() not in others:
-            kept[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = run()  # alive until all is counted
-    total = sum(t.untyped_storage().nbytes() for t in kept.values())
-    del result
-    return total
-
-
 def saved_activation_bytes(model: Decoder, batch: int, context: int, dtype=torch.float32) -> int:
     """Of one training step on so many windows; linear in them but for what does not depend on them, so that two small
     batches tell what a big one would keep."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.shape.vocab, (batch, context), generator=generator).to(model.embed.weight.device)
     model.train()
-    return saved_bytes(lambda: loss_in(dtype)(model, tokens, tokens), model.parameters())
+    return saved_bytes(lambda: loss_in(dtype)(model, tokens, tokens))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlexp.training import Fit, fit
+from mlexp.training import Fit, Recipe, fit
 
 from .loss import linear_cross_entropy
 from .model import Decoder
@@ -14,18 +14,22 @@ from .text import Batches
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All but the peak rate: warm-up as a share of the steps, the rate's end as a share of its peak."""
+class Regime:
+    """A recipe without its steps and peak rate: warm-up as a share of the steps, the last rate as a share of the
+    peak."""
 
     weight_decay: float = 0.01
     warmup: float = 0.1
     floor: float = 0.1
     clip: float = 1.0
 
+    def recipe(self, steps: int, lr: float) -> Recipe:
+        return Recipe(steps, lr, math.ceil(self.warmup * steps), self.weight_decay, self.clip, self.floor)
+
 
 RECIPES = {
-    "finished": Recipe(),  # a schedule that ends where the training ends
-    "seed": Recipe(warmup=0.0, floor=1.0, clip=math.inf),  # constant, never clipped; the seed's rate is 1e-4
+    "finished": Regime(),  # a schedule that ends where the training ends
+    "seed": Regime(warmup=0.0, floor=1.0, clip=math.inf),  # the original's: constant (at 1e-4), never clipped
 }
 
 
@@ -60,10 +64,6 @@ def train(
     """
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
-    r, loss = RECIPES[recipe], loss_in(dtype)
-    loss = torch.compile(loss) if compiled else loss
-    return fit(
-        model.train(), loss, batches, steps=steps, lr=lr, warmup=math.ceil(r.warmup * steps),
-        weight_decay=r.weight_decay, floor=r.floor, clip=r.clip, micro_batch=micro_batch, progress=progress,
-        after=after,
-    )  # fmt: skip
+    loss = torch.compile(loss_in(dtype)) if compiled else loss_in(dtype)
+    terms = RECIPES[recipe].recipe(steps, lr)
+    return fit(model.train(), loss, batches, terms, micro_batch=micro_batch, progress=progress, after=after)

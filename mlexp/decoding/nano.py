@@ -10,7 +10,7 @@ import torch
 
 from mlexp.store import Progress, cache_dir, kept, say
 from mlexp.text import ngrams
-from mlexp.training import fit
+from mlexp.training import Recipe, fit
 
 from .initial import build
 from .models import Model
@@ -59,9 +59,9 @@ def _train(row: Model, recipe: Nano, corpus: Corpus, progress: Progress) -> byte
     def batch(step):
         return (torch.from_numpy(train[starts[step][:, None] + np.arange(recipe.window + 1)]),)
 
-    done = fit(model, next_token_loss, batch, steps=recipe.steps, lr=recipe.lr, warmup=recipe.warmup,
-               weight_decay=recipe.weight_decay, evaluate=lambda: held_out_loss(model, held, recipe.window),
-               evaluate_every=recipe.evaluate_every, progress=progress)  # fmt: skip
+    done = fit(model, next_token_loss, batch, Recipe(recipe.steps, recipe.lr, recipe.warmup, recipe.weight_decay),
+               evaluate=lambda: held_out_loss(model, held, recipe.window), evaluate_every=recipe.evaluate_every,
+               progress=progress)  # fmt: skip
     best = done.held_out[done.best_step]
     floor = ngrams.loss(train, held, row.vocab, 2)
     say(progress, f"gpt2_nano: held-out loss {best:.3f} nats a token (bigram {floor:.3f})")

@@ -1,9 +1,4 @@
-"""What a step costs: FLOPs by phase, bytes saved for backward, and the limit that the step's time is held against."""
-
-import weakref
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
+"""What a step costs: FLOPs by phase, and the limit that the step's time is compared with."""
 
 import torch
 from torch import Tensor
@@ -50,39 +45,3 @@ def step_limit(free_sweeps: float, nudged_sweeps: float, nudge: str) -> float:
     """
     copies = 2 if nudge == "symmetric" else 1
     return (free_sweeps + copies * (2 * nudged_sweeps + 3)) / 3
-
-
-class _Held:
-    """A tensor that a graph saved; it goes when the graph does."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor.detach()  # an output that knew its node would keep itself
-
-
-def saved_bytes(run: Callable[[], Any]) -> int:
-    """Most bytes that autograd held for backward passes at any moment of run(): storages, each once, parameters not."""
-    held: Counter[int] = Counter()
-    now = peak = 0
-
-    def drop(key: int, size: int):
-        nonlocal now
-        held[key] -= 1
-        if not held[key]:
-            now -= size
-
-    def pack(tensor: Tensor) -> _Held:
-        nonlocal now, peak
-        one, storage = _Held(tensor), tensor.untyped_storage()
-        whole = tensor if tensor._base is None else tensor._base  # a linear layer saves its weight's transpose
-        if not isinstance(whole, torch.nn.Parameter):
-            key, size = storage._cdata, storage.nbytes()
-            held[key] += 1
-            if held[key] == 1:
-                now += size
-                peak = max(peak, now)
-            weakref.finalize(one, drop, key, size)
-        return one
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one.tensor):
-        run()
-    return peak

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from mlexp.training import Fit, fit, seed_everything
+from mlexp.training import Fit, Recipe, fit, seed_everything
 
 from .hopfield import Hopfield
 from .learners import Learner, Size
@@ -152,8 +152,8 @@ def train(
 
     after(0)
     result = fit(
-        model, plain_loss if row.rule == "backprop" else loss_of(rule, log.note), batches, steps=steps,
-        lr=lr or row.lr, weight_decay=weight_decay, warmup=-(-steps // WARMUP_SHARE), after=after,
+        model, plain_loss if row.rule == "backprop" else loss_of(rule, log.note), batches,
+        Recipe(steps, lr or row.lr, -(-steps // WARMUP_SHARE), weight_decay), after=after,
         evaluate=lambda: evaluate(model, windows)[0], evaluate_every=evaluate_every, progress=progress,
     )  # fmt: skip
     return result, log

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mlexp.training import Fit, fit, seed_everything
+from mlexp.training import Fit, Recipe, fit, seed_everything
 
 from .models import ARCHS, Solver, build
 from .objective import Batches, pointer_loss
@@ -35,12 +35,10 @@ def train(model: Solver, batches: Batches, steps: int, lr: float, dtype=torch.fl
     CPU, wants a C++ compiler. Where memory runs out: smaller micro-batches with the same gradients, then activations
     computed again instead of kept; only then does the error go on. Raises FloatingPointError where the loss is not
     finite."""
-    loss = loss_in(dtype)
-    return fit(
-        model, torch.compile(loss) if compiled else loss, batches, steps=steps, lr=lr,
-        warmup=min(WARMUP, -(-steps // WARMUP_SHARE)), weight_decay=WEIGHT_DECAY, floor=FLOOR,
-        capture=True, relieve=model.relieve, after=after, progress=progress,
-    )  # fmt: skip
+    loss = torch.compile(loss_in(dtype)) if compiled else loss_in(dtype)
+    warmup = min(WARMUP, -(-steps // WARMUP_SHARE))
+    recipe = Recipe(steps, lr, warmup, WEIGHT_DECAY, floor=FLOOR)
+    return fit(model, loss, batches, recipe, capture=True, relieve=model.relieve, after=after, progress=progress)
 
 
 class Snapshots:

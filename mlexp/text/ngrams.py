@@ -121,7 +121,7 @@ def _kneser_ney(order: _Order, counts: Tokens, vocab: int, shorter: Floats) -> F
 def _discounts(counts: Tokens) -> Floats:
     """Of counts of 0, 1, 2, and 3 or more."""
     n = [np.count_nonzero(counts == i) for i in range(5)]
-    discounts = MIN_DISCOUNT * np.arange(4)
+    discounts: Floats = MIN_DISCOUNT * np.arange(4.0)
     for i in (1, 2, 3):
         if n[1] and n[i]:
             estimate = i - (i + 1) * n[1] / (n[1] + 2 * n[2]) * n[i + 1] / n[i]

@@ -19,6 +19,7 @@ from mlexp.decoding.models import MODELS, Model
 from mlexp.decoding.recipes import NANO, Nano, StandIn, nano_hash, standin_hash
 from mlexp.decoding.text import Corpus, bpe_tokenizer, load_corpus
 from mlexp.text import ngrams
+from mlexp.training import Recipe
 
 ROW = Model(2, 32, 2, vocab=128, positions=64)
 RECIPE = Nano(steps=9, batch=3, window=16, lr=0.01, warmup=2, weight_decay=0.3, evaluate_every=4)
@@ -44,8 +45,8 @@ def training(monkeypatch):
     """What `fit` was given by the training of the small model, and what that returned and said."""
     seen = SimpleNamespace(lines=[])
 
-    def fit(model, loss, batch, **more):
-        seen.model, seen.loss, seen.batch, seen.more = model, loss, batch, more
+    def fit(model, loss, batch, recipe, **more):
+        seen.model, seen.loss, seen.batch, seen.recipe, seen.more = model, loss, batch, recipe, more
         seen.in_training = model.training
         return SimpleNamespace(held_out={0: 5.0, 4: 3.25, 8: 4.0}, best_step=4)
 
@@ -99,9 +100,9 @@ def test_the_loss_is_transformers_own(training):
 
 
 def test_the_recipe_reaches_the_training_loop_and_the_best_loss_the_file(training):
-    names = ("steps", "lr", "warmup", "weight_decay", "evaluate_every")
-    assert {name: training.more[name] for name in names} == {name: getattr(RECIPE, name) for name in names}
-    assert set(training.more) == {*names, "evaluate", "progress"} and training.in_training
+    assert training.recipe == Recipe(RECIPE.steps, RECIPE.lr, RECIPE.warmup, RECIPE.weight_decay)
+    assert training.more["evaluate_every"] == RECIPE.evaluate_every
+    assert set(training.more) == {"evaluate_every", "evaluate", "progress"} and training.in_training
     state = load(training.content)
     assert all(torch.equal(state[name], p) for name, p in training.model.named_parameters())
     assert "held-out loss 3.250 nats" in training.lines[-1]
@@ -117,7 +118,8 @@ def test_the_file_tells_the_best_held_out_loss(training, tmp_path):
 
 def test_the_recipe_of_the_study():
     assert dataclasses.replace(NANO, sources=()) == Nano(7, 300, 8, 256, 2e-3, 40, 0.1, 100, ())
-    assert set(NANO.sources) == {"../training.py", "nano.py", "initial.py", "text.py"}
+    training = {f"../training/{module}.py" for module in ("loop", "optimizer", "microbatch")}
+    assert set(NANO.sources) == {*training, "nano.py", "initial.py", "text.py", "../text/tokenizer.py"}
 
 
 def test_the_models_have_heads_of_64_and_no_dropout():

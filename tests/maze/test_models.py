@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlexp import training
 from mlexp.maze.data import Recipe, mazes
 from mlexp.maze.evaluate import accuracy_of, judge, logits_of
 from mlexp.maze.learn import Snapshots, loss_in, train
@@ -199,5 +200,5 @@ def test_a_small_solver_learns_small_mazes():
     found = mazes(Recipe(4, 64, 3, 5), workers=1)
     seed_everything(0)
     model, batches = build(MINI, ARCHS["poh_hrm"], 2, 4), Batches(found, 16, seed=0, min_length=5)
-    result = fit(model, lambda m, x, *rest: pointer_loss(m(x), *rest), batches, steps=60, lr=3e-3, warmup=5)
+    result = fit(model, lambda m, x, *rest: pointer_loss(m(x), *rest), batches, training.Recipe(60, 3e-3, warmup=5))
     assert sum(result.losses[-5:]) < 0.7 * sum(result.losses[:5])
