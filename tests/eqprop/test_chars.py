@@ -76,7 +76,7 @@ def test_every_position_is_scored_once_and_with_the_context_asked_for(total, len
 
 
 def test_windows_that_cannot_be_are_named():
-    with pytest.raises(ValueError, match="least=9, length=8"):
+    with pytest.raises(ValueError, match="min_context=9, length=8"):
         scored(torch.arange(20), 8, 9)
 
 
