@@ -1,6 +1,7 @@
-"""Training an arm: one loss for all, and the recipes, of which the seed's own is one."""
+"""Training an arm: one loss for all, and the recipes, the original's among them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ RECIPES = {
 }
 
 
-def loss_in(dtype: torch.dtype):
+def loss_in(dtype: torch.dtype) -> Callable[[Decoder, Tensor, Tensor], Tensor]:
     """The loss of a batch, products in `dtype`: (model, tokens, targets) -> cross-entropy in nats and balance."""
 
     def loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -54,8 +55,8 @@ def train(
     dtype: torch.dtype = torch.float32,
     micro_batch: int | None = None,
     compiled: bool = False,
-    progress=None,
-    after=None,
+    progress: Callable[[int, int, str], None] | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> Fit:
     """Train in place, in micro-batches where asked to or where memory runs out (the balance loss is then the mean of
     theirs), by torch.compile where `compiled`.

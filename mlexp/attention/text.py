@@ -1,14 +1,17 @@
 """Text to train on: a synthetic source whose best possible loss is known, or documents; parts that share nothing.
 
-V vocabulary, T tokens of a window. The synthetic source stands in for natural text: it needs no download, and it tells
-attention with positions from attention without them in a few CPU seconds.
+V vocabulary, T tokens of a window. The synthetic source stands in for natural text: it needs no download, and a few CPU
+seconds of training on it distinguish attention with positions from attention without.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,11 +23,16 @@ from mlexp.text.corpus import read_corpus, split
 from mlexp.text.tokenizer import parse, trained_bpe
 from mlexp.text.windows import among, distinct, shared
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 PARTS = ("train", "tune", "validation", "test")
-WINDOW = 32  # tokens: what held-out text may not have in common with another part
+WINDOW = 32  # tokens: a held-out part has no window of this length in common with another part
 END = "<|endoftext|>"
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>")  # what other tokenizers call it
 BURN_IN, STRETCH = 64, 1024  # tokens dropped at the start of a stream; tokens that count as one document of it
+
+Encoded = tuple[np.ndarray, int]  # a document's tokens and its UTF-8 bytes
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Text:
-    """A text in parts; `floors` are losses in nats on its test part that need no attention, and the best possible one
+    """A text in parts; `floors` are losses in nats on its test part: of guessing, of n-grams, and the lowest possible
     where it is known."""
 
     name: str
@@ -56,10 +64,10 @@ class Text:
 
     @property
     def hash(self) -> str:
-        words = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, part in self.parts.items():
-            words.update(name.encode() + part.tokens.astype("<i8").tobytes())
-        return words.hexdigest()[:16]
+            digest.update(name.encode() + part.tokens.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Source:
     law: np.ndarray = field(init=False, repr=False, compare=False)  # (V,)
     tables: np.ndarray = field(init=False, repr=False, compare=False)  # (lags, V)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         law = np.arange(1, self.vocab + 1.0) ** -self.exponent
         law /= law.sum()
         object.__setattr__(self, "law", law)
@@ -113,7 +121,7 @@ class Source:
         return p
 
     def bayes(self, tokens: np.ndarray) -> float:
-        """The loss of the true distribution, in nats: its expected loss at every position, not the one met."""
+        """The loss of the true distribution, in nats: expected at every position, not at the tokens drawn."""
         p = self.predictive(tokens)
         return float(-(p * np.log(p)).sum(1).mean())
 
@@ -141,7 +149,7 @@ def natural_text(
     """Documents (see mlexp.text.corpus) in parts, `held_out` in characters, in at most `vocab` distinct tokens, one of
     which ends each document.
 
-    The tokens are a byte-level BPE trained on the training part and kept by its content, or those of a tokenizer.json
+    The tokens are a byte-level BPE trained on the training part and cached by its content, or those of a tokenizer.json
     (a file, or its folder). A small text has fewer kinds of tokens than a big vocabulary: the model's embedding stays
     `vocab` rows long, and those that no token names are only ever pushed away. A held-out document that has WINDOW
     tokens in common with another part is left out. Raises FileNotFoundError, or ValueError for a tokenizer that does
@@ -178,7 +186,7 @@ class Batches:
     the end of an epoch are skipped, others in every epoch.
     """
 
-    def __init__(self, part: Part, context: int, size: int, seed: int, device="cpu"):
+    def __init__(self, part: Part, context: int, size: int, seed: int, device: torch.device | str = "cpu"):
         self.windows = (len(part.tokens) - 1) // context
         if self.windows < size:
             raise ValueError(
@@ -190,8 +198,8 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, turn = divmod(step, self.per_epoch)
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        some = torch.randperm(self.windows, generator=random)[turn * self.size : (turn + 1) * self.size]
-        at = (some[:, None] * self.context + torch.arange(self.context + 1)).to(self.tokens.device)
+        chosen = torch.randperm(self.windows, generator=random)[turn * self.size : (turn + 1) * self.size]
+        at = (chosen[:, None] * self.context + torch.arange(self.context + 1)).to(self.tokens.device)
         rows = self.tokens[at]
         return rows[:, :-1], rows[:, 1:]
 
@@ -201,7 +209,7 @@ def shared_windows(a: np.ndarray, b: np.ndarray, window: int = WINDOW) -> int:
     return shared(a, b, window)
 
 
-def _check_apart(parts: Mapping[str, Part]):
+def _check_apart(parts: Mapping[str, Part]) -> None:
     names = list(parts)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
@@ -209,31 +217,34 @@ def _check_apart(parts: Mapping[str, Part]):
             assert n == 0, f"{a} and {b} have {n} windows of {WINDOW} tokens in common"
 
 
-def _apart(documents: dict[str, list], progress: Progress) -> dict[str, list]:
+def _apart(documents: dict[str, list[Encoded]], progress: Progress) -> dict[str, list[Encoded]]:
     """Without the held-out documents that have a window in common with a part before theirs."""
-    left, seen = {}, np.empty(0, np.uint64)
-    for name, some in documents.items():
-        hashes = [distinct([tokens], WINDOW) for tokens, _ in some]
+    parts, seen = {}, np.empty(0, np.uint64)
+    for name, part in documents.items():
+        hashes = [distinct([tokens], WINDOW) for tokens, _ in part]
         keep = [name == "train" or not among(own, seen).any() for own in hashes]
         if not all(keep):
-            say(progress, f"{name}: {keep.count(False)} of {len(keep)} documents left out, their words stand elsewhere")
+            say(
+                progress,
+                f"{name}: {keep.count(False)} of {len(keep)} documents left out: they share text with another part",
+            )
         if not any(keep):
             raise ValueError(f"{name}: every document has {WINDOW} tokens in common with another part")
-        left[name] = [document for document, k in zip(some, keep, strict=True) if k]
+        parts[name] = [document for document, k in zip(part, keep, strict=True) if k]
         seen = np.union1d(seen, np.concatenate([own for own, k in zip(hashes, keep, strict=True) if k]))
-    return left
+    return parts
 
 
-def _part(documents: list[tuple[np.ndarray, int]]) -> Part:
+def _part(documents: list[Encoded]) -> Part:
     starts = np.cumsum([0, *(len(tokens) for tokens, _ in documents[:-1])])
     return Part(np.concatenate([tokens for tokens, _ in documents]), starts, sum(n for _, n in documents))
 
 
-def _encode(bpe, end: int, document: str) -> tuple[np.ndarray, int]:
+def _encode(bpe: Tokenizer, end: int, document: str) -> Encoded:
     return np.array([*bpe.encode(document, add_special_tokens=False).ids, end]), len(document.encode())
 
 
-def _given(path: Path):
+def _given(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"tokenizer {file}: no such file; give a tokenizer.json or its folder")
@@ -243,16 +254,16 @@ def _given(path: Path):
         raise ValueError(f"tokenizer {file}: {error}") from None
 
 
-def _end(bpe, path: str | Path | None) -> int:
+def _end(bpe: Tokenizer, path: str | Path | None) -> int:
     """The token that ends a document: the one that tokenizer_config.json beside it names, or the first usual one."""
-    named = ENDS
+    named: tuple[str, ...] = ENDS
     if path:
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         config = folder / "tokenizer_config.json"
         own = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token") if config.is_file() else None
         named = ((own["content"] if isinstance(own, dict) else own), *ENDS) if own else ENDS
     found = (bpe.token_to_id(token) for token in named)
-    end = next((token for token in found if token is not None), None)
+    end: int | None = next((token for token in found if token is not None), None)
     if end is None:
         raise ValueError(f"tokenizer {path}: has none of {', '.join(named)} to end a document with")
     return end
