@@ -1,5 +1,5 @@
-"""From logits to a walk: all mazes at once, one forward a maze; and the floors and the ceiling every arm is held
-against.
+"""From logits to a walk: all mazes at once, one forward a maze; and the floors and the ceiling that arms are
+compared with.
 
 B mazes on n x n cells, N = n * n. A walk may never pass a wall nor a cell twice; it fails where it has nowhere to go.
 """

@@ -51,7 +51,7 @@ def follow(logits, open, start, goal, strict=False):
 
 
 def outcomes(logits, mazes):
-    """What `judge` says of logits (M, N, 4), maze by maze, and the share of cells whose best move is optimal."""
+    """What `score` finds of logits (M, N, 4), maze by maze, and the share of cells whose best move is optimal."""
     found = SimpleNamespace(solved=[], optimal=[], excess=[], strict=[], path=[])
     right = []
     for row, open, start, goal in zip(logits.tolist(), mazes.open, mazes.start, mazes.goal, strict=True):

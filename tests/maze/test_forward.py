@@ -136,7 +136,7 @@ def test_outcomes_are_those_of_single_walkers(test_mazes, wrong):
     best = [[[float(m in row) for m in range(4)] for row in plain.best_moves(o, g)]
             for o, g in zip(test_mazes.open, test_mazes.goal, strict=True)]  # fmt: skip
     logits = torch.tensor(best) + wrong * torch.randn(60, 25, 4, generator=random)
-    found, want = evaluate.judge(logits, test_mazes), plain.outcomes(logits, test_mazes)
+    found, want = evaluate.score(logits, test_mazes), plain.outcomes(logits, test_mazes)
     for name in ("solved", "optimal", "strict"):
         assert getattr(found, name).tolist() == getattr(want, name), name
     np.testing.assert_allclose(found.excess, want.excess, atol=1e-6)

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlexp import training
 from mlexp.maze.data import Recipe, mazes
-from mlexp.maze.evaluate import accuracy_of, judge, logits_of
+from mlexp.maze.evaluate import accuracy_of, logits_of, score
 from mlexp.maze.learn import Snapshots, loss_in, train
 from mlexp.maze.models import ARCHS, build
 from mlexp.maze.moves import features
@@ -191,7 +191,7 @@ def test_snapshots_are_the_states_that_were_and_leave_the_model_alone():
     assert list(states.states) == [2, 4, 6]
     last = {name: value.clone() for name, value in model.state_dict().items()}
     curve = accuracy_of(model, states.states, found)
-    assert list(curve) == [2, 4, 6] and curve[6] == judge(logits_of(model, found)[-1], found).solved.float().mean()
+    assert list(curve) == [2, 4, 6] and curve[6] == score(logits_of(model, found)[-1], found).solved.float().mean()
     assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
     assert any(not torch.equal(value, last[name]) for name, value in states.states[2].items())
 
