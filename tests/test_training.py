@@ -139,8 +139,8 @@ def test_steps_are_those_of_a_plain_loop_with_torch_s_adamw(options, batches):
     done = fit(model, squared, batches, Recipe(steps, 0.05, **changed), micro_batch=micro_batch)
     used = PLAIN | changed
     want = by_hand(squared, batches, steps, 0.05, used["warmup"], used["weight_decay"], used["clip"], used["floor"])
-    for mine, theirs in zip(model.parameters(), want, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-12)
+    for ours, theirs in zip(model.parameters(), want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
     assert len(done.losses) == steps and done.micro_batch == micro_batch
 
 
@@ -206,8 +206,8 @@ def test_progress_says_the_step_and_the_newest_losses():
     lines, held = [], iter([0.5, 0.25])
     done = fit(Bend(), squared, uneven, Recipe(4, 0.1), evaluate=lambda: next(held), evaluate_every=2,
                progress=lambda *line: lines.append(line))  # fmt: skip
-    said = ["", ", held out 0.500", ", held out 0.500", ", held out 0.250"]
-    assert lines == [(i + 1, 4, f"loss {done.losses[i]:.3f}{said[i]}") for i in range(4)]
+    held_out = ["", ", held out 0.500", ", held out 0.500", ", held out 0.250"]
+    assert lines == [(i + 1, 4, f"loss {done.losses[i]:.3f}{held_out[i]}") for i in range(4)]
 
 
 def test_a_size_that_fits_is_kept_for_the_steps_to_come():
@@ -321,7 +321,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad, at):
 
 
 class Recorder:
-    """Stands in for torch.cuda's graphs: says what was asked of it; one that may not be made raises."""
+    """Stands in for torch.cuda's graphs: logs the calls; a graph that may not be made raises."""
 
     def __init__(self, monkeypatch, memory=True):
         self.log, self.order, self.memory = [], [], memory

@@ -58,8 +58,8 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     after: Callable[[int], None] | None = None,
 ) -> Fit:
-    """Train in place, in micro-batches where asked to or where memory runs out (the balance loss is then the mean of
-    theirs), by torch.compile where `compiled`.
+    """Train in place, in micro-batches of `micro_batch` or as small as memory demands (the balance loss is then the
+    mean of theirs), by torch.compile where `compiled`.
 
     Raises FloatingPointError where the loss is not finite.
     """

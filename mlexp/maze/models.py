@@ -139,7 +139,7 @@ class Solver(nn.Module):
     """A maze as (B, N, 6) features -> logits of the four moves of every cell, (B, N, 4), after each iteration.
 
     `uniform` is for probing a trained model: all gates 1. With `checkpointing` the activations of an iteration are
-    computed again in the backward pass instead of kept.
+    computed again in the backward pass instead of stored.
     """
 
     blocks: Sequence[Block]
@@ -221,7 +221,7 @@ def extra_inner(size: Size, layers: int) -> int:
 
 
 def build(size: Size, arch: Arch, iterations: int, period: int, heads: int | None = None) -> Solver:
-    """The solver of an arm, with another number of heads if asked for.
+    """The solver of an arm; `heads` replaces the size's number of heads.
 
     Raises ValueError where the heads do not divide the width into multiples of four (rotary pairs for row and column).
     """

@@ -1,7 +1,7 @@
 """Natural text without a network: documents of paragraphs that occur once, and splits that share nothing.
 
 The default is the standard library's `pydoc_data.topics` (79 documents, about 370 kB of English once paragraphs are
-de-duplicated: raw, 58 % of held-out 60-grams also stand in the training part).
+de-duplicated: raw, 58 % of held-out 60-grams are also in the training part).
 """
 
 import hashlib

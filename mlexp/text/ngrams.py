@@ -7,13 +7,16 @@ Below the highest order, a count is the number of distinct tokens before the n-g
 that never occurs has the probabilities of the shorter one. The unigram is smoothed towards 1 / V by Witten and Bell's
 method, whose weight is the number of distinct tokens.
 
-Why this estimator: a floor must be hard to beat. Over 180 training texts (12 excerpts each of 300 to 100,000 characters
-of the default corpus, and of 2,000 to 20,000 of its tokens under vocabularies of 512, 2048 and 8192) its held-out
-bigram loss is below Witten-Bell's at all; and below that of fixed weights, even chosen on the held-out text, at all
-of 3,000 characters or 20,000 tokens and more, and on average at 13 of the 15 sizes. Discounts in the unigram as well
-are worse for characters (by up to 0.05 nats) and better for a text with fewer tokens than three times its vocabulary
-(by as much). The lower limit of the discounts helps small texts: without it the formula follows single counts of
-counts. Mean loss in nats a character of one excerpt of 10,000:
+Why this estimator: a floor must be hard to beat. Measured on 180 training texts, 12 excerpts of each of 15 sizes (300
+to 100,000 characters of the default corpus; 2,000 to 20,000 of its tokens under vocabularies of 512, 2048 and 8192),
+its held-out bigram loss is
+  * below Witten-Bell's on every text;
+  * below that of fixed weights, although those are chosen on the held-out text itself, on every text of 3,000
+    characters or 20,000 tokens and more, and in the mean at 13 of the 15 sizes;
+  * with discounts in the unigram too, up to 0.05 nats higher on characters, and as much lower on texts with fewer
+    tokens than three times the vocabulary.
+The lower limit of D helps small texts, where the formula follows single counts of counts. Mean loss in nats a character
+after training on one excerpt of 10,000:
 
     order                                                1      2      3      5
     one pseudo-count, given to the shorter context   3.635  3.330  3.350  3.677

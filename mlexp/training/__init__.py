@@ -1,4 +1,4 @@
-"""One training loop for every trained subject: AdamW, warm-up, cosine, best held-out state, micro-batches on OOM."""
+"""One training loop for every trained subject: AdamW, warm-up, cosine, the best held-out state, micro-batches."""
 
 from .graphs import Captured
 from .loop import Fit, fit, seed_everything

@@ -1,4 +1,4 @@
-"""The loop: a step for every batch, losses read and checked, the best held-out state found again."""
+"""The loop: one step a batch, losses read and checked, the state of the best held-out loss restored at the end."""
 
 import copy
 import math

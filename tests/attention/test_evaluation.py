@@ -63,7 +63,7 @@ def test_an_evaluation_is_a_sum_over_tokens(model, part, size, windows):
         of_document.setdefault(at, []).append(loss)
     np.testing.assert_allclose(found.document_losses, [np.mean(some) for some in of_document.values()], rtol=1e-4)
     assert found.document_tokens.tolist() == list(map(len, of_document.values()))
-    assert abs(np.median(flat) - np.mean(flat)) > 0.05  # the two can be told apart
+    assert abs(np.median(flat) - np.mean(flat)) > 0.05  # the two differ
 
 
 @pytest.mark.parametrize("windows", [1, 3, 100])

@@ -1,4 +1,4 @@
-"""Texts: a source whose best loss is what it is said to be, parts that share nothing, the same tokens for every arm."""
+"""Texts: a source whose best loss is as stated, parts that share nothing, the same tokens for every arm."""
 
 import json
 
@@ -140,10 +140,10 @@ def test_shared_windows_are_counted_and_refused():
 
 
 def test_natural_text_is_split_by_documents_and_carries_its_bytes():
-    said = []
-    text = natural_text(HELD_OUT, 1024, progress=lambda *x: said.append(x[2]))
+    messages = []
+    text = natural_text(HELD_OUT, 1024, progress=lambda *x: messages.append(x[2]))
     again = natural_text(HELD_OUT, 1024, progress=lambda *x: pytest.fail(f"made again: {x[2]}"))
-    assert text.hash == again.hash and text.name == "pydoc_topics" and any("BPE" in line for line in said)
+    assert text.hash == again.hash and text.name == "pydoc_topics" and any("BPE" in line for line in messages)
     for a, name in enumerate(PARTS):
         part = text.parts[name]
         assert part.tokens.max() < 1024 and 2 < part.bytes_per_token < 4
@@ -201,8 +201,8 @@ def a_corpus(folder, phrase):
     random = np.random.default_rng(0)
     folder.mkdir()
     for i in range(24):
-        words = " ".join("".join(random.choice(list("abcdefghij"), 5)) for _ in range(200))
-        (folder / f"{i:02}.txt").write_text(words + ("" if i % 4 else phrase) + words[::-1])
+        letters = " ".join("".join(random.choice(list("abcdefghij"), 5)) for _ in range(200))
+        (folder / f"{i:02}.txt").write_text(letters + ("" if i % 4 else phrase) + letters[::-1])
     return folder
 
 
@@ -211,11 +211,11 @@ def test_a_tokenizer_of_one_s_own_and_quoting_documents_left_out(tmp_path):
         a_corpus(tmp_path / "corpus", "to be or not to be that is the question"),
         a_tokenizer(tmp_path / "own"),
     )
-    held_out, said = dict.fromkeys(PARTS[1:], 5_000), []
-    text = natural_text(held_out, 300, corpus, folder, progress=lambda *x: said.append(x[2]))
+    held_out, messages = dict.fromkeys(PARTS[1:], 5_000), []
+    text = natural_text(held_out, 300, corpus, folder, progress=lambda *x: messages.append(x[2]))
     by_file = natural_text(held_out, 300, corpus, folder / "tokenizer.json", progress=lambda *x: None)
     assert text.hash == by_file.hash
-    assert any("documents left out: they share text with another part" in line for line in said)
+    assert any("documents left out: they share text with another part" in line for line in messages)
     assert all((part.tokens == 256).sum() == len(part.starts) for part in text.parts.values())
     assert text.parts["test"].bytes_per_token == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match="257 tokens; the model has 256"):

@@ -94,8 +94,8 @@ def marked_corpus(folder):
     """A folder of documents, each paragraph with a mark of its own."""
     rng = random.Random(0)
     for i in range(240):
-        words = "\n\n".join(f"[{i}.{j}] " + "".join(rng.choices("abcdefghij \n", k=200)) for j in range(3))
-        (folder / f"{i:03}.txt").write_text(words)
+        paragraphs = "\n\n".join(f"[{i}.{j}] " + "".join(rng.choices("abcdefghij \n", k=200)) for j in range(3))
+        (folder / f"{i:03}.txt").write_text(paragraphs)
     return folder
 
 

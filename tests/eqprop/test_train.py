@@ -156,8 +156,8 @@ def test_what_reaches_the_loop_is_what_was_asked_for(name, monkeypatch):
     assert spy.recipe == Recipe(41, 0.123, weight_decay=0.045, warmup=3)  # a twentieth of 41 steps, rounded up
     assert (spy.options["evaluate_every"], spy.options["progress"]) == (7, print)
     assert set(spy.options) == {"evaluate_every", "progress", "evaluate", "after"}
-    (judged,) = spy.scored
-    assert all(a is b for a, b in zip(judged, windows, strict=True)) and spy.held == evaluate(model, windows)[0]
+    (evaluated,) = spy.scored
+    assert all(a is b for a, b in zip(evaluated, windows, strict=True)) and spy.held == evaluate(model, windows)[0]
     if row.rule == "eqprop":
         assert log.checked_steps == [0, 20, 41] and len(spy.aligned) == 3
         for x, y, rule in spy.aligned:  # on held-out text

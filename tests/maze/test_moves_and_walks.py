@@ -31,8 +31,8 @@ def test_distances_are_breadth_first_searchs(generator):
     best = optimal_moves(open, d)
     for i in range(20):
         assert d[i].tolist() == search(found.open[i], found.goal[i])
-        mine = [{m for m in range(4) if row[m]} for row in best[i].tolist()]
-        assert mine == best_moves(found.open[i], found.goal[i])
+        found_moves = [{m for m in range(4) if row[m]} for row in best[i].tolist()]
+        assert found_moves == best_moves(found.open[i], found.goal[i])
     ties = best.sum(-1)[torch.arange(36) != goal[:, None]]
     assert ties.min() == 1 and (ties.max() == 1 if generator == "dfs" else ties.max() > 1)
     assert not best[torch.arange(60), goal].any()

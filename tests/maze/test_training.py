@@ -162,10 +162,10 @@ def test_what_training_asks_of_the_loop(steps, warmup, monkeypatch):
 def test_training_goes_through_the_compiler_where_asked_to(known, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda loss: compiled.append(loss) or loss)
-    for asked in (False, True):
+    for wanted in (False, True):
         model = build(MINI, ARCHS["baseline"], 1, 1)
-        assert len(learn.train(model, Batches(known, 4, 0), 2, 1e-3, compiled=asked).losses) == 2
-        assert len(compiled) == asked
+        assert len(learn.train(model, Batches(known, 4, 0), 2, 1e-3, compiled=wanted).losses) == 2
+        assert len(compiled) == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
