@@ -37,9 +37,6 @@ def cached(path: Path, make: Callable[[], bytes], read: Callable[[bytes], Result
     return read(content)
 
 
-say, kept = announce, cached  # their former names
-
-
 def write(path: Path, content: bytes) -> None:
     """Write by a temporary file and os.replace: a reader sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)

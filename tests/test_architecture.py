@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("decoding", "maze", "attention", "eqprop")
 CONTRACT = {"mlexp.journal", "mlexp.record"}
-SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.corpus", "mlexp.memory"}  # by subjects
+SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.text", "mlexp.memory"}  # by subjects
 
 # A module may import, of the project, what its row names (a package stands for all in it). Own package: always.
 ARROWS = {
@@ -21,7 +21,7 @@ ARROWS = {
     "mlexp.flops": set(),
     "mlexp.training": {"mlexp.memory"},
     "mlexp.store": set(),
-    "mlexp.corpus": set(),
+    "mlexp.text": {"mlexp.store"},
     **{f"mlexp.{subject}": SHARED for subject in SUBJECTS},
     "mlexp.harness": {"mlexp.flops", "mlexp.memory"} | CONTRACT,
     "mlexp.analysis": CONTRACT,

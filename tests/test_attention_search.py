@@ -27,8 +27,8 @@ from mlexp.attention.variants import (
     total_params,
     training_flops_per_token,
 )
-from mlexp.corpus import read_corpus
 from mlexp.flops import count_flops
+from mlexp.text.corpus import read_corpus
 
 from .attention.test_text import a_tokenizer
 from .command import ROOT, run

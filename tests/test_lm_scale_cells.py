@@ -12,14 +12,14 @@ from mlexp.eqprop import chars
 from mlexp.eqprop import exact as exact_module
 from mlexp.eqprop import rule as rule_module
 from mlexp.eqprop import train as train_module
-from mlexp.eqprop.costs import saved_bytes, step_limit
+from mlexp.eqprop.costs import step_limit
 from mlexp.eqprop.exact import exact, unrolled
 from mlexp.eqprop.learners import LEARNERS
 from mlexp.eqprop.rule import Alignment, Rule, contrast, loss_of
 from mlexp.eqprop.settle import Settled, Stop
 from mlexp.eqprop.train import Log, evaluate, network, plain_loss
 from mlexp.flops import count_flops
-from mlexp.training import Fit
+from mlexp.training import Fit, saved_bytes
 
 from .command import ROOT
 from .lm_scale import CORPUS, FakeCell, marked_text, module, part_of

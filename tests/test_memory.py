@@ -131,11 +131,11 @@ def test_a_group_counts_where_all_of_it_does():
 
 
 def test_harness_and_training_have_no_detector_of_their_own():
-    from mlexp import training
     from mlexp.decoding import loading
     from mlexp.harness import status
+    from mlexp.training import microbatch
 
-    assert training.out_of_memory is status.out_of_memory is loading.out_of_memory is out_of_memory
+    assert microbatch.out_of_memory is status.out_of_memory is loading.out_of_memory is out_of_memory
 
 
 def test_it_imports_no_torch():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlexp.training import Captured, Fit, backward, fit, schedule, seed_everything
+from mlexp.training import Captured, Fit, Recipe, backward, fit, seed_everything
 
 
 def regression(seed=0):
@@ -34,9 +34,7 @@ def test_it_learns_and_says_so():
         model,
         squared,
         lambda step: data,
-        steps=200,
-        lr=0.1,
-        warmup=5,
+        Recipe(200, 0.1, warmup=5),
         evaluate=lambda: squared(model, *data).item(),
         evaluate_every=50,
         progress=lambda *line: lines.append(line),
@@ -55,7 +53,7 @@ def test_the_best_held_out_state_is_left():
         states.append([p.clone() for p in model.parameters()])
         return next(held)
 
-    done = fit(model, squared, lambda step: data, steps=30, lr=0.1, evaluate=evaluate, evaluate_every=10)
+    done = fit(model, squared, lambda step: data, Recipe(30, 0.1), evaluate=evaluate, evaluate_every=10)
     assert done.best_step == 20
     assert all(torch.equal(a, b) for a, b in zip(states[1], model.parameters(), strict=True))
 
@@ -64,7 +62,7 @@ def test_it_repeats_bit_for_bit():
     runs = []
     for _ in range(2):
         model, data = regression()
-        runs.append(fit(model, squared, lambda step, data=data: data, steps=20, lr=0.1, weight_decay=0.1).losses)
+        runs.append(fit(model, squared, lambda step, data=data: data, Recipe(20, 0.1, weight_decay=0.1)).losses)
     assert runs[0] == runs[1]
 
 
@@ -121,7 +119,7 @@ PLAIN = {"warmup": 0, "weight_decay": 0.0, "clip": 1.0, "floor": 0.1}  # the def
 
 
 @pytest.mark.parametrize(
-    ("told", "batches"),
+    ("options", "batches"),
     [
         ({}, uneven),
         ({}, small),
@@ -134,14 +132,16 @@ PLAIN = {"warmup": 0, "weight_decay": 0.0, "clip": 1.0, "floor": 0.1}  # the def
     ],
     ids=lambda value: value.__name__ if callable(value) else "-".join(value) or "defaults",
 )
-def test_steps_are_those_of_a_plain_loop_with_torch_s_adamw(told, batches):
+def test_steps_are_those_of_a_plain_loop_with_torch_s_adamw(options, batches):
     model, steps = Bend(), 9
-    done = fit(model, squared, batches, steps=steps, lr=0.05, **told)
-    used = PLAIN | {name: value for name, value in told.items() if name in PLAIN}
+    changed = {name: value for name, value in options.items() if name in PLAIN}
+    micro_batch = options.get("micro_batch")
+    done = fit(model, squared, batches, Recipe(steps, 0.05, **changed), micro_batch=micro_batch)
+    used = PLAIN | changed
     want = by_hand(squared, batches, steps, 0.05, used["warmup"], used["weight_decay"], used["clip"], used["floor"])
-    for mine, theirs in zip(model.parameters(), want, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-12)
-    assert len(done.losses) == steps and done.micro_batch == told.get("micro_batch")
+    for ours, theirs in zip(model.parameters(), want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-12)
+    assert len(done.losses) == steps and done.micro_batch == micro_batch
 
 
 def test_one_step_is_adamw_by_hand():
@@ -149,8 +149,8 @@ def test_one_step_is_adamw_by_hand():
     w, b, x, lr, decay, eps = 0.5, -0.25, 3e-8, 0.1, 0.2, 1e-8
     model = torch.nn.Linear(1, 1).double()
     model.weight.data, model.bias.data = torch.tensor([[w]]).double(), torch.tensor([b]).double()
-    fit(model, lambda m, x: m(x).mean() * x.mean(), lambda step: (torch.tensor([[x]]).double(),), steps=1, lr=lr,
-        weight_decay=decay)  # fmt: skip
+    fit(model, lambda m, x: m(x).mean() * x.mean(), lambda step: (torch.tensor([[x]]).double(),),
+        Recipe(1, lr, weight_decay=decay))  # fmt: skip
     of_weight, of_bias = x * x, x
     assert model.weight.item() == pytest.approx(w - lr * decay * w - lr * of_weight / (of_weight + eps), rel=1e-7)
     assert model.bias.item() == pytest.approx(b - lr * of_bias / (of_bias + eps), rel=1e-7)
@@ -164,7 +164,7 @@ def test_losses_are_those_before_each_step_over_the_whole_batch(micro):
         seen.append((step, squared(model, *uneven(step)).item()))
         return uneven(step)
 
-    done = fit(model, squared, batches, steps=5, lr=0.1, micro_batch=micro)
+    done = fit(model, squared, batches, Recipe(5, 0.1), micro_batch=micro)
     assert [step for step, _ in seen] == list(range(5))
     assert done.losses == pytest.approx([value for _, value in seen], rel=1e-6)
 
@@ -187,7 +187,7 @@ def test_what_is_held_out_is_read_when_due_and_the_best_state_comes_back(held, e
         states[len(after)] = [p.clone() for p in model.parameters()]  # each step's `after` comes first
         return next(values)
 
-    done = fit(model, squared, uneven, steps=10, lr=0.1, evaluate=evaluate, evaluate_every=every, after=after.append)
+    done = fit(model, squared, uneven, Recipe(10, 0.1), evaluate=evaluate, evaluate_every=every, after=after.append)
     assert after == list(range(1, 11)) and list(states) == at
     assert done.held_out == dict(zip(at, held, strict=True)) and done.best_step == best
     for kept, left in zip(states[best], model.parameters(), strict=True):
@@ -196,18 +196,18 @@ def test_what_is_held_out_is_read_when_due_and_the_best_state_comes_back(held, e
 
 def test_without_a_held_out_loss_the_last_state_is_left():
     one, other = Bend(), Bend()
-    fit(one, squared, uneven, steps=5, lr=0.1)
-    fit(other, squared, uneven, steps=5, lr=0.1, evaluate=itertools.count(9, -1).__next__, evaluate_every=1)
+    fit(one, squared, uneven, Recipe(5, 0.1))
+    fit(other, squared, uneven, Recipe(5, 0.1), evaluate=itertools.count(9, -1).__next__, evaluate_every=1)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_progress_says_the_step_and_the_newest_losses():
     lines, held = [], iter([0.5, 0.25])
-    done = fit(Bend(), squared, uneven, steps=4, lr=0.1, evaluate=lambda: next(held), evaluate_every=2,
+    done = fit(Bend(), squared, uneven, Recipe(4, 0.1), evaluate=lambda: next(held), evaluate_every=2,
                progress=lambda *line: lines.append(line))  # fmt: skip
-    said = ["", ", held out 0.500", ", held out 0.500", ", held out 0.250"]
-    assert lines == [(i + 1, 4, f"loss {done.losses[i]:.3f}{said[i]}") for i in range(4)]
+    held_out = ["", ", held out 0.500", ", held out 0.500", ", held out 0.250"]
+    assert lines == [(i + 1, 4, f"loss {done.losses[i]:.3f}{held_out[i]}") for i in range(4)]
 
 
 def test_a_size_that_fits_is_kept_for_the_steps_to_come():
@@ -219,7 +219,7 @@ def test_a_size_that_fits_is_kept_for_the_steps_to_come():
             raise MemoryError
         return squared(model, x, y)
 
-    done = fit(Bend(), scarce, uneven, steps=3, lr=0.1)
+    done = fit(Bend(), scarce, uneven, Recipe(3, 0.1))
     assert sizes == [7, *(3, 3, 1) * 3] and done.micro_batch == 3 and not done.relieved
 
 
@@ -232,7 +232,7 @@ def test_room_is_made_within_a_training_and_said():
         sizes.append(len(x))
         return squared(model, x, y)
 
-    done = fit(Bend(), scarce, uneven, steps=3, lr=0.1, relieve=lambda: not room and not room.append(1))
+    done = fit(Bend(), scarce, uneven, Recipe(3, 0.1), relieve=lambda: not room and not room.append(1))
     assert done.relieved and sizes == [7, 7, 7] and done.micro_batch is None
 
 
@@ -263,7 +263,7 @@ def test_micro_batches_that_are_asked_for_are_taken_and_change_nothing():
 
     for micro in (None, 5):
         model, data = regression()
-        runs.append(fit(model, counted, lambda step, data=data: data, steps=3, lr=0.1, micro_batch=micro))
+        runs.append(fit(model, counted, lambda step, data=data: data, Recipe(3, 0.1), micro_batch=micro))
     assert runs[1].micro_batch == 5 and max(sizes[3:]) == 5 and sum(sizes[3:]) == sum(sizes[:3])
     assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-5)
 
@@ -317,11 +317,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad, at):
     model, data = regression()
     factors = iter([1.0] * at + [float(bad)])
     with pytest.raises(FloatingPointError, match=f"loss {bad} at step {at}"):
-        fit(model, lambda *batch: squared(*batch) * next(factors), lambda step: data, steps=5, lr=0.1)
+        fit(model, lambda *batch: squared(*batch) * next(factors), lambda step: data, Recipe(5, 0.1))
 
 
 class Recorder:
-    """Stands in for torch.cuda's graphs: says what was asked of it; one that may not be made raises."""
+    """Stands in for torch.cuda's graphs: logs the calls; a graph that may not be made raises."""
 
     def __init__(self, monkeypatch, memory=True):
         self.log, self.order, self.memory = [], [], memory
@@ -385,7 +385,7 @@ def test_captured_steps_are_the_usual_ones():
         model, data = regression()
         model, data = model.cuda(), [t.cuda() for t in data]
         turns = [tuple(t[a:b] for t in data) for a, b in ((0, 24), (24, 48), (48, 64))]
-        done = fit(model, squared, lambda step, turns=turns: turns[step % 3], steps=60, lr=0.1, capture=capture)
+        done = fit(model, squared, lambda step, turns=turns: turns[step % 3], Recipe(60, 0.1), capture=capture)
         assert done.captured is capture
         ends.append((done.losses, [p.detach().cpu() for p in model.parameters()]))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
@@ -394,10 +394,11 @@ def test_captured_steps_are_the_usual_ones():
 
 
 def test_the_schedule_warms_up_and_ends_at_a_tenth():
-    rates = [schedule(s, 100, 10) for s in range(101)]
+    rates = [Recipe(100, 1.0, 10).rate(step) for step in range(101)]
     assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and rates[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert schedule(100, 100, 10, floor=0.05) == pytest.approx(0.05) and schedule(10, 100, 10, floor=0.05) == 1.0
+    low = Recipe(100, 2.0, 10, floor=0.05)
+    assert low.rate(100) == pytest.approx(0.1) and low.rate(10) == 2.0
 
 
 def test_seeding_reaches_every_generator():

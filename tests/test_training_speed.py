@@ -12,6 +12,7 @@ from scipy import stats as scipy_stats
 
 from mlexp.flops import count_flops
 from mlexp.harness import grid
+from mlexp.training import Recipe
 
 from .command import run
 from .stand_ins import OneCell, load
@@ -56,9 +57,12 @@ def plant(place, tmp_path, factor, want):
 
 
 def test_bad_settings_are_named(bench):
-    for words, said in (("loops=fast", "unknown loop 'fast'; choose from plain, shared"), ("steps=0", "steps is 0")):
-        with pytest.raises(ValueError, match=said):
-            grid.override(bench.SETTINGS["quick"], [grid.parse_override(words)])
+    for override, message in (
+        ("loops=fast", "unknown loop 'fast'; choose from plain, shared"),
+        ("steps=0", "steps is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grid.override(bench.SETTINGS["quick"], [grid.parse_override(override)])
 
 
 @pytest.fixture
@@ -159,27 +163,27 @@ def some(step):
 
 
 def test_the_plain_loop_is_a_tutorial_s(bench):
-    model, mine = line(), line()
-    optimizer, last = torch.optim.AdamW(mine.parameters(), lr=0.3), None
+    model, other = line(), line()
+    optimizer, last = torch.optim.AdamW(other.parameters(), lr=0.3), None
     for step in range(4):
-        loss = squared(mine, *some(step))
-        for p, g in zip(mine.parameters(), torch.autograd.grad(loss, list(mine.parameters())), strict=True):
+        loss = squared(other, *some(step))
+        for p, g in zip(other.parameters(), torch.autograd.grad(loss, list(other.parameters())), strict=True):
             p.grad = g
-        torch.nn.utils.clip_grad_norm_(mine.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
         optimizer.step()
         last = loss.item()
     assert bench.plain(model, squared, some, 4, 0.3, True) == pytest.approx(last, rel=1e-5)
-    for a, b in zip(model.parameters(), mine.parameters(), strict=True):
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_the_shared_loop_is_the_questions_own_with_its_options(bench, monkeypatch):
     calls = []
-    monkeypatch.setattr("mlexp.training.fit", lambda *args, **told: calls.append((args, told))
+    monkeypatch.setattr("mlexp.training.fit", lambda *args, **options: calls.append((args, options))
                         or SimpleNamespace(losses=[3.0, 2.0, 1.0]))  # fmt: skip
     for capture in (True, False):
         assert bench.shared("model", "loss", "batches", 9, 0.5, capture) == 1.0
-        assert calls.pop() == (("model", "loss", "batches"), {"steps": 9, "lr": 0.5, "capture": capture})
+        assert calls.pop() == (("model", "loss", "batches", Recipe(9, 0.5)), {"capture": capture})
 
 
 # seconds of plain over ours, block by block: (maze, shared), (maze, compiled), (attention, shared)
@@ -218,19 +222,19 @@ def test_ratios_are_plain_over_ours_within_a_block():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_better_loop_is_held_to_what_was_asked_for(device):
-    report, said = load("training_speed", "report"), {}
+    report, verdicts = load("training_speed", "report"), {}
     ignored = dict.fromkeys(("heading", "text", "table", "figure"), lambda *_: None)
     out = SimpleNamespace(
-        verdict=lambda id, claim, verdict, effect, interval, why: said.update({id: (claim, str(verdict), effect)}),
+        verdict=lambda id, claim, verdict, effect, interval, why: verdicts.update({id: (claim, str(verdict), effect)}),
         **ignored,
     )
     report.report(made_up().assign(device=device), out)
-    asked = {"cpu": (1.5, 1.3), "cuda": (3.0, 1.3)}[device]
-    claim, verdict, effect = said["maze_baseline"]
-    assert f"at least {asked[0]}x" in claim and effect == "x2.06 (compiled)"
+    required = {"cpu": (1.5, 1.3), "cuda": (3.0, 1.3)}[device]
+    claim, verdict, effect = verdicts["maze_baseline"]
+    assert f"at least {required[0]}x" in claim and effect == "x2.06 (compiled)"
     assert verdict == ("supported" if device == "cpu" else "refuted")
-    claim, verdict, effect = said["attention_baseline"]
-    assert f"at least {asked[1]}x" in claim and (verdict, effect) == ("supported", "x1.42 (shared)")
+    claim, verdict, effect = verdicts["attention_baseline"]
+    assert f"at least {required[1]}x" in claim and (verdict, effect) == ("supported", "x1.42 (shared)")
     one = {}
     out.verdict = lambda id, claim, verdict, effect, interval, why: one.update({id: str(verdict)})
     report.report(made_up().query("repeat == 'r0'").assign(device=device), out)

@@ -17,8 +17,8 @@ from mlexp.attention.variants import (
     of_same_params,
     training_flops_per_token,
 )
-from mlexp.corpus import read_corpus
 from mlexp.study import beside
+from mlexp.text.corpus import read_corpus
 
 declared = beside(__file__)
 STUDY = declared.STUDY

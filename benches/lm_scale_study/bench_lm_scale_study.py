@@ -134,8 +134,9 @@ def settling(log) -> dict[str, object]:
 
 def spent(cell, row, model, batch, log, steps: int) -> dict[str, object]:
     """FLOPs of all updates (validation and checks apart), and bytes that one of them saves for backward."""
-    from mlexp.eqprop.costs import phase_flops, saved_bytes
+    from mlexp.eqprop.costs import phase_flops
     from mlexp.eqprop.rule import Rule
+    from mlexp.training import saved_bytes
 
     rule = Rule(row.beta, row.nudge) if row.rule == "eqprop" else None
     loss = step_loss(row, rule)
@@ -171,11 +172,12 @@ def fixed_state(cell, name: str):
 
 def test_step(cell, sweep, stepper):
     """One gradient, each phase swept so many times exactly (backprop: once): time, FLOPs, bytes saved."""
-    from mlexp.eqprop.costs import saved_bytes, step_limit
+    from mlexp.eqprop.costs import step_limit
     from mlexp.eqprop.exact import unrolled
     from mlexp.eqprop.rule import Rule, contrast
     from mlexp.eqprop.settle import Stop
     from mlexp.eqprop.train import plain_loss
+    from mlexp.training import saved_bytes
 
     name, count = stepper.removesuffix(UNROLLED), int(number(sweep))
     row, stop = LEARNERS[name], Stop(0.0, count)

@@ -40,12 +40,12 @@ def test_train(cell, size, seed, arch):
     )
     curve = ev.accuracy_of(model.eval(), states.states, test)
     every = ev.logits_of(model, test)
-    outcomes = [ev.judge(logits, test) for logits in every]
+    outcomes = [ev.score(logits, test) for logits in every]
     last = outcomes[-1]
     few = slice(0, SAMPLES)
     walked = walk(every[-1][few], *(x[few] for x in ev.on_device(test, cell.device)[:3]))
     far = [mazes(Recipe(n, max(1, s.test // 5), seed + TEST_SEED, s.min_length(n), s.generator)) for n in s.larger]
-    beyond = [ev.judge(ev.logits_of(model, more)[-1], more).solved.float().mean().item() for more in far]
+    beyond = [ev.score(ev.logits_of(model, more)[-1], more).solved.float().mean().item() for more in far]
     solved = last.solved.float()
     cell.record(
         n_params=sum(p.numel() for p in model.parameters()),

@@ -136,9 +136,9 @@ def plain(model, loss, batches, steps, lr, capture):
 
 def shared(model, loss, batches, steps, lr, capture):
     """The loop that the questions train with: fused optimiser, on a GPU losses read in stretches, CUDA graphs."""
-    from mlexp.training import fit
+    from mlexp.training import Recipe, fit
 
-    return fit(model, loss, batches, steps=steps, lr=lr, capture=capture).losses[-1]
+    return fit(model, loss, batches, Recipe(steps, lr), capture=capture).losses[-1]
 
 
 def test_steps(cell, workload, repeat, loop):

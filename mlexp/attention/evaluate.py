@@ -1,4 +1,4 @@
-"""What a trained arm is worth and what it keeps: losses by position, document and length; bytes of a step and a token.
+"""Evaluating a trained arm: losses by position, document and context length; bytes of a step and of a cached token.
 
 B batch, T tokens of context.
 """
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from mlexp.training import saved_bytes
 
 from .layers import Cache
 from .learn import loss_in
@@ -19,7 +20,7 @@ from .text import Part
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Means over every target scored, in nats; by position in the context, and by document (mean loss, tokens)."""
+    """Means over all scored targets, in nats; by position in the context, and by document (mean loss, tokens)."""
 
     loss_nats: float
     accuracy: float
@@ -34,7 +35,9 @@ class Evaluation:
         return math.exp(self.loss_nats)
 
 
-def evaluate(model: Decoder, part: Part, context: int, size: int, windows: int | None = None, dtype=torch.float32):
+def evaluate(
+    model: Decoder, part: Part, context: int, size: int, windows: int | None = None, dtype: torch.dtype = torch.float32
+) -> Evaluation:
     """Score a part in windows that do not overlap, the first `windows` or all, `size` at a time."""
     available = (len(part.tokens) - 1) // context
     n = min(windows or available, available)
@@ -46,16 +49,17 @@ def evaluate(model: Decoder, part: Part, context: int, size: int, windows: int |
     sums = np.bincount(documents, losses.ravel())
     loss = float(losses.mean())
     bits = None if part.bytes_per_token is None else loss / math.log(2) / part.bytes_per_token
-    met = counts > 0
+    present = counts > 0
     return Evaluation(
-        loss, float(right.mean()), losses.size, bits, losses.mean(0), sums[met] / counts[met], counts[met]
+        loss, float(right.mean()), losses.size, bits, losses.mean(0), sums[present] / counts[present], counts[present]
     )  # fmt: skip
 
 
 def extrapolate(
-    model: Decoder, part: Part, context: int, size: int, windows: int, factors=(1, 2, 4), dtype=torch.float32
-):
-    """factor -> loss in nats on the same targets, `windows` times T of them, read with factor * T tokens of context.
+    model: Decoder, part: Part, context: int, size: int, windows: int,
+    factors: tuple[int, ...] = (1, 2, 4), dtype: torch.dtype = torch.float32,
+) -> dict[int, float | None]:  # fmt: skip
+    """factor -> loss in nats on the same targets, `windows` times T of them, given factor * T tokens of context.
 
     None where positions were learned for fewer tokens.
     """
@@ -64,7 +68,7 @@ def extrapolate(
     if available < 1:
         raise ValueError(f"{len(part.tokens)} tokens: not one window of {longest}")
     last = longest - context + np.arange(min(windows, available)) * context  # where the scored T begin
-    found = {}
+    found: dict[int, float | None] = {}
     for factor in factors:
         if model.arm.position == "learned" and factor * context > model.shape.context:
             found[factor] = None
@@ -77,14 +81,14 @@ def extrapolate(
 
 @torch.no_grad()
 def _score(
-    model: Decoder, part: Part, starts: np.ndarray, length: int, size: int, dtype
+    model: Decoder, part: Part, starts: np.ndarray, length: int, size: int, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray]:
     """Loss of every target of windows of this length, and whether the guess was right: (windows, length) twice."""
     model.eval()
     weight = model.embed.weight
     losses, right = [], []
-    for some in np.array_split(starts, -(-len(starts) // size)):
-        rows = torch.from_numpy(part.tokens[some[:, None] + np.arange(length + 1)].astype(np.int64)).to(weight.device)
+    for chunk in np.array_split(starts, -(-len(starts) // size)):
+        rows = torch.from_numpy(part.tokens[chunk[:, None] + np.arange(length + 1)].astype(np.int64)).to(weight.device)
         with torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32):
             hidden, _ = model.hidden(rows[:, :-1])
             _, each, hit = linear_cross_entropy(hidden.flatten(0, 1), weight, rows[:, 1:].flatten())
@@ -93,35 +97,18 @@ def _score(
     return np.concatenate(losses), np.concatenate(right)
 
 
-def saved_bytes(run, exclude=()) -> int:
-    """Bytes that autograd keeps between the forward `run()` and its backward: each storage once, `exclude` never."""
-    others = {t.untyped_storage().data_ptr() for t in exclude}
-    kept: dict[int, Tensor] = {}  # the tensors themselves: a freed address could come again
-
-    def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage().data_ptr() not in others:
-            kept[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        result = run()  # alive until all is counted
-    total = sum(t.untyped_storage().nbytes() for t in kept.values())
-    del result
-    return total
-
-
-def saved_activation_bytes(model: Decoder, batch: int, context: int, dtype=torch.float32) -> int:
-    """Of one training step on so many windows; linear in them but for what does not depend on them, so that two small
-    batches tell what a big one would keep."""
+def saved_activation_bytes(model: Decoder, batch: int, context: int, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes saved for the backward of one training step on `batch` windows: a constant and a multiple of the batch, so
+    that two small batches predict a large one."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.shape.vocab, (batch, context), generator=generator).to(model.embed.weight.device)
     model.train()
-    return saved_bytes(lambda: loss_in(dtype)(model, tokens, tokens), model.parameters())
+    return saved_bytes(lambda: loss_in(dtype)(model, tokens, tokens))
 
 
 @torch.no_grad()
 def kv_bytes_per_token(model: Decoder, dtype: torch.dtype = torch.bfloat16, prompt: int = 4) -> float:
-    """Bytes of cache per token held, read off after a prompt and one step of decoding with products in `dtype`."""
+    """Bytes of the cache per cached token, after a prompt and one step of decoding with products in `dtype`."""
     model.eval()
     weight, cache = model.embed.weight, Cache(prompt + 1)
     with torch.autocast(weight.device.type, dtype, enabled=dtype != weight.dtype):

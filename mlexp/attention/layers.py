@@ -1,11 +1,13 @@
 """The layers: one attention from multi-head to latent, its cache and its kernel, and dense or mixture feed-forward.
 
-B batch, T tokens, S tokens held, D width, H heads, G heads of keys and values, c width of queries and keys, v width of
-values, r rank of a latent; N = B T, E experts, k experts a token goes to, F feed-forward width.
+B batch, T tokens, S cached tokens, D width, H heads, G heads of keys and values, c width of queries and keys, v width
+of values, r rank of a latent; N = B T, E experts, k experts a token goes to, F feed-forward width.
 
 Rotary pairs are (i, i + w / 2) in every arm, as in Llama; the neighbours (2i, 2i + 1) of the original and of DeepSeek
 are the same model with its rows in another order, and slower: strided reads keep a compiler from using vectors.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from .variants import Shape, Variant, projections, scaled
 
 EPS, ROTARY_BASE, BALANCE = 1e-6, 10_000.0, 0.01
 KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}  # torch.nn.attention.SDPBackend
+
+Rotary = tuple[Tensor, Tensor] | None  # cosines and sines (see rotary_tables); None: no positions
 
 
 class Norm(nn.RMSNorm):
@@ -28,14 +32,14 @@ class Norm(nn.RMSNorm):
 
 
 class Cache:
-    """What decoding keeps of the past, layer by layer, in buffers of `capacity` tokens made at the first use."""
+    """Keys and values, or latents, of past tokens by layer, in buffers of `capacity` tokens allocated at first use."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
         self.layers: dict[int, list[Tensor]] = {}
 
     def extend(self, layer: int, *new: Tensor) -> list[Tensor]:
-        """Put tensors (..., T, width) behind what the layer holds: all of it, (..., S, width)."""
+        """Append tensors (..., T, width) to the layer's; returns all of them, (..., S, width)."""
         end = self.length + new[0].shape[-2]
         if end > self.capacity:
             raise ValueError(f"{end} tokens: the cache was made for {self.capacity}")
@@ -47,18 +51,18 @@ class Cache:
 
     @property
     def n_bytes(self) -> int:
-        """Of the buffers, free places included."""
+        """Of the buffers, unused places included."""
         return sum(buffer.nbytes for buffers in self.layers.values() for buffer in buffers)
 
 
-def rotary_tables(start: int, stop: int, width: int, factor: float, device) -> tuple[Tensor, Tensor]:
+def rotary_tables(start: int, stop: int, width: int, factor: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions start..stop - 1 divided by `factor`: (T, width / 2) twice."""
     frequency = ROTARY_BASE ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
     angle = torch.arange(start, stop, device=device)[:, None] / factor * frequency
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turn the pairs of the last dimension, whose members stand half of it apart."""
     if rotary is None:
         return x
@@ -91,45 +95,61 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """One layer's attention; `latent` decides what is projected and what is kept."""
+    """One layer's attention; `latent` decides what is projected and what is cached."""
+
+    q: nn.Linear
+    q_a: nn.Linear
+    q_b: nn.Linear
+    kv: nn.Linear
+    kv_a: nn.Linear
+    kv_b: nn.Linear
+    o: nn.Linear
 
     def __init__(self, variant: Variant, shape: Shape):
         super().__init__()
         self.arm, self.heads = scaled(variant, shape), shape.heads
+        self.kv_rank, self.kv_heads = (
+            self.arm.kv_rank or 0,
+            self.arm.kv_heads or 0,
+        )  # of latent, of multi-head attention
         for name, (n, m, bias) in projections(variant, shape).items():
             setattr(self, name, nn.Linear(n, m, bias))
         if self.arm.q_rank is not None:
             self.q_norm = Norm(self.arm.q_rank)
         if self.arm.latent:
-            self.kv_norm = Norm(self.arm.kv_rank)
+            self.kv_norm = Norm(self.kv_rank)
 
-    def forward(self, x: Tensor, rotary, cache: Cache | None = None, layer: int = 0) -> Tensor:  # (B, T, D)
+    def forward(self, x: Tensor, rotary: Rotary, cache: Cache | None = None, layer: int = 0) -> Tensor:  # (B, T, D)
         out = attend(*self.project(x, rotary, cache, layer))  # (B, H, T, v)
-        return self.o(out.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.o(out.transpose(1, 2).flatten(2))
+        return mixed
 
-    def project(self, x: Tensor, rotary, cache: Cache | None = None, layer: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, rotary: Rotary, cache: Cache | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, T, c), (B, G, S, c), (B, G, S, v)."""
         q = self.q(x) if self.arm.q_rank is None else self.q_b(self.q_norm(self.q_a(x)))
         still, turned = q.unflatten(-1, (self.heads, -1)).transpose(1, 2).split([self.arm.nope, self.arm.rope], -1)
         q = self._join(still, rotate(turned, rotary))
-        past = (self._latent if self.arm.latent else self._heads)(x, rotary)
+        past: Sequence[Tensor] = (self._latent if self.arm.latent else self._heads)(x, rotary)
         if cache is not None:
             past = cache.extend(layer, *past)
-        return q, *(self._expand(*past) if self.arm.latent else past)
+        k, v = self._expand(*past) if self.arm.latent else past
+        return q, k, v
 
-    def _heads(self, x: Tensor, rotary) -> tuple[Tensor, Tensor]:
-        """Keys (B, G, T, c) and values (B, G, T, v): what multi-head attention keeps."""
-        k, v = self.kv(x).split([self.arm.kv_heads * w for w in (self.arm.qk, self.arm.v)], -1)
-        k, v = (y.unflatten(-1, (self.arm.kv_heads, -1)).transpose(1, 2) for y in (k, v))
+    def _heads(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Keys (B, G, T, c) and values (B, G, T, v): what multi-head attention caches."""
+        k, v = self.kv(x).split([self.kv_heads * w for w in (self.arm.qk, self.arm.v)], -1)
+        k, v = (y.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for y in (k, v))
         return rotate(k, rotary), v
 
-    def _latent(self, x: Tensor, rotary) -> tuple[Tensor, Tensor]:
-        """The latent (B, T, r) and the heads' common rotary key (B, T, rope): what latent attention keeps."""
-        latent, key = self.kv_a(x).split([self.arm.kv_rank, self.arm.rope], -1)
+    def _latent(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """The latent (B, T, r) and the heads' common rotary key (B, T, rope): what latent attention caches."""
+        latent, key = self.kv_a(x).split([self.kv_rank, self.arm.rope], -1)
         return self.kv_norm(latent), rotate(key, rotary)
 
     def _expand(self, latent: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (B, H or 1, S, c) and values (B, H, S, v) of what was kept."""
+        """Keys (B, H or 1, S, c) and values (B, H, S, v) of what was cached."""
         still, v = (
             self.kv_b(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2).split([self.arm.nope, self.arm.v], -1)
         )
@@ -139,8 +159,8 @@ class Attention(nn.Module):
     def _join(self, still: Tensor, turned: Tensor) -> Tensor:
         return torch.cat([still, turned], -1) if self.arm.nope else turned
 
-    def kernel(self, x: Tensor, rotary) -> str:
-        """Which of torch's attention kernels a forward over x (B, T, D) gets here, asked of torch itself."""
+    def kernel(self, x: Tensor, rotary: Rotary) -> str:
+        """The attention kernel that torch chooses here for a forward over x (B, T, D)."""
         q, k, v = prepare(*self.project(x, rotary))
         name = KERNELS[torch._fused_sdp_choice(q, k, v, None, 0.0, True, scale=self.arm.qk**-0.5)]
         return "flash_cpu" if (name, x.device.type) == ("flash", "cpu") else name
@@ -174,7 +194,7 @@ class Mixture(nn.Module):
         best, chosen = scores.topk(self.top, -1)  # (N, k)
         order = chosen.flatten().argsort(stable=True)  # (N k,), sorted by expert
         counts = chosen.flatten().bincount(minlength=len(self.up))
-        grouped = tokens[order // self.top].split(counts.tolist())
+        grouped = torch.split(tokens[order // self.top], counts.tolist())
         # unbind: an index per expert would fill a gradient of all experts' size for each
         pairs = zip(grouped, self.up.unbind(), self.down.unbind(), strict=True)
         out = torch.cat([linear(silu(linear(rows, up)), down) for rows, up, down in pairs])  # (N k, D)

@@ -1,12 +1,13 @@
-"""Training an arm: one loss for all, and the recipes, of which the seed's own is one."""
+"""Training an arm: one loss for all, and the recipes, the original's among them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mlexp.training import Fit, fit
+from mlexp.training import Fit, Recipe, fit
 
 from .loss import linear_cross_entropy
 from .model import Decoder
@@ -14,22 +15,26 @@ from .text import Batches
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All but the peak rate: warm-up as a share of the steps, the rate's end as a share of its peak."""
+class Regime:
+    """A recipe without its steps and peak rate: warm-up as a share of the steps, the last rate as a share of the
+    peak."""
 
     weight_decay: float = 0.01
     warmup: float = 0.1
     floor: float = 0.1
     clip: float = 1.0
 
+    def recipe(self, steps: int, lr: float) -> Recipe:
+        return Recipe(steps, lr, math.ceil(self.warmup * steps), self.weight_decay, self.clip, self.floor)
+
 
 RECIPES = {
-    "finished": Recipe(),  # a schedule that ends where the training ends
-    "seed": Recipe(warmup=0.0, floor=1.0, clip=math.inf),  # constant, never clipped; the seed's rate is 1e-4
+    "finished": Regime(),  # a schedule that ends where the training ends
+    "seed": Regime(warmup=0.0, floor=1.0, clip=math.inf),  # the original's: constant (at 1e-4), never clipped
 }
 
 
-def loss_in(dtype: torch.dtype):
+def loss_in(dtype: torch.dtype) -> Callable[[Decoder, Tensor, Tensor], Tensor]:
     """The loss of a batch, products in `dtype`: (model, tokens, targets) -> cross-entropy in nats and balance."""
 
     def loss(model: Decoder, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -50,20 +55,16 @@ def train(
     dtype: torch.dtype = torch.float32,
     micro_batch: int | None = None,
     compiled: bool = False,
-    progress=None,
-    after=None,
+    progress: Callable[[int, int, str], None] | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> Fit:
-    """Train in place, in micro-batches where asked to or where memory runs out (the balance loss is then the mean of
-    theirs), by torch.compile where `compiled`.
+    """Train in place, in micro-batches of `micro_batch` or as small as memory demands (the balance loss is then the
+    mean of theirs), by torch.compile where `compiled`.
 
     Raises FloatingPointError where the loss is not finite.
     """
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
-    r, loss = RECIPES[recipe], loss_in(dtype)
-    loss = torch.compile(loss) if compiled else loss
-    return fit(
-        model.train(), loss, batches, steps=steps, lr=lr, warmup=math.ceil(r.warmup * steps),
-        weight_decay=r.weight_decay, floor=r.floor, clip=r.clip, micro_batch=micro_batch, progress=progress,
-        after=after,
-    )  # fmt: skip
+    loss = torch.compile(loss_in(dtype)) if compiled else loss_in(dtype)
+    terms = RECIPES[recipe].recipe(steps, lr)
+    return fit(model.train(), loss, batches, terms, micro_batch=micro_batch, progress=progress, after=after)

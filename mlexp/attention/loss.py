@@ -1,7 +1,9 @@
-"""Cross-entropy of a linear output layer without its logits: made, used and forgotten chunk by chunk.
+"""Cross-entropy of a linear output layer without its logits, which are computed and dropped chunk by chunk.
 
 N tokens, D width, V vocabulary, n tokens of a chunk.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +17,25 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(mean loss in nats, loss of every token, whether the likeliest token was right) of logits hidden @ weight.T.
 
-    hidden (N, D), weight (V, D), targets (N,); the mean alone has a gradient. Gradients are made in the forward, one
-    chunk of tokens at a time, and wait for the backward as (N, D) and (V, D): what plain cross-entropy keeps is (N, V).
+    hidden (N, D), weight (V, D), targets (N,); the mean alone has a gradient. Gradients are computed in the forward,
+    one chunk of tokens at a time, and saved for the backward as (N, D) and (V, D); plain cross-entropy saves (N, V).
     Products are in autocast's dtype, all sums in float32.
     """
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk or max(1, CHUNK // len(weight)), wanted, dtype)
+    chunk = chunk or max(1, CHUNK // len(weight))
+    result: tuple[Tensor, Tensor, Tensor] = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # in torch
+        hidden, weight, targets, chunk, wanted, dtype
+    )
+    return result
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk, wanted, dtype):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, wanted: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         exact = torch.promote_types(dtype, torch.float32)
         losses = hidden.new_empty(len(hidden), dtype=exact)
         right = torch.empty_like(targets, dtype=torch.bool)
@@ -36,16 +44,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             w = weight.to(dtype)
             for first in range(0, len(hidden), chunk):
-                some = slice(first, first + chunk)
-                h, t = hidden[some].to(dtype), targets[some, None]
+                rows = slice(first, first + chunk)
+                h, t = hidden[rows].to(dtype), targets[rows, None]
                 logits = (h @ w.T).to(exact)  # (n, V)
-                right[some] = logits.argmax(-1) == t[:, 0]
+                right[rows] = logits.argmax(-1) == t[:, 0]
                 total = logits.logsumexp(-1, keepdim=True)
-                losses[some] = (total - logits.gather(1, t))[:, 0]
+                losses[rows] = (total - logits.gather(1, t))[:, 0]
                 if wanted:
                     slope = logits.sub_(total).exp_().scatter_add_(1, t, -torch.ones_like(total)) / len(hidden)
                     slope = slope.to(dtype)
-                    hidden_grad[some] = slope @ w
+                    hidden_grad[rows] = slope @ w
                     _add_product(weight_grad, slope.T, h)
         if wanted:
             ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
@@ -54,12 +62,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, *_):
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.saved_tensors
         return hidden_grad * grad.to(hidden_grad.dtype), weight_grad * grad, None, None, None, None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor):
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, in total's dtype and without a product of its own size where the dtypes agree."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)

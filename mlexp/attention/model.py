@@ -4,12 +4,13 @@ B batch, T tokens, D width, V vocabulary.
 """
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .layers import Attention, Cache, Dense, Mixture, Norm, rotary_tables
+from .layers import Attention, Cache, Dense, Mixture, Norm, Rotary, rotary_tables
 from .variants import POSITIONS, VARIANTS, Shape, Variant, scaled
 
 
@@ -19,14 +20,16 @@ class Block(nn.Module):
         self.norm_1, self.attention = Norm(shape.width), Attention(variant, shape)
         self.norm_2, self.feed_forward = Norm(shape.width), Mixture(shape) if shape.experts else Dense(shape)
 
-    def forward(self, h: Tensor, rotary, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, rotary: Rotary, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
         h = h + self.attention(self.norm_1(h), rotary, cache, layer)
         out, balance = self.feed_forward(self.norm_2(h))
         return h + out, balance
 
 
 class Decoder(nn.Module):
-    """Tokens (B, T) -> logits (B, T, V). With a cache, T tokens after those it holds: a prompt, or one step."""
+    """Tokens (B, T) -> logits (B, T, V). With a cache, T tokens after the cached ones: a prompt, or one step."""
+
+    blocks: Sequence[Block]
 
     def __init__(self, variant: Variant, shape: Shape):
         super().__init__()
@@ -36,7 +39,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(shape.vocab, shape.width)
         if variant.position == "learned":
             self.positions = nn.Embedding(shape.context, shape.width)
-        self.blocks = nn.ModuleList(Block(variant, shape) for _ in range(shape.layers))
+        self.blocks = nn.ModuleList(Block(variant, shape) for _ in range(shape.layers))  # type: ignore[assignment]  # a ModuleList does not say of what
         self.norm = Norm(shape.width)
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
@@ -51,7 +54,7 @@ class Decoder(nn.Module):
             cache.length += tokens.shape[1]
         return self.norm(h), balance
 
-    def _start(self, tokens: Tensor, start: int, stop: int):
+    def _start(self, tokens: Tensor, start: int, stop: int) -> tuple[Tensor, Rotary]:
         h, arm = self.embed(tokens), self.arm
         if arm.position == "learned":
             if stop > self.shape.context:
@@ -71,7 +74,7 @@ class Decoder(nn.Module):
             return self.blocks[0].attention.kernel(self.blocks[0].norm_1(h), rotary)
 
 
-def initialise(model: Decoder, seed: int):
+def initialise(model: Decoder, seed: int) -> None:
     """Draw every parameter from the seed and its own name: arms that share a name and a shape share the values (on one
     kind of device, whose own generator draws them).
 
@@ -90,7 +93,7 @@ def initialise(model: Decoder, seed: int):
                 p.copy_(torch.randn(p.shape, generator=generator, device=p.device) * own)
 
 
-def build(variant: str | Variant, shape: Shape, seed: int = 0, device="cpu") -> Decoder:
+def build(variant: str | Variant, shape: Shape, seed: int = 0, device: torch.device | str = "cpu") -> Decoder:
     """A decoder ready to train; torch's own generators are left as they were."""
     if isinstance(variant, str):
         if variant not in VARIANTS:

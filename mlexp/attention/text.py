@@ -1,27 +1,38 @@
 """Text to train on: a synthetic source whose best possible loss is known, or documents; parts that share nothing.
 
-V vocabulary, T tokens of a window. The synthetic source stands in for natural text: it needs no download, and it tells
-attention with positions from attention without them in a few CPU seconds.
+V vocabulary, T tokens of a window. The synthetic source stands in for natural text: it needs no download, and a few CPU
+seconds of training on it distinguish attention with positions from attention without.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlexp.corpus import read_corpus, split
-from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.store import Progress, announce
+from mlexp.text import ngrams
+from mlexp.text.corpus import read_corpus, split
+from mlexp.text.tokenizer import parse, trained_bpe
+from mlexp.text.windows import among, distinct, shared
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PARTS = ("train", "tune", "validation", "test")
-WINDOW = 32  # tokens: what held-out text may not have in common with another part
+WINDOW = 32  # tokens: a held-out part has no window of this length in common with another part
 END = "<|endoftext|>"
 ENDS = (END, "</s>", "<|end_of_text|>", "<eos>")  # what other tokenizers call it
 BURN_IN, STRETCH = 64, 1024  # tokens dropped at the start of a stream; tokens that count as one document of it
+
+Encoded = tuple[np.ndarray, int]  # a document's tokens and its UTF-8 bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Text:
-    """A text in parts; `floors` are losses in nats on its test part that need no attention, and the best possible one
+    """A text in parts; `floors` are losses in nats on its test part: of guessing, of n-grams, and the lowest possible
     where it is known."""
 
     name: str
@@ -53,10 +64,10 @@ class Text:
 
     @property
     def hash(self) -> str:
-        words = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, part in self.parts.items():
-            words.update(name.encode() + part.tokens.astype("<i8").tobytes())
-        return words.hexdigest()[:16]
+            digest.update(name.encode() + part.tokens.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Source:
     law: np.ndarray = field(init=False, repr=False, compare=False)  # (V,)
     tables: np.ndarray = field(init=False, repr=False, compare=False)  # (lags, V)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         law = np.arange(1, self.vocab + 1.0) ** -self.exponent
         law /= law.sum()
         object.__setattr__(self, "law", law)
@@ -110,7 +121,7 @@ class Source:
         return p
 
     def bayes(self, tokens: np.ndarray) -> float:
-        """The loss of the true distribution, in nats: its expected loss at every position, not the one met."""
+        """The loss of the true distribution, in nats: expected at every position, not at the tokens drawn."""
         p = self.predictive(tokens)
         return float(-(p * np.log(p)).sum(1).mean())
 
@@ -135,9 +146,10 @@ def natural_text(
     tokenizer: str | Path | None = None,
     progress: Progress = None,
 ) -> Text:
-    """Documents (see mlexp.corpus) in parts, `held_out` in characters, under at most `vocab` tokens, each ended by one.
+    """Documents (see mlexp.text.corpus) in parts, `held_out` in characters, in at most `vocab` distinct tokens, one of
+    which ends each document.
 
-    The tokens are a byte-level BPE trained on the training part and kept by its content, or those of a tokenizer.json
+    The tokens are a byte-level BPE trained on the training part and cached by its content, or those of a tokenizer.json
     (a file, or its folder). A small text has fewer kinds of tokens than a big vocabulary: the model's embedding stays
     `vocab` rows long, and those that no token names are only ever pushed away. A held-out document that has WINDOW
     tokens in common with another part is left out. Raises FileNotFoundError, or ValueError for a tokenizer that does
@@ -145,7 +157,11 @@ def natural_text(
     """
     corpus = read_corpus(path)
     texts = split(corpus, held_out)
-    bpe = _given(Path(tokenizer)) if tokenizer else _trained(texts["train"], vocab, progress)
+    bpe = (
+        _given(Path(tokenizer))
+        if tokenizer
+        else trained_bpe(texts["train"], vocab, special=(END,), min_frequency=2, progress=progress)
+    )
     if bpe.get_vocab_size() > vocab:
         raise ValueError(f"tokenizer {tokenizer}: {bpe.get_vocab_size()} tokens; the model has {vocab}")
     end = _end(bpe, tokenizer)
@@ -156,23 +172,11 @@ def natural_text(
 
 
 def floors(parts: Mapping[str, Part], vocab: int) -> dict[str, float]:
-    """Losses in nats of guessing, of the training part's frequencies and of its pairs, on the test part.
-
-    Pairs fall back to frequencies by one pseudo-count, frequencies to guessing likewise.
-    """
+    """Losses in nats on the test part: of guessing, and of n-grams of the training part (mlexp.text.ngrams)."""
     found = {"uniform": float(np.log(vocab))}
-    if "train" not in parts or "test" not in parts:
-        return found
-    train, test = parts["train"].tokens, parts["test"].tokens
-    counts = np.bincount(train, minlength=vocab)
-    unigram = (counts + 1 / vocab) / (len(train) + 1)
-    codes, n = np.unique(train[:-1] * vocab + train[1:], return_counts=True)
-    wanted = test[:-1] * vocab + test[1:]
-    at = np.searchsorted(codes, wanted).clip(max=len(codes) - 1)
-    pairs = np.where(codes[at] == wanted, n[at], 0)
-    before = np.bincount(train[:-1], minlength=vocab)[test[:-1]]
-    bigram = (pairs + unigram[test[1:]]) / (before + 1)
-    return found | {"unigram": float(-np.log(unigram[test]).mean()), "bigram": float(-np.log(bigram).mean())}
+    if "train" in parts and "test" in parts:
+        found |= ngrams.floors(parts["train"].tokens, parts["test"].tokens, vocab)
+    return found
 
 
 class Batches:
@@ -182,7 +186,7 @@ class Batches:
     the end of an epoch are skipped, others in every epoch.
     """
 
-    def __init__(self, part: Part, context: int, size: int, seed: int, device="cpu"):
+    def __init__(self, part: Part, context: int, size: int, seed: int, device: torch.device | str = "cpu"):
         self.windows = (len(part.tokens) - 1) // context
         if self.windows < size:
             raise ValueError(
@@ -194,27 +198,18 @@ class Batches:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, turn = divmod(step, self.per_epoch)
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        some = torch.randperm(self.windows, generator=random)[turn * self.size : (turn + 1) * self.size]
-        at = (some[:, None] * self.context + torch.arange(self.context + 1)).to(self.tokens.device)
+        chosen = torch.randperm(self.windows, generator=random)[turn * self.size : (turn + 1) * self.size]
+        at = (chosen[:, None] * self.context + torch.arange(self.context + 1)).to(self.tokens.device)
         rows = self.tokens[at]
         return rows[:, :-1], rows[:, 1:]
 
 
 def shared_windows(a: np.ndarray, b: np.ndarray, window: int = WINDOW) -> int:
-    """How many different stretches of so many tokens stand in both."""
-    return len(np.intersect1d(_windows(a, window), _windows(b, window)))
+    """How many distinct windows of so many tokens are in both."""
+    return shared(a, b, window)
 
 
-def _windows(tokens: np.ndarray, window: int) -> np.ndarray:
-    """A 64-bit hash of every stretch, each once."""
-    count = max(0, len(tokens) - window + 1)
-    hashes = np.zeros(count, np.uint64)
-    for i in range(window if count else 0):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + tokens[i : i + count].astype(np.uint64) + np.uint64(1)
-    return np.unique(hashes)
-
-
-def _check_apart(parts: Mapping[str, Part]):
+def _check_apart(parts: Mapping[str, Part]) -> None:
     names = list(parts)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
@@ -222,79 +217,53 @@ def _check_apart(parts: Mapping[str, Part]):
             assert n == 0, f"{a} and {b} have {n} windows of {WINDOW} tokens in common"
 
 
-def _apart(documents: dict[str, list], progress: Progress) -> dict[str, list]:
+def _apart(documents: dict[str, list[Encoded]], progress: Progress) -> dict[str, list[Encoded]]:
     """Without the held-out documents that have a window in common with a part before theirs."""
-    left, seen = {}, np.empty(0, np.uint64)
-    for name, some in documents.items():
-        hashes = [_windows(tokens, WINDOW) for tokens, _ in some]
-        keep = [name == "train" or not np.isin(own, seen).any() for own in hashes]
+    parts, seen = {}, np.empty(0, np.uint64)
+    for name, part in documents.items():
+        hashes = [distinct([tokens], WINDOW) for tokens, _ in part]
+        keep = [name == "train" or not among(own, seen).any() for own in hashes]
         if not all(keep):
-            say(progress, f"{name}: {keep.count(False)} of {len(keep)} documents left out, their words stand elsewhere")
+            announce(
+                progress,
+                f"{name}: {keep.count(False)} of {len(keep)} documents left out: they share text with another part",
+            )
         if not any(keep):
             raise ValueError(f"{name}: every document has {WINDOW} tokens in common with another part")
-        left[name] = [document for document, k in zip(some, keep, strict=True) if k]
+        parts[name] = [document for document, k in zip(part, keep, strict=True) if k]
         seen = np.union1d(seen, np.concatenate([own for own, k in zip(hashes, keep, strict=True) if k]))
-    return left
+    return parts
 
 
-def _part(documents: list[tuple[np.ndarray, int]]) -> Part:
+def _part(documents: list[Encoded]) -> Part:
     starts = np.cumsum([0, *(len(tokens) for tokens, _ in documents[:-1])])
     return Part(np.concatenate([tokens for tokens, _ in documents]), starts, sum(n for _, n in documents))
 
 
-def _encode(bpe, end: int, document: str) -> tuple[np.ndarray, int]:
+def _encode(bpe: Tokenizer, end: int, document: str) -> Encoded:
     return np.array([*bpe.encode(document, add_special_tokens=False).ids, end]), len(document.encode())
 
 
-def _trained(documents: list[str], vocab: int, progress: Progress):
-    content = hashlib.sha256("\0".join(documents).encode()).hexdigest()[:16]
-    path = cache_dir() / "tokenizers" / f"documents-{vocab}-{content}.json"
-    return kept(path, lambda: _train(documents, vocab, progress), _parse, progress)
-
-
-def _train(documents: list[str], vocab: int, progress: Progress) -> bytes:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    say(progress, f"training a byte-level BPE of at most {vocab} tokens on {len(documents)} documents")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, min_frequency=2, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(documents, trainer)
-    return bpe.to_str().encode()
-
-
-def _parse(content: bytes):
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise ValueError(str(error)) from None
-
-
-def _given(path: Path):
+def _given(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"tokenizer {file}: no such file; give a tokenizer.json or its folder")
     try:
-        return _parse(file.read_bytes())
+        return parse(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"tokenizer {file}: {error}") from None
 
 
-def _end(bpe, path: str | Path | None) -> int:
+def _end(bpe: Tokenizer, path: str | Path | None) -> int:
     """The token that ends a document: the one that tokenizer_config.json beside it names, or the first usual one."""
-    named = ENDS
+    named: tuple[str, ...] = ENDS
     if path:
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         config = folder / "tokenizer_config.json"
         own = json.loads(config.read_text(encoding="utf-8-sig")).get("eos_token") if config.is_file() else None
         named = ((own["content"] if isinstance(own, dict) else own), *ENDS) if own else ENDS
     found = (bpe.token_to_id(token) for token in named)
-    end = next((token for token in found if token is not None), None)
+    end: int | None = next((token for token in found if token is not None), None)
     if end is None:
         raise ValueError(f"tokenizer {path}: has none of {', '.join(named)} to end a document with")
     return end

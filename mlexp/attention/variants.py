@@ -50,7 +50,7 @@ VARIANTS = {
     "rope_small": Variant(rope=32, v=48, factor=1.5),
     "rope_large": Variant(rope=128, v=192, factor=2.5),
     "bias_only": Variant(bias=True),
-    # controls that the seed's grid lacks
+    # controls that the original's grid lacks
     "mla_plain": Variant(),
     "mla_true": Variant(rope=32, nope=32),
     "nope": replace(MULTI_HEAD, position="none"),
@@ -59,9 +59,9 @@ VARIANTS = {
     "mqa": replace(MULTI_HEAD, kv_heads=1),
     "gqa": replace(MULTI_HEAD, kv_heads=2),
 }
-SEED_VARIANTS = tuple(VARIANTS)[:13]
+ORIGINAL_VARIANTS = tuple(VARIANTS)[:13]
 FAMILIES = {
-    name: name.partition("_")[0] if name in SEED_VARIANTS else "control" for name in VARIANTS
+    name: name.partition("_")[0] if name in ORIGINAL_VARIANTS else "control" for name in VARIANTS
 }  # baseline, lora, enhanced, rope, bias, control
 
 
@@ -98,9 +98,11 @@ def scaled(variant: Variant, shape: Shape) -> Variant:
     def even(d: int) -> int:
         return d and max(2, 2 * round(d * head / HEAD / 2))
 
-    sizes = {"rope": even(variant.rope), "nope": even(variant.nope), "v": even(variant.v)}
-    kv_heads = None if variant.latent else min(variant.kv_heads or shape.heads, shape.heads)
-    return replace(variant, kv_rank=rank(variant.kv_rank), q_rank=rank(variant.q_rank), kv_heads=kv_heads, **sizes)
+    return replace(
+        variant, kv_rank=rank(variant.kv_rank), q_rank=rank(variant.q_rank),
+        rope=even(variant.rope), nope=even(variant.nope), v=even(variant.v),
+        kv_heads=None if variant.latent else min(variant.kv_heads or shape.heads, shape.heads),
+    )  # fmt: skip
 
 
 def projections(variant: Variant, shape: Shape) -> dict[str, tuple[int, int, bool]]:
@@ -109,10 +111,10 @@ def projections(variant: Variant, shape: Shape) -> dict[str, tuple[int, int, boo
     rows = {"q": (D, H * a.qk, a.bias and not a.latent)}
     if a.q_rank is not None:
         rows = {"q_a": (D, a.q_rank, a.bias), "q_b": (a.q_rank, H * a.qk, False)}
-    if a.latent:
+    if a.kv_rank is not None:
         rows |= {"kv_a": (D, a.kv_rank + a.rope, a.bias), "kv_b": (a.kv_rank, H * (a.nope + a.v), False)}
     else:
-        rows |= {"kv": (D, a.kv_heads * (a.qk + a.v), a.bias)}
+        rows |= {"kv": (D, (a.kv_heads or H) * (a.qk + a.v), a.bias)}
     return rows | {"o": (H * a.v, D, a.bias)}
 
 
@@ -178,7 +180,9 @@ def training_flops_per_token(variant: Variant, shape: Shape) -> int:
 def kv_elements_per_token(variant: Variant, shape: Shape) -> int:
     """Numbers that decoding keeps of a token, over all layers: the latent and the shared key, or keys and values."""
     a = scaled(variant, shape)
-    return shape.layers * (a.kv_rank + a.rope if a.latent else a.kv_heads * (a.qk + a.v))
+    if a.kv_rank is not None:
+        return shape.layers * (a.kv_rank + a.rope)
+    return shape.layers * (a.kv_heads or shape.heads) * (a.qk + a.v)
 
 
 def kv_bytes_per_token(variant: Variant, shape: Shape, element: int = 2) -> int:

@@ -1,38 +1,48 @@
-"""gpt2_nano: a small GPT-2 that is really trained, at first use, on natural text; kept by recipe, corpus and code.
+"""gpt2_nano: a small GPT-2 trained at first use on natural text, and cached by recipe, corpus and code.
 
 T tokens of a part of the corpus, B rows of a batch, W window.
 """
 
+from __future__ import annotations
+
 import json
-import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from mlexp.store import Progress, cache_dir, kept, say
-from mlexp.training import fit
+from mlexp.store import Progress, announce, cache_dir, cached
+from mlexp.text import ngrams
+from mlexp.training import Recipe, fit
 
 from .initial import build
 from .models import Model
 from .recipes import Nano, nano_hash
 from .text import Corpus, bpe_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 INIT_STD = 0.02
 
 
-def trained(row: Model, recipe: Nano, corpus: Corpus, dtype, device, progress: Progress = None):
+def trained(
+    row: Model, recipe: Nano, corpus: Corpus, dtype: torch.dtype, device: torch.device | str, progress: Progress = None
+) -> nn.Module:
     """The trained model: from the cache, or trained now (on the CPU, with progress) and stored as safetensors."""
     from safetensors.torch import load as parse
 
     path = cache_dir() / "nano" / f"{nano_hash(row, recipe, corpus.hash)}.safetensors"
 
-    def read(content: bytes):
+    def read(content: bytes) -> nn.Module:
         try:
             state = parse(content)
         except Exception as error:  # safetensors raises its own bare class
             raise ValueError(str(error)) from None
-        model = build(row, recipe.seed, INIT_STD)
-        own = dict(model.named_parameters())  # the head, tied to the embedding, is none of its own
+        model: nn.Module = build(row, recipe.seed, INIT_STD)
+        own = dict(model.named_parameters())  # not the head's, which is the embedding's
         if _layout(state) != _layout(own):
             raise ValueError(f"expected the {len(own)} parameters of the model, got {len(state)} others")
         with torch.no_grad():
@@ -40,71 +50,57 @@ def trained(row: Model, recipe: Nano, corpus: Corpus, dtype, device, progress: P
                 p.copy_(state[name])
         return model
 
-    return kept(path, lambda: _train(row, recipe, corpus, progress), read, progress).to(device, dtype)
+    model: nn.Module = cached(path, lambda: _train(row, recipe, corpus, progress), read, progress)
+    return model.to(device, dtype)
 
 
-def _layout(state: dict[str, torch.Tensor]):
+def _layout(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (x.shape, x.dtype) for name, x in state.items()}
 
 
 def _train(row: Model, recipe: Nano, corpus: Corpus, progress: Progress) -> bytes:
     from safetensors.torch import save
 
-    say(progress, f"training gpt2_nano ({row.n_params / 1e6:.1f}M parameters, {recipe.steps} steps) on {corpus.name}")
+    size = f"{row.n_params / 1e6:.1f}M parameters, {recipe.steps} steps"
+    announce(progress, f"training gpt2_nano ({size}) on {corpus.name}")
     tokenizer = bpe_tokenizer(corpus, row.vocab, progress)
-    train, held = (encode(tokenizer, text) for text in (corpus.train, corpus.held_out))
-    model, rng = build(row, recipe.seed, INIT_STD).train(), np.random.default_rng(recipe.seed)
+    train, held_out = (encode(tokenizer, text) for text in (corpus.train, corpus.held_out))
+    model: nn.Module = build(row, recipe.seed, INIT_STD).train()
+    rng = np.random.default_rng(recipe.seed)
     starts = rng.integers(0, len(train) - recipe.window, (recipe.steps, recipe.batch))
 
-    def batch(step):
+    def batch(step: int) -> tuple[Tensor]:
         return (torch.from_numpy(train[starts[step][:, None] + np.arange(recipe.window + 1)]),)
 
-    done = fit(model, next_token_loss, batch, steps=recipe.steps, lr=recipe.lr, warmup=recipe.warmup,
-               weight_decay=recipe.weight_decay, evaluate=lambda: held_out_loss(model, held, recipe.window),
-               evaluate_every=recipe.evaluate_every, progress=progress)  # fmt: skip
+    done = fit(model, next_token_loss, batch, Recipe(recipe.steps, recipe.lr, recipe.warmup, recipe.weight_decay),
+               evaluate=lambda: held_out_loss(model, held_out, recipe.window), evaluate_every=recipe.evaluate_every,
+               progress=progress)  # fmt: skip
     best = done.held_out[done.best_step]
-    say(
-        progress, f"gpt2_nano: held-out loss {best:.3f} nats a token (bigram {bigram_loss(train, held, row.vocab):.3f})"
-    )
+    floor = ngrams.loss(train, held_out, row.vocab, 2)
+    announce(progress, f"gpt2_nano: held-out loss {best:.3f} nats a token (bigram {floor:.3f})")
     state = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    return save(state, metadata={"held_out_nats": json.dumps(best)})
+    content: bytes = save(state, metadata={"held_out_nats": json.dumps(best)})
+    return content
 
 
-def encode(tokenizer, text: str) -> np.ndarray:
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> np.ndarray:
     """Token ids of a text of any length, no special tokens: (T,) int64."""
     return np.array(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def next_token_loss(model, ids):  # (B, W + 1) -> mean nats a token
+def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """Mean nats a token of windows (B, W + 1)."""
     logits = model(ids[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 @torch.no_grad()
-def held_out_loss(model, held: np.ndarray, window: int, rows: int = 8) -> float:
+def held_out_loss(model: nn.Module, held_out: np.ndarray, window: int, rows: int = 8) -> float:
     """Mean nats a token over consecutive windows of a held-out text."""
-    window = min(window, len(held) - 1)
-    count = (len(held) - 1) // window
-    ids = torch.from_numpy(held[np.arange(count)[:, None] * window + np.arange(window + 1)])
+    window = min(window, len(held_out) - 1)
+    count = (len(held_out) - 1) // window
+    ids = torch.from_numpy(held_out[np.arange(count)[:, None] * window + np.arange(window + 1)])
     model.eval()
-    total = sum(next_token_loss(model, part).item() * len(part) for part in ids.split(rows))
+    total = sum(next_token_loss(model, part).item() * len(part) for part in torch.split(ids, rows))
     model.train()
     return total / count
-
-
-def unigram_loss(train: np.ndarray, held: np.ndarray, vocab: int) -> float:
-    """Held-out nats a token of add-one unigram counts: what a model must beat to know anything of the context."""
-    count = np.bincount(train, minlength=vocab) + 1
-    return float(-np.log(count / count.sum())[held].mean())
-
-
-def bigram_loss(train: np.ndarray, held: np.ndarray, vocab: int) -> float:
-    """Held-out nats a token of bigram counts interpolated with unigrams, at the best of nine weights (chosen on
-    held-out: a baseline given every advantage)."""
-    one = (np.bincount(train, minlength=vocab) + 1) / (len(train) + vocab)
-    two = np.zeros((vocab, vocab), np.float32)
-    np.add.at(two, (train[:-1], train[1:]), 1)
-    before = two.sum(1)[held[:-1]]
-    seen = np.divide(two[held[:-1], held[1:]], before, out=np.zeros(len(before)), where=before > 0)
-    mixes = [-np.log(w * seen + (1 - w) * one[held[1:]]).mean() for w in np.arange(1, 10) / 10]
-    return float(min(m for m in mixes if math.isfinite(m)))

@@ -39,6 +39,12 @@ GAINS = {
 }
 
 
+SOURCES = (
+    *(f"../training/{module}.py" for module in ("loop", "optimizer", "microbatch")),
+    *("nano.py", "initial.py", "text.py", "../text/tokenizer.py"),
+)  # what the weights of gpt2_nano depend on, beside its corpus
+
+
 @dataclass(frozen=True)
 class Nano:
     """How gpt2_nano is trained at first use."""
@@ -51,7 +57,7 @@ class Nano:
     warmup: int = 40
     weight_decay: float = 0.1
     evaluate_every: int = 100
-    sources: tuple[str, ...] = field(default=("../training.py", "nano.py", "initial.py", "text.py"), repr=False)
+    sources: tuple[str, ...] = field(default=SOURCES, repr=False)
 
 
 STANDIN, NANO = StandIn(), Nano()

@@ -1,15 +1,22 @@
-"""The text that prompts' models are trained on, one paragraph in ten held out, and a tokenizer trained on it."""
+"""The text that gpt2_nano is trained on, one paragraph in ten held out, and a tokenizer trained on it."""
+
+from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlexp.corpus import read_corpus
-from mlexp.store import Progress, cache_dir, kept, say
+from mlexp.store import Progress
+from mlexp.text.corpus import read_corpus
+from mlexp.text.tokenizer import trained_bpe
 
 from .recipes import digest
 
-LEAST = 20_000  # characters: below this neither a tokenizer nor a held-out part means anything
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MIN_CHARS = 20_000  # below this neither a tokenizer nor a held-out part means anything
 HELD_OUT = 10  # one paragraph in ten
 
 
@@ -22,55 +29,30 @@ class Corpus:
 
 
 def load_corpus(path: str | Path | None = None) -> Corpus:
-    """The default corpus, or a text file or folder (see mlexp.corpus). Paragraphs are split into train and held-out by
-    their own hash.
+    """The default corpus, or a text file or folder (see mlexp.text.corpus). Paragraphs are split into train and
+    held-out by their own hash.
 
     Raises FileNotFoundError, or ValueError for a file that is not text or shorter than 20,000 characters once its
     repeated paragraphs are dropped.
     """
     text = read_corpus(path)
     paragraphs = text.paragraphs
-    held = [int(hashlib.blake2b(p.encode(), digest_size=4).hexdigest(), 16) % HELD_OUT == 0 for p in paragraphs]
+    is_held_out = [int(hashlib.blake2b(p.encode(), digest_size=4).hexdigest(), 16) % HELD_OUT == 0 for p in paragraphs]
     train, held_out = (
-        "\n\n".join(p for p, h in zip(paragraphs, held, strict=True) if h is side) for side in (False, True)
+        "\n\n".join(p for p, h in zip(paragraphs, is_held_out, strict=True) if h is side) for side in (False, True)
     )
-    if len(train) < LEAST:
+    if len(train) < MIN_CHARS:
         raise ValueError(
-            f"corpus {path}: {len(train)} characters of distinct training paragraphs; at least {LEAST} needed"
+            f"corpus {path}: {len(train)} characters of distinct training paragraphs; at least {MIN_CHARS} needed"
         )
     if not held_out:
         raise ValueError(f"corpus {path}: {len(paragraphs)} distinct paragraphs leave none to hold out")
     return Corpus(text.name, digest(train, held_out), train, held_out)
 
 
-def bpe_tokenizer(corpus: Corpus, vocab: int, progress: Progress = None):
-    """A byte-level BPE of `vocab` entries trained on the corpus, as a transformers tokenizer; kept by content hash."""
+def bpe_tokenizer(corpus: Corpus, vocab: int, progress: Progress = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `vocab` tokens trained on the corpus's training part, as a transformers tokenizer."""
     from transformers import PreTrainedTokenizerFast
 
-    path = cache_dir() / "tokenizers" / f"bpe-{vocab}-{corpus.hash}.json"
-    return PreTrainedTokenizerFast(
-        tokenizer_object=kept(path, lambda: _train_bpe(corpus, vocab, progress), _parse_bpe, progress)
-    )
-
-
-def _train_bpe(corpus: Corpus, vocab: int, progress: Progress) -> bytes:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    say(progress, f"training a byte-level BPE of {vocab} entries on {corpus.name}")
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        [corpus.train], trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
-    )
-    return bpe.to_str().encode()
-
-
-def _parse_bpe(content: bytes):
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(content.decode())
-    except Exception as error:  # the library raises bare Exception for every fault of the file
-        raise ValueError(str(error)) from None
+    bpe = trained_bpe([corpus.train], vocab, progress=progress)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe)  # type: ignore[no-untyped-call]  # in transformers

@@ -1,4 +1,4 @@
-"""Characters as numbers: an alphabet that depends on no text, fixed held-out parts, windows, and n-gram floors.
+"""Characters as numbers: an alphabet that depends on no text, held-out parts of fixed size, windows, n-gram floors.
 
 B sequences, T positions, W windows, V alphabet. A window of T + 1 characters is T inputs and, one to the right, T
 targets.
@@ -6,13 +6,16 @@ targets.
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mlexp.corpus import WINDOW, read_corpus, split
+from mlexp.text import ngrams
+from mlexp.text.corpus import WINDOW, read_corpus, split
+from mlexp.text.windows import leak
 
 from .learners import ALPHABET
 
@@ -42,29 +45,19 @@ def encode(text: str) -> Tensor:
 def load(path: str | Path | None = None) -> Text:
     """The corpus at `path` (None: the standard library's help texts): test, validation, and all the rest to train on.
 
-    Raises FileNotFoundError, and ValueError where the text is too short for the held-out parts (mlexp.corpus).
+    Raises FileNotFoundError, and ValueError where the text is too short for the held-out parts (mlexp.text.corpus).
     """
     corpus = read_corpus(path)
     texts = {name: "\n\n".join(part) for name, part in split(corpus, HELD_OUT).items()}
     parts = {name: encode(text[: HELD_OUT.get(name)]) for name, text in texts.items()}
-    words = hashlib.sha256(b"".join(_bytes(parts[name]) for name in ("train", "validation", "test")))
-    leaked = leak(torch.cat([parts["validation"], parts["test"]]), parts["train"])
-    return Text(corpus.name, words.hexdigest()[:16], leak=leaked, **parts)
+    digest = hashlib.sha256(b"".join(_bytes(parts[name]) for name in ("train", "validation", "test")))
+    held_out = torch.cat([parts["validation"], parts["test"]])  # as one text: windows over the seam count
+    leaked = leak(held_out.numpy(), parts["train"].numpy(), WINDOW)
+    return Text(corpus.name, digest.hexdigest()[:16], leak=leaked, **parts)
 
 
 def _bytes(part: Tensor) -> bytes:
     return part.to(torch.uint8).numpy().tobytes()
-
-
-def leak(held: Tensor, train: Tensor, window: int = WINDOW) -> float:
-    """Share, in [0, 1], of the held-out text's stretches of `window` characters that also stand in the training text.
-
-    The held-out text is read as one: the stretches over a seam count as its own.
-    """
-    a, b = _bytes(held), _bytes(train)
-    known = {b[i : i + window] for i in range(len(b) - window + 1)}
-    count = len(a) - window + 1
-    return sum(a[i : i + window] in known for i in range(count)) / max(1, count)
 
 
 def excerpt(train: Tensor, n_chars: int, seed: int) -> Tensor:
@@ -79,7 +72,9 @@ def excerpt(train: Tensor, n_chars: int, seed: int) -> Tensor:
     return train.roll(-offset)[:n_chars]
 
 
-def batches(train: Tensor, size: int, length: int, seed: int, device="cpu"):
+def batches(
+    train: Tensor, size: int, length: int, seed: int, device: torch.device | str = "cpu"
+) -> Callable[[int], tuple[Tensor, Tensor]]:
     """`batches(step)`: inputs and targets, (B, T) each, of random windows; they depend on the seed and the step alone.
 
     Raises ValueError where the text is not longer than a window.
@@ -89,50 +84,32 @@ def batches(train: Tensor, size: int, length: int, seed: int, device="cpu"):
     windows = train.unfold(0, length + 1, 1)  # (W, T + 1), a view
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        random_numbers = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        some = windows[torch.randint(len(windows), (size,), generator=random_numbers)].to(device)
-        return some[:, :-1].contiguous(), some[:, 1:].contiguous()
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = windows[torch.randint(len(windows), (size,), generator=generator)].to(device)
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     return batch
 
 
-def scored(text: Tensor, length: int, least: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def scored(text: Tensor, length: int, min_context: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Windows over a held-out text: inputs, targets (W, T), and which targets count, each of the text's exactly once.
 
-    A target counts where it has at least `least` characters before it in its window: those from the text's character
-    number `least` on, whatever the length. Raises ValueError where the windows are shorter or the text is.
+    A target counts where `min_context` characters or more come before it in its window: those from the text's character
+    number `min_context` on, whatever the length. Raises ValueError where the windows are shorter or the text is.
     """
-    if not 1 <= least <= length < len(text):
-        raise ValueError(f"least={least}, length={length}: needs 1 <= least <= length < {len(text)} characters")
+    if not 1 <= min_context <= length < len(text):
+        raise ValueError(
+            f"min_context={min_context}, length={length}: needs 1 <= min_context <= length < {len(text)} characters"
+        )
     last = len(text) - 1 - length
-    starts = torch.tensor([*range(0, last, length - least + 1), last])
+    starts = torch.tensor([*range(0, last, length - min_context + 1), last])
     windows = text.unfold(0, length + 1, 1)[starts]
     target = starts[:, None] + torch.arange(1, length + 1)  # (W, T): where in the text a target stands
-    done = torch.cat([torch.tensor([least]), target[:-1, -1] + 1])  # (W,): the first target not yet counted
+    done = torch.cat([torch.tensor([min_context]), target[:-1, -1] + 1])  # (W,): the first target not yet counted
     return windows[:, :-1], windows[:, 1:], target >= done[:, None]
 
 
-def unigram(train: Tensor) -> Tensor:
-    """Log-probabilities (V,) in nats, Witten-Bell: counts, and the weight of the kinds seen spread evenly."""
-    counts = torch.bincount(train, minlength=ALPHABET).double()
-    kinds = (counts > 0).sum()
-    return ((counts + kinds / ALPHABET) / (counts.sum() + kinds)).log()
-
-
-def bigram(train: Tensor) -> Tensor:
-    """Log-probabilities (V, V) in nats, row = the character before; Witten-Bell smoothing over `unigram`.
-
-    Source: Witten and Bell (1991), method C: as much weight for what is new as there were kinds of successors.
-    """
-    pairs = torch.bincount(train[:-1] * ALPHABET + train[1:], minlength=ALPHABET**2).double().view(ALPHABET, ALPHABET)
-    kinds = (pairs > 0).sum(1, keepdim=True).clamp(min=1)  # a character that never came: the unigram alone
-    return ((pairs + kinds * unigram(train).exp()) / (pairs.sum(1, keepdim=True) + kinds)).log()
-
-
-def floors(train: Tensor, held: Tensor, least: int = 1) -> dict[str, float]:
-    """Mean loss in nats of both n-gram models on the held-out characters that `scored` counts: unigram, bigram."""
-    before, after = held[least - 1 : -1], held[least:]
-    return {
-        "unigram": -unigram(train)[after].mean().item(),
-        "bigram": -bigram(train)[before, after].mean().item(),
-    }
+def floors(train: Tensor, held_out: Tensor, min_context: int = 1) -> dict[str, float]:
+    """Mean losses in nats of a unigram and a bigram model (mlexp.text.ngrams) on the held-out characters that `scored`
+    counts."""
+    return ngrams.floors(train.numpy(), held_out.numpy(), ALPHABET, first=min_context)

@@ -7,13 +7,19 @@ It trains the twins, and is what `gradient_cosine` compares with. Source: Almeid
 equilibrium models, Bai et al. (2019, section 3.1).
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
-from .settle import Settled, Stop, cross_entropy, free, frozen, relative
+from .settle import Network, Settled, Stop, cross_entropy, free, frozen, relative
+
+Gradients = dict[Tensor, Tensor]  # by parameter
 
 
-def exact(network, x: Tensor, y: Tensor, settle: Stop, adjoint: Stop) -> tuple[Tensor, list[Tensor], tuple]:
+def exact(
+    network: Network, x: Tensor, y: Tensor, settle: Stop, adjoint: Stop
+) -> tuple[Tensor, list[Tensor], tuple[Settled, Settled]]:
     """(mean loss in nats, its gradient for each parameter, the two Settled: free and adjoint) at inputs x, targets y
     (B, T)."""
     with torch.no_grad():
@@ -25,7 +31,7 @@ def exact(network, x: Tensor, y: Tensor, settle: Stop, adjoint: Stop) -> tuple[T
     owned = list(network.head_parameters())
     pull, *of_head = torch.autograd.grad(loss, [top, *owned])
     sensitivity = solve(network, c, rest.states, pull, adjoint)
-    total = {p: torch.zeros_like(p) for p in network.parameters()}
+    total: Gradients = {p: torch.zeros_like(p) for p in network.parameters()}
     for p, g in zip(owned, of_head, strict=True):
         total[p] += g
     for block, v in enumerate(sensitivity.states):
@@ -35,26 +41,29 @@ def exact(network, x: Tensor, y: Tensor, settle: Stop, adjoint: Stop) -> tuple[T
     return loss.detach(), list(total.values()), (rest, sensitivity)
 
 
-def add(total: dict, scalar: Tensor):
+def add(total: Gradients, scalar: Tensor) -> None:
     """Add the derivatives of a scalar to those of the parameters that it depends on."""
     for p, g in zip(total, torch.autograd.grad(scalar, list(total), allow_unused=True), strict=True):
         if g is not None:
             total[p] += g
 
 
-def solve(network, c: Tensor, states: list[Tensor], pull: Tensor, stop: Stop) -> Settled:
+def solve(network: Network, c: Tensor, states: list[Tensor], pull: Tensor, stop: Stop) -> Settled:
     """The adjoint v, one (B, T, d) a block, as deep as `stop` says; the graph is of one evaluation of each map."""
-    leaves, maps = [], []
+    leaves: list[dict[int, Tensor]] = []
+    maps: list[Tensor] = []
     with frozen(network), torch.enable_grad():
         for block in range(len(states)):
             own = {i: states[i].detach().requires_grad_() for i in network.inputs(block)}
             leaves.append(own)
             maps.append(network.local(block, [own[i].view_as(z) if i in own else z for i, z in enumerate(states)], c))
-    v, sent, residual = [torch.zeros_like(z) for z in states], [{} for _ in states], float("inf")
-    for sweeps in range(1, stop.most + 1):  # noqa: B007
+    v, residual = [torch.zeros_like(z) for z in states], float("inf")
+    sent: list[dict[int, Tensor]] = [{} for _ in states]
+    for sweeps in range(1, stop.max_sweeps + 1):  # noqa: B007
         before, v = v, list(v)
         for block in reversed(range(len(states))):
-            v[block] = sum((s[block] for s in sent if block in s), pull if block + 1 == len(states) else 0.0)
+            start = pull if block + 1 == len(states) else 0.0
+            v[block] = cast(Tensor, sum((s[block] for s in sent if block in s), start))
             if leaves[block]:
                 ends = list(leaves[block].values())
                 back = torch.autograd.grad(maps[block], ends, v[block], retain_graph=True)
@@ -65,7 +74,7 @@ def solve(network, c: Tensor, states: list[Tensor], pull: Tensor, stop: Stop) ->
     return Settled(v, sweeps, residual, residual <= stop.tolerance or not network.feedback)
 
 
-def unrolled(network, x: Tensor, y: Tensor, sweeps: int) -> Tensor:
+def unrolled(network: Network, x: Tensor, y: Tensor, sweeps: int) -> Tensor:
     """The mean loss in nats after so many free sweeps from zero, with the graph of all of them: what backprop through
     time differentiates. One sweep: the same network as a feed-forward one."""
     c = network.clamp(x)

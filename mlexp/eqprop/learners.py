@@ -15,11 +15,11 @@ class Size:
     width: int = 128
     layers: int = 3
     heads: int = 4
-    length: int = 64  # the most positions of a sequence
+    length: int = 64  # positions of a sequence, at most
     context: int = 4
     embed: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "length", "context", "embed"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1")

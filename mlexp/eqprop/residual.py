@@ -21,12 +21,14 @@ Sources: the two-phase theorem, Scellier and Bengio (2017, Theorem 1), applied t
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .learners import ALPHABET, Size
+from .settle import Pull
 from .transformer import Attention, Feed
 
 CAP = 1.5  # spectral norm of what writes into the stream; what reads may have the multiples in `capped`
@@ -40,26 +42,32 @@ class Norm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, z: Tensor) -> Tensor:
-        return _Bounded.apply(z, self.gain)
+        return bounded(z, self.gain)
 
 
 class _Bounded(torch.autograd.Function):
     """g z / sqrt(1 + mean z²), g a vector or 1; of (B, T, d) tensors it keeps its input alone (rms_norm: three)."""
 
     @staticmethod
-    def forward(ctx, z, gain):
+    def forward(ctx: Any, z: Tensor, gain: Tensor | float) -> Tensor:
         scale = (1 + z.square().mean(-1, keepdim=True)).rsqrt_()  # (B, T, 1)
         ctx.gain = None if isinstance(gain, Tensor) else gain
         ctx.save_for_backward(z, scale, *([gain] if ctx.gain is None else []))
         return z * scale * gain
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         z, scale, *gain = ctx.saved_tensors
         inner = grad * (gain[0] if gain else ctx.gain)
         mean = (inner * z).mean(-1, keepdim=True) * scale.square()
         of_gain = (grad * z * scale).sum((0, 1)) if ctx.needs_input_grad[1] else None
         return (inner - z * mean) * scale, of_gain
+
+
+def bounded(z: Tensor, gain: Tensor | float) -> Tensor:
+    """g z / sqrt(1 + mean z²)."""
+    value: Tensor = _Bounded.apply(z, gain)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return value
 
 
 class Increment(nn.Module):
@@ -71,8 +79,9 @@ class Increment(nn.Module):
         self.attention, self.feed = Attention(width, heads), Feed(width)
 
     def forward(self, h: Tensor) -> Tensor:
-        a = self.attention(self.norm_1(h))
-        return a + self.feed(self.norm_2(h + a))
+        a: Tensor = self.attention(self.norm_1(h))
+        feed: Tensor = self.feed(self.norm_2(h + a))
+        return a + feed
 
 
 class Nudging(NamedTuple):
@@ -89,11 +98,15 @@ class Residual(nn.Module):
     patience = 12  # free sweeps of a prediction: many times what kappa = .25 needs for 1e-5
     rests = True  # the energy of the free phase is zero, and so is its derivative in the parameters
 
+    blocks: Sequence[Increment]
+
     def __init__(self, size: Size, kappa: float, spread: float = 0.4):
         super().__init__()
         self.kappa, self.feedback, self.length = kappa, kappa != 0, size.layers
         self.characters, self.places = nn.Embedding(ALPHABET, size.width), nn.Embedding(size.length, size.width)
-        self.blocks = nn.ModuleList(Increment(size.width, size.heads) for _ in range(size.layers))
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not say of what
+            Increment(size.width, size.heads) for _ in range(size.layers)
+        )
         self.norm, self.head = Norm(size.width), nn.Linear(size.width, ALPHABET)
         for name, p in self.named_parameters():
             if p.ndim == 2:
@@ -104,7 +117,8 @@ class Residual(nn.Module):
 
     def clamp(self, x: Tensor) -> Tensor:
         """What the input holds fixed: u (B, T, d)."""
-        return self.characters(x) + self.places.weight[: x.shape[1]]
+        u: Tensor = self.characters(x) + self.places.weight[: x.shape[1]]
+        return u
 
     def start(self, u: Tensor) -> list[Tensor]:
         return [torch.zeros_like(u)] * self.length
@@ -116,8 +130,11 @@ class Residual(nn.Module):
     def local(self, block: int, states: list[Tensor], u: Tensor) -> Tensor:
         """f_l (B, T, d): where the block's state has no energy, its neighbours being what they are."""
         if block:
-            return states[block - 1] + self.blocks[block](states[block - 1])
-        return u + self.blocks[0](u + _Bounded.apply(states[-1], self.kappa) if self.feedback else u)
+            before = read = states[block - 1]
+        else:
+            before, read = u, u + bounded(states[-1], self.kappa) if self.feedback else u
+        added: Tensor = self.blocks[block](read)
+        return before + added
 
     def energy(self, block: int, states: list[Tensor], u: Tensor) -> Tensor:
         """The block's term of E for each sequence, (B,)."""
@@ -125,22 +142,25 @@ class Residual(nn.Module):
 
     learned = energy  # parameters enter all of it
 
-    def head_parameters(self):
+    def head_parameters(self) -> list[nn.Parameter]:
         return [*self.norm.parameters(), *self.head.parameters()]
 
     def logits(self, top: Tensor) -> Tensor:
-        return self.head(self.norm(top))
+        logits: Tensor = self.head(self.norm(top))
+        return logits
 
     def nudging(self, states: list[Tensor]) -> Nudging:
         return Nudging(states, [torch.zeros_like(z) for z in states], 0.0)
 
-    def nudged_sweep(self, now: Nudging, u: Tensor, pull) -> tuple[Nudging, Tensor, Tensor]:
+    def nudged_sweep(self, now: Nudging, u: Tensor, pull: Pull) -> tuple[Nudging, Tensor, Tensor]:
         """Up and down once: (next, a bound of |dF/dz| at its states, |beta dC/dz|).
 
         The bound is how far the errors moved plus, where the ring is closed, how far the last state did: the first
         block has not seen that yet, and contracts it.
         """
-        leaves, maps, states, errors = [], [], list(now.states), list(now.errors)
+        leaves: list[Tensor] = []
+        maps: list[Tensor] = []
+        states, errors = list(now.states), list(now.errors)
         for block in range(self.length):
             leaf = states[block - 1].detach().requires_grad_()
             out = self._map(block, leaf, u)
@@ -173,4 +193,5 @@ class Residual(nn.Module):
 
 
 def distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    return torch.stack([(x - y).norm() for x, y in zip(a, b, strict=True)]).norm()
+    norm: Tensor = torch.stack([(x - y).norm() for x, y in zip(a, b, strict=True)]).norm()
+    return norm

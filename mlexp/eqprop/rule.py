@@ -12,13 +12,13 @@ Scellier and Bengio (2017, equation 11); symmetric, Laborieux et al. (2021, equa
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .exact import add, exact
-from .settle import Settled, Stop, cross_entropy, free, nudged
+from .exact import Gradients, add, exact
+from .settle import Network, Settled, Stop, cross_entropy, free, nudged
 
 NUDGES = ("symmetric", "split", "positive")
 FREE, NUDGED = Stop(1e-3, 60), Stop(1e-1, 60)  # while training
@@ -34,14 +34,16 @@ class Rule:
     free: Stop = FREE
     nudged: Stop = NUDGED
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.nudge not in NUDGES:
             raise ValueError(f"unknown nudge {self.nudge!r}; choose from {', '.join(NUDGES)}")
         if not self.beta > 0:
             raise ValueError(f"beta is {self.beta}; above 0")
 
 
-def contrast(network, x: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, list[Tensor], tuple[Settled, Settled]]:
+def contrast(
+    network: Network, x: Tensor, y: Tensor, rule: Rule
+) -> tuple[Tensor, list[Tensor], tuple[Settled, Settled]]:
     """(mean loss of the free phase in nats, the estimated gradient for each parameter, free and nudged phase) at inputs
     x, targets y (B, T)."""
     signs, share = signs_of(x, rule.nudge)
@@ -54,7 +56,7 @@ def contrast(network, x: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, list[Te
     start = [z.repeat(copies, 1, 1) for z in rest.states]
     end = nudged(network, c.repeat(copies, 1, 1), y.repeat(copies, 1), start, rule.beta * signs, rule.nudged)
     weights = signs * share / (rule.beta * y.numel())
-    total = {p: torch.zeros_like(p) for p in network.parameters()}
+    total: Gradients = {p: torch.zeros_like(p) for p in network.parameters()}
     energies(network, x, end.states, weights, total)
     if rule.nudge != "symmetric" and not network.rests:
         energies(network, x, rest.states, -weights, total)
@@ -74,7 +76,7 @@ def signs_of(x: Tensor, nudge: str) -> tuple[Tensor, float]:
     return (plus if nudge == "positive" else plus - 2 * (x.sum(1) % 2)), 1.0
 
 
-def energies(network, x: Tensor, states: list[Tensor], weights: Tensor, total: dict):
+def energies(network: Network, x: Tensor, states: list[Tensor], weights: Tensor, total: Gradients) -> None:
     """Add the parameter derivatives of the weighted sum of the sequences' energies, one block's graph at a time."""
     copies = len(weights) // len(x)
     with torch.enable_grad():
@@ -87,24 +89,27 @@ class _Given(torch.autograd.Function):
     """A value whose derivatives in the parameters are given."""
 
     @staticmethod
-    def forward(ctx, value, gradients, *parameters):
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 
     @staticmethod
-    def backward(ctx, share):
+    def backward(ctx: Any, share: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, *(share * g for g in ctx.gradients))
 
 
-def loss_of(rule: Rule | None, note: Callable[[Settled, Settled], None] | None = None):
+def loss_of(
+    rule: Rule | None, note: Callable[[Settled, Settled], None] | None = None
+) -> Callable[[Network, Tensor, Tensor], Tensor]:
     """`loss(network, x, y)` for mlexp.training.fit: the free phase's mean loss, in nats, whose backward gives the
-    estimate by `rule`, or where that is None the exact gradient; `note` is told of both phases."""
+    estimate by `rule`, or where that is None the exact gradient; `note` is called with both phases."""
 
-    def loss(network, x: Tensor, y: Tensor) -> Tensor:
+    def loss(network: Network, x: Tensor, y: Tensor) -> Tensor:
         value, gradients, phases = contrast(network, x, y, rule) if rule else exact(network, x, y, TIGHT, TIGHT)
         if note:
             note(*phases)
-        return _Given.apply(value, gradients, *network.parameters())
+        given: Tensor = _Given.apply(value, gradients, *network.parameters())  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return given
 
     return loss
 
@@ -118,8 +123,8 @@ class Alignment(NamedTuple):
     ratio: float
 
 
-def alignment(network, x: Tensor, y: Tensor, rule: Rule, tight: Stop = TIGHT) -> Alignment:
-    """The estimate held against the true gradient of the free fixed point, at inputs x and targets y (B, T)."""
+def alignment(network: Network, x: Tensor, y: Tensor, rule: Rule, tight: Stop = TIGHT) -> Alignment:
+    """The estimate compared with the true gradient of the free fixed point, at inputs x and targets y (B, T)."""
     estimate = contrast(network, x, y, rule)[1]
     true = exact(network, x, y, tight, tight)[1]
     head = set(network.head_parameters())

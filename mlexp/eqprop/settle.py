@@ -1,31 +1,55 @@
 """Settling: the free phase and the nudged phases, as sweeps over blocks; no graph outlives a sweep.
 
-B sequences, T positions, d width. A network (`hopfield`, `residual`) gives `clamp`, `start`, `local`, `nudging` and
-`nudged_sweep`; how long it is swept, and what is measured of it, is said here, once for all.
+B sequences, T positions, d width. A Network (`hopfield`, `residual`) knows its sweeps; how many are made, and what is
+measured of them, is decided here for all.
 Free: from zero, until the states move by at most `tolerance` of their norm in a sweep. Nudged: warm from the free
 states, +beta and -beta stacked along the batch, until |dF/dz| is at most `tolerance` of |beta dC/dz| (step size alone
 is no stationarity: at a contraction of .5 a relative step of 2e-2 leaves a gradient cosine of .96).
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Pull = Callable[[Tensor], Tensor]  # the top state -> beta dC/dz there, both (B, T, d)
+
+
+class Network(Protocol):
+    """What settles: states, one (B, T, d) a block, under a clamped input c (B, T, d)."""
+
+    feedback: bool  # whether a block reads a later one; without, one free sweep is exact
+    rests: bool  # whether the free phase's energy has no derivative in the parameters
+    patience: int  # free sweeps of a prediction
+
+    def clamp(self, x: Tensor, /) -> Tensor: ...
+    def start(self, c: Tensor, /) -> list[Tensor]: ...
+    def inputs(self, block: int, /) -> tuple[int, ...]: ...
+    def local(self, block: int, states: list[Tensor], c: Tensor, /) -> Tensor: ...
+    def learned(self, block: int, states: list[Tensor], c: Tensor, /) -> Tensor: ...
+    def head_parameters(self) -> Iterable[nn.Parameter]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def logits(self, top: Tensor, /) -> Tensor: ...
+    def nudging(self, states: list[Tensor], /) -> Any: ...
+    def nudged_sweep(self, now: Any, c: Tensor, pull: Pull, /) -> tuple[Any, Tensor, Tensor]: ...
+    def capped(self) -> list[tuple[Tensor, float]]: ...
 
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop sweeping; tolerance 0: after `most` sweeps exactly, so that no sequence delays another."""
+    """When to stop sweeping; tolerance 0: after exactly `max_sweeps`, so that no sequence delays another."""
 
     tolerance: float
-    most: int
+    max_sweeps: int
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Where a phase ended: states, one (B, T, d) a block; sweeps made; the last residual, and whether it is small
-    enough (an exact count is taken at its word)."""
+    """Where a phase ended: states, one (B, T, d) a block; sweeps made; the last residual, and whether it is within the
+    tolerance (always, where the number of sweeps is fixed)."""
 
     states: list[Tensor]
     sweeps: int
@@ -34,23 +58,23 @@ class Settled:
 
 
 @contextmanager
-def frozen(network):
-    """Parameters are constants inside: nothing that settles can reach them, nor keeps anything for their sake."""
-    moved = [p for p in network.parameters() if p.requires_grad]
+def frozen(network: Network) -> Iterator[None]:
+    """Parameters are constants inside: no gradient reaches them, and nothing is saved for one."""
+    trained = [p for p in network.parameters() if p.requires_grad]
     try:
-        for p in moved:
+        for p in trained:
             p.requires_grad_(False)
         yield
     finally:
-        for p in moved:
+        for p in trained:
             p.requires_grad_(True)
 
 
 @torch.no_grad()
-def free(network, c: Tensor, stop: Stop) -> Settled:
+def free(network: Network, c: Tensor, stop: Stop) -> Settled:
     """The free phase under the clamped input c (B, T, d), from zero."""
     states, moved = network.start(c), torch.zeros(())
-    for sweeps in range(1, stop.most + 1):
+    for sweeps in range(1, stop.max_sweeps + 1):
         before, states = states, list(states)
         for block in range(len(states)):
             states[block] = network.local(block, states, c)
@@ -66,11 +90,12 @@ def free(network, c: Tensor, stop: Stop) -> Settled:
 def relative(states: list[Tensor], before: list[Tensor]) -> Tensor:
     """How far the states moved, as a share of their norm."""
     moved = torch.stack([(a - b).norm() for a, b in zip(states, before, strict=True)]).norm()
-    return moved / torch.stack([a.norm() for a in states]).norm().clamp(min=1e-30)
+    share: Tensor = moved / torch.stack([a.norm() for a in states]).norm().clamp(min=1e-30)
+    return share
 
 
 @torch.no_grad()
-def nudged(network, c: Tensor, y: Tensor, states: list[Tensor], beta: Tensor, stop: Stop) -> Settled:
+def nudged(network: Network, c: Tensor, y: Tensor, states: list[Tensor], beta: Tensor, stop: Stop) -> Settled:
     """A nudged phase from the free states; beta (B,) is signed and may differ between the sequences."""
 
     def pull(top: Tensor) -> Tensor:  # beta dC/dz at the top, (B, T, d)
@@ -80,13 +105,13 @@ def nudged(network, c: Tensor, y: Tensor, states: list[Tensor], beta: Tensor, st
         return torch.autograd.grad(cost, leaf)[0]
 
     with frozen(network):
-        now, residual = network.nudging(states), torch.zeros(())
-        for sweeps in range(1, stop.most + 1):  # noqa: B007
+        now, ratio = network.nudging(states), torch.zeros(())
+        for sweeps in range(1, stop.max_sweeps + 1):  # noqa: B007
             now, slope, force = network.nudged_sweep(now, c, pull)
-            residual = slope / force.clamp(min=1e-30)
-            if stop.tolerance and residual <= stop.tolerance:
+            ratio = slope / force.clamp(min=1e-30)
+            if stop.tolerance and ratio <= stop.tolerance:
                 break
-    residual = float(residual)
+    residual = float(ratio)
     return Settled(now.states, sweeps, residual, residual <= stop.tolerance or not stop.tolerance)
 
 

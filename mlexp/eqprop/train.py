@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from mlexp.training import Fit, fit, seed_everything
+from mlexp.training import Fit, Recipe, fit, seed_everything
 
 from .hopfield import Hopfield
 from .learners import Learner, Size
 from .residual import Residual
 from .rule import Alignment, Rule, alignment, loss_of
-from .settle import Settled, Stop, cross_entropy, free
+from .settle import Network, Settled, Stop, cross_entropy, free
 from .transformer import Transformer
+
+Model = Transformer | Hopfield | Residual
 
 CHECKED = 8  # sequences of the batch that gradients are compared on
 WARMUP_SHARE = 20  # warm-up: a twentieth of the steps
@@ -39,14 +41,14 @@ class Log:
     inner_cosine: list[float] = field(default_factory=list)
     gradient_ratio: list[float] = field(default_factory=list)
 
-    def note(self, rest: Settled, end: Settled):
+    def note(self, rest: Settled, end: Settled) -> None:
         self.free_sweeps.append(rest.sweeps)
         self.nudged_sweeps.append(end.sweeps)
         self.free_residual.append(rest.residual)
         self.nudged_residual.append(end.residual)
         self.unconverged += (not rest.converged) + (not end.converged)
 
-    def check(self, step: int, found: Alignment):
+    def check(self, step: int, found: Alignment) -> None:
         self.checked_steps.append(step)
         self.gradient_cosine.append(found.cosine)
         self.inner_cosine.append(found.inner_cosine)
@@ -61,12 +63,12 @@ class Log:
 class Caps:
     """Holds matrices to their spectral norms: power iterations, two a call, that go on where the last call ended."""
 
-    def __init__(self, network):
+    def __init__(self, network: Network):
         self.pairs = network.capped()
         self.vectors = [torch.ones(w.shape[0], device=w.device, dtype=w.dtype) for w, _ in self.pairs]
 
     @torch.no_grad()
-    def __call__(self):
+    def __call__(self) -> None:
         for i, (w, cap) in enumerate(self.pairs):
             u = self.vectors[i]
             for _ in range(2):
@@ -78,10 +80,11 @@ class Caps:
             w.mul_(cap / norm.clamp(min=cap))
 
 
-def network(row: Learner, size: Size, seed: int, drop: float = 0.0, device="cpu") -> nn.Module:
+def network(row: Learner, size: Size, seed: int, drop: float = 0.0, device: torch.device | str = "cpu") -> Model:
     """A learner's network ready to train; a twin starts from its learner's weights. `drop` is the transformer's."""
     seed_everything(seed)
     size = replace(size, layers=row.layers or size.layers)
+    made: Model
     if row.network == "transformer":
         made = Transformer(size, drop)
     else:
@@ -89,7 +92,7 @@ def network(row: Learner, size: Size, seed: int, drop: float = 0.0, device="cpu"
     return made.to(device).train()
 
 
-def predict(model: nn.Module, x: Tensor) -> tuple[Tensor, float]:
+def predict(model: Model, x: Tensor) -> tuple[Tensor, float]:
     """Logits (B, T, V) of the next characters after x (B, T), and the free phase's residual (0 without one).
 
     The sweeps are a fixed number, so that no sequence's prediction depends on what else is in the batch.
@@ -101,28 +104,29 @@ def predict(model: nn.Module, x: Tensor) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: tuple[Tensor, Tensor, Tensor], batch: int = 64) -> tuple[float, float]:
+def evaluate(model: Model, windows: tuple[Tensor, Tensor, Tensor], batch: int = 64) -> tuple[float, float]:
     """(mean loss in nats over the targets that count, the largest residual of a free phase); windows as `chars.scored`
     gives them. Dropout is off meanwhile."""
-    device, was = next(model.parameters()).device, model.training
+    device, training = next(model.parameters()).device, model.training
     model.eval()
     total, worst = torch.zeros((), device=device), 0.0
-    for x, y, counts in zip(*(w.split(batch) for w in windows), strict=True):
+    for x, y, counts in zip(*(torch.split(w, batch) for w in windows), strict=True):
         logits, residual = predict(model, x.to(device))
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), y.to(device), reduction="none")
         total, worst = total + losses[counts.to(device)].sum(), max(worst, residual)
-    model.train(was)
+    model.train(training)
     return float(total / windows[2].sum()), worst
 
 
 def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Backprop's: mean cross-entropy in nats."""
-    return cross_entropy(model(x), y).sum() / y.numel()
+    mean: Tensor = cross_entropy(model(x), y).sum() / y.numel()
+    return mean
 
 
 def train(
     row: Learner,
-    model: nn.Module,
+    model: Model,
     batches: Callable[[int], tuple[Tensor, Tensor]],
     windows: tuple[Tensor, Tensor, Tensor],
     steps: int,
@@ -132,28 +136,29 @@ def train(
     evaluate_every: int = 25,
     checks: int = 4,
     rule: Rule | None = None,
-    progress=None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Fit, Log]:
     """Train in place; the state of the best validation loss (over `windows`) is the one left in the model.
 
     An eqprop learner's gradient is compared with the exact one before the first step, after the last, and at even
     distances, `checks` times in all. Raises FloatingPointError where the loss is not finite.
     """
-    log, caps = Log(), Caps(model) if row.rule != "backprop" else None
+    log, settling = Log(), None if isinstance(model, Transformer) else model
+    caps = Caps(settling) if settling else None
     rule = (rule or Rule(row.beta, row.nudge)) if row.rule == "eqprop" else None
-    held = tuple(w[:CHECKED].contiguous().to(next(model.parameters()).device) for w in windows[:2])
-    due = {round(i * steps / max(1, checks - 1)) for i in range(checks)} if rule else set()
+    x, y = (w[:CHECKED].contiguous().to(next(model.parameters()).device) for w in windows[:2])
+    due = {round(i * steps / max(1, checks - 1)) for i in range(checks)}
 
-    def after(step: int):
+    def after(step: int) -> None:
         if caps:
             caps()
-        if step in due:
-            log.check(step, alignment(model, *held, rule))
+        if rule and settling and step in due:
+            log.check(step, alignment(settling, x, y, rule))
 
     after(0)
     result = fit(
-        model, plain_loss if row.rule == "backprop" else loss_of(rule, log.note), batches, steps=steps,
-        lr=lr or row.lr, weight_decay=weight_decay, warmup=-(-steps // WARMUP_SHARE), after=after,
+        model, plain_loss if row.rule == "backprop" else loss_of(rule, log.note), batches,
+        Recipe(steps, lr or row.lr, -(-steps // WARMUP_SHARE), weight_decay), after=after,
         evaluate=lambda: evaluate(model, windows)[0], evaluate_every=evaluate_every, progress=progress,
     )  # fmt: skip
     return result, log

@@ -1,9 +1,9 @@
-"""The network that backprop trains: a pre-LN transformer of the seed's size, with the weights of `residual` blocks.
+"""The network that backprop trains: a pre-LN transformer of the original's size, with the weights of `residual` blocks.
 
 B sequences, T positions, d width, H heads, V alphabet.
     h = e(x) + p;  h += W_o MHA(LN h);  h += W_2 gelu(W_1 LN h), W_1 (2d, d);  logits = W LN(h).
 Attention is causal and, as in `residual`, has no biases: at equal width and blocks both have as many parameters, but
-for the biases of the norms. Source: the baseline of the seed's study (pre-LN, feed-forward of twice the width, GELU).
+for the biases of the norms. Source: the baseline of the original study (pre-LN, feed-forward of twice the width, GELU).
 """
 
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ class Attention(nn.Module):
         B, T, d = h.shape
         q, k, v = self.qkv(h).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, d / H)
         seen = scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(seen.transpose(1, 2).reshape(B, T, d))
+        out: Tensor = self.out(seen.transpose(1, 2).reshape(B, T, d))
+        return out
 
 
 class Feed(nn.Module):
@@ -35,7 +36,8 @@ class Feed(nn.Module):
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.down(gelu(self.up(h)))
+        out: Tensor = self.down(gelu(self.up(h)))
+        return out
 
 
 class Block(nn.Module):
@@ -70,4 +72,5 @@ class Transformer(nn.Module):
         h = dropout(h, self.drop, self.training)
         for block in self.blocks:
             h = block(h)
-        return self.head(self.norm(h))
+        logits: Tensor = self.head(self.norm(h))
+        return logits

@@ -1,8 +1,8 @@
-"""What a trained solver does on mazes it has not seen: walks after every iteration, larger mazes, probes of its
-parts."""
+"""Evaluating a trained solver on unseen mazes: walks after every iteration, larger mazes, probes of its parts."""
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,27 +28,31 @@ class Outcome:
     cells: float
 
 
-def on_device(mazes: Mazes, device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return tuple(torch.from_numpy(x).to(device) for x in (mazes.open, mazes.start, mazes.goal, mazes.length))
+def on_device(mazes: Mazes, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    arrays = (mazes.open, mazes.start, mazes.goal, mazes.length)
+    open, start, goal, length = (torch.from_numpy(x).to(device) for x in arrays)
+    return open, start, goal, length
 
 
 @torch.no_grad()
-def logits_of(model: Solver, mazes: Mazes, iterations: int | None = None, routing: list | None = None) -> Tensor:
+def logits_of(
+    model: Solver, mazes: Mazes, iterations: int | None = None, routing: list[Tensor] | None = None
+) -> Tensor:
     """Logits after every iteration: (R, M, N, 4), float32."""
     device = next(model.parameters()).device
     open, start, goal, _ = on_device(mazes, device)
     training = model.training
     model.eval()
     parts = [
-        model(features(*some), iterations, routing).float()
-        for some in zip(*(x.split(CHUNK) for x in (open, start, goal)), strict=True)
+        model(features(*chunk), iterations, routing).float()
+        for chunk in zip(*(torch.split(x, CHUNK) for x in (open, start, goal)), strict=True)
     ]
     model.train(training)
     return torch.cat(parts, 1)
 
 
 @torch.no_grad()
-def judge(logits: Tensor, mazes: Mazes) -> Outcome:
+def score(logits: Tensor, mazes: Mazes) -> Outcome:
     """The walks that logits (M, N, 4) lead to."""
     open, start, goal, length = on_device(mazes, logits.device)
     free, strict = walk(logits, open, start, goal), walk(logits, open, start, goal, strict=True)
@@ -63,7 +67,7 @@ def accuracy_of(model: Solver, states: dict[int, dict[str, Tensor]], mazes: Maze
     own, shares = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for step, state in states.items():
         model.load_state_dict(state)
-        shares[step] = judge(logits_of(model, mazes)[-1], mazes).solved.float().mean().item()
+        shares[step] = score(logits_of(model, mazes)[-1], mazes).solved.float().mean().item()
     model.load_state_dict(own)
     return shares
 
@@ -87,9 +91,9 @@ def probes(model: Solver, mazes: Mazes) -> dict[str, float]:
     share = torch.cat([gate.flatten(0, 1) for gate in routing]) / routing[0].shape[-1]
     entropy = -torch.xlogy(share, share).sum(-1).mean().item() / math.log(share.shape[-1])
     with _set(model, "uniform", True):
-        even = judge(logits_of(model, mazes)[-1], mazes)
+        even = score(logits_of(model, mazes)[-1], mazes)
     with _set(model.gates, "slow", False):
-        frozen = judge(logits_of(model, mazes)[-1], mazes)
+        frozen = score(logits_of(model, mazes)[-1], mazes)
     return {
         "routing_entropy": entropy,
         "uniform_gates_accuracy": even.solved.float().mean().item(),
@@ -98,10 +102,10 @@ def probes(model: Solver, mazes: Mazes) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _set(thing, name, value):
-    before = getattr(thing, name)
-    setattr(thing, name, value)
+def _set(module: torch.nn.Module | None, name: str, value: bool) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(thing, name, before)
+        setattr(module, name, before)

@@ -11,6 +11,7 @@ PoH-HRM (spec section 2), for every iteration r and layer l, t counting layers o
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from .archs import Arch
 from .sizes import Size
 
 ROTARY_BASE = 100.0
+
+State = tuple[Tensor, Tensor, int]  # a controller's: slow and fast, (B N, c) each, and layers counted
 
 
 class Block(nn.Module):
@@ -40,10 +43,11 @@ class Block(nn.Module):
         if gate is not None:
             out = out * gate[..., None].to(out.dtype)
         h = h + self.out(out.reshape(B, N, d))
-        return h + self.down(gelu(self.up(self.norm_2(h))))
+        added: Tensor = self.down(gelu(self.up(self.norm_2(h))))
+        return h + added
 
 
-def rotary_tables(n: int, head_width: int, device) -> tuple[Tensor, Tensor]:
+def rotary_tables(n: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of 2-D rotary positions (Su et al. 2021), half of a head for the row, half for the column: (N,
     head_width / 2) twice."""
     pairs = head_width // 4
@@ -63,6 +67,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Controller(nn.Module):
     """Two recurrent states per cell, a slow and a fast one, and a router per layer that reads them."""
 
+    routers: Sequence[nn.Linear]
+
     def __init__(self, width: int, heads: int, layers: int, period: int, slow: bool):
         super().__init__()
         c = width // 4
@@ -71,13 +77,13 @@ class Controller(nn.Module):
         self.fast_cell, self.slow_cell = nn.GRUCell(2 * c, c), nn.GRUCell(c, c)
         self.fast_norm, self.slow_norm = nn.LayerNorm(c), nn.LayerNorm(c)
         self.mix = nn.Linear(c, c, bias=False)
-        self.routers = nn.ModuleList(nn.Linear(c, heads) for _ in range(layers))
+        self.routers = nn.ModuleList(nn.Linear(c, heads) for _ in range(layers))  # type: ignore[assignment]  # a ModuleList does not say of what
 
-    def start(self, h: Tensor) -> tuple[Tensor, Tensor, int]:
+    def start(self, h: Tensor) -> State:
         zero = h.new_zeros(h.shape[0] * h.shape[1], self.width)
         return zero, zero, 0
 
-    def forward(self, h: Tensor, state: tuple[Tensor, Tensor, int], layer: int):
+    def forward(self, h: Tensor, state: State, layer: int) -> tuple[Tensor, State]:
         """Gates (B, N, H), which average 1 over the heads, and the next state."""
         slow, fast, t = state
         u = self.read(self.norm(h)).flatten(0, 1)
@@ -95,10 +101,10 @@ class StaticGates(nn.Module):
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(layers, heads))
 
-    def start(self, h: Tensor):
+    def start(self, h: Tensor) -> None:
         return None
 
-    def forward(self, h: Tensor, state, layer: int):
+    def forward(self, h: Tensor, state: None, layer: int) -> tuple[Tensor, None]:
         gates = self.scores.shape[1] * self.scores[layer].softmax(-1)
         return gates.expand(*h.shape[:2], -1), state
 
@@ -107,8 +113,10 @@ class Solver(nn.Module):
     """A maze as (B, N, 6) features -> logits of the four moves of every cell, (B, N, 4), after each iteration.
 
     `uniform` is for probing a trained model: all gates 1. With `checkpointing` the activations of an iteration are
-    computed again in the backward pass instead of kept.
+    computed again in the backward pass instead of stored.
     """
+
+    blocks: Sequence[Block]
 
     def __init__(self, size: Size, arch: Arch, iterations: int, period: int):
         super().__init__()
@@ -117,20 +125,24 @@ class Solver(nn.Module):
         inner = size.inner + (extra_inner(size, layers) if arch.wide else 0)
         self.head_width = size.width // size.heads
         self.embed = nn.Linear(6, size.width)
-        self.blocks = nn.ModuleList(Block(size.width, size.heads, inner) for _ in range(layers))
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not say of what
+            Block(size.width, size.heads, inner) for _ in range(layers)
+        )
         self.norm, self.head = nn.LayerNorm(size.width), nn.Linear(size.width, 4)
-        self.gates: nn.Module | None = None  # made last: what arms share is made first, from the same random numbers
+        self.gates: Controller | StaticGates | None = (
+            None  # made last: what arms share is made first, from the same random numbers
+        )
         self._initialise(size.width, layers)
         if arch.gates == "hrm":
-            self.gates = Controller(size.width, size.heads, layers, period, arch.slow)
-            for router in self.gates.routers:
+            self.gates = controller = Controller(size.width, size.heads, layers, period, arch.slow)
+            for router in controller.routers:
                 nn.init.zeros_(router.weight)
                 nn.init.zeros_(router.bias)
         elif arch.gates == "static":
             self.gates = StaticGates(size.heads, layers)
         self.uniform = self.checkpointing = False
 
-    def _initialise(self, width: int, layers: int):
+    def _initialise(self, width: int, layers: int) -> None:
         # the usual N(0, .02) is this one at width 833; at 128 it starts too small: 43 % of 8 x 8 mazes against 55 %
         std = (3 * width) ** -0.5
         for name, p in self.named_parameters():
@@ -140,11 +152,12 @@ class Solver(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, x: Tensor, iterations: int | None = None, routing: list | None = None) -> Tensor:
+    def forward(self, x: Tensor, iterations: int | None = None, routing: list[Tensor] | None = None) -> Tensor:
         """Logits after every iteration, (R, B, N, 4); `routing` collects the gates (B, N, H) of every step."""
         h = first = self.embed(x)
         rotary = rotary_tables(math.isqrt(x.shape[1]), self.head_width, x.device)
-        state, logits = self.gates and self.gates.start(h), []
+        state = None if self.gates is None else self.gates.start(h)
+        logits: list[Tensor] = []
         for r in range(iterations or self.iterations):
             h = h + first if r else h
             if self.checkpointing and self.training:
@@ -154,7 +167,9 @@ class Solver(nn.Module):
             logits.append(self.head(self.norm(h)))
         return torch.stack(logits)
 
-    def iterate(self, h, state, rotary, routing):
+    def iterate(
+        self, h: Tensor, state: State | None, rotary: tuple[Tensor, Tensor], routing: list[Tensor] | None
+    ) -> tuple[Tensor, State | None]:
         """All layers once."""
         for layer, block in enumerate(self.blocks):
             gate = None
@@ -180,7 +195,7 @@ def extra_inner(size: Size, layers: int) -> int:
 
 
 def build(size: Size, arch: Arch, iterations: int, period: int, heads: int | None = None) -> Solver:
-    """The solver of an arm, with another number of heads if asked for.
+    """The solver of an arm; `heads` replaces the size's number of heads.
 
     Raises ValueError where the heads do not divide the width into multiples of four (rotary pairs for row and column).
     """

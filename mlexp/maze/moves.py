@@ -12,7 +12,7 @@ from torch import Tensor
 
 STEP = ((-1, 0), (1, 0), (0, -1), (0, 1))  # row, column of up, down, left, right
 FAR = 1 << 20  # the distance of a cell from which the goal cannot be reached
-CHECK_EVERY = 16  # relaxations between looks at whether the last one changed anything: a look waits for the device
+CHECK_EVERY = 16  # relaxations between checks of whether the last one changed anything: a check waits for the device
 
 
 @functools.cache
@@ -73,10 +73,13 @@ def transform(open: Tensor, start: Tensor, goal: Tensor, which: Tensor) -> tuple
     cells, moves = (table[which] for table in symmetries(math.isqrt(open.shape[1]), str(open.device)))
     turned = torch.empty_like(open).scatter_(2, moves[:, None].expand_as(open), open)
     turned = torch.empty_like(open).scatter_(1, cells[..., None].expand_as(open), turned)
-    return turned, *(cells.gather(1, end[:, None])[:, 0] for end in (start, goal))
+    start, goal = (cells.gather(1, end[:, None])[:, 0] for end in (start, goal))
+    return turned, start, goal
 
 
-def new_endpoints(open: Tensor, start: Tensor, goal: Tensor, min_length: int, random: torch.Generator):
+def new_endpoints(
+    open: Tensor, start: Tensor, goal: Tensor, min_length: int, random: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Another start and goal for every maze, at least min_length cells apart: a goal drawn from all cells, a start from
     those that are far enough; where there is none, the old pair stays. -> (start, goal, distances to the goal)."""
     B, N, _ = open.shape
@@ -84,7 +87,7 @@ def new_endpoints(open: Tensor, start: Tensor, goal: Tensor, min_length: int, ra
     order = torch.rand(B, N, generator=random).to(open.device)
     d = distances(open, drawn)
     apart = (d >= min_length - 1) & (d < FAR)
-    kept = ~apart.any(1)
+    same = ~apart.any(1)
     far = order.masked_fill(~apart, -1).argmax(1)
-    goal, start = torch.where(kept, goal, drawn), torch.where(kept, start, far)
-    return start, goal, torch.where(kept[:, None], distances(open, goal), d) if bool(kept.any()) else d
+    goal, start = torch.where(same, goal, drawn), torch.where(same, start, far)
+    return start, goal, torch.where(same[:, None], distances(open, goal), d) if bool(same.any()) else d

@@ -31,8 +31,16 @@ class Batches:
     With `augment` each maze comes under a random symmetry and with new endpoints at least min_length cells apart.
     """
 
-    def __init__(self, mazes: Mazes, size: int, seed: int, device="cpu", augment: bool = True, min_length: int = 2,
-                 loss: str = "dense"):  # fmt: skip
+    def __init__(
+        self,
+        mazes: Mazes,
+        size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        augment: bool = True,
+        min_length: int = 2,
+        loss: str = "dense",
+    ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}; choose from {', '.join(LOSSES)}")
         self.open, self.start, self.goal = (
@@ -40,13 +48,15 @@ class Batches:
         )
         self.size, self.seed, self.augment, self.min_length, self.loss = size, seed, augment, min_length, loss
         self.per_epoch = -(-len(mazes) // size)
-        self._epoch, self._items = -1, ()
+        self._epoch = -1
+        self._items: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         epoch, turn = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
+        if self._items is None or epoch != self._epoch:
             self._epoch, self._items = epoch, self._prepare(epoch)
-        return tuple(item[turn * self.size : (turn + 1) * self.size] for item in self._items)
+        x, best, counts = (item[turn * self.size : (turn + 1) * self.size] for item in self._items)
+        return x, best, counts
 
     def _prepare(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """A whole epoch at once: distances take hundreds of small operations, however many mazes they are for."""

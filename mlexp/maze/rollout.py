@@ -1,18 +1,19 @@
-"""From logits to a walk: all mazes at once, one forward a maze; and the floors and the ceiling every arm is held
-against.
+"""From logits to a walk: all mazes at once, one forward a maze; and the floors and the ceiling that arms are
+compared with.
 
 B mazes on n x n cells, N = n * n. A walk may never pass a wall nor a cell twice; it fails where it has nowhere to go.
 """
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from .moves import distances, neighbours, optimal_moves
 
-SLACK = 1.05  # a path is optimal if it is at most so much longer than the shortest
+SLACK = Fraction(21, 20)  # a path is optimal if it is at most so many times as long as the shortest
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def walk(logits: Tensor, open: Tensor, start: Tensor, goal: Tensor, strict: bool
 def optimal(walks: Walks, length: Tensor) -> Tensor:
     """Which walks reached the goal over at most 1.05 times as many cells as the shortest path has, length (B,):
     (B,)."""
-    return walks.solved & (walks.moves + 1 <= SLACK * length)
+    return walks.solved & ((walks.moves + 1) * SLACK.denominator <= length * SLACK.numerator)  # float32 rounds a tie
 
 
 def oracle(open: Tensor, start: Tensor, goal: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sizes of both architectures, one line each, in the seed's words; `huge` and `giant` go beyond them."""
+"""The sizes of both architectures, one line each, under the original's names; `huge` and `giant` go beyond them."""
 
 from typing import NamedTuple
 

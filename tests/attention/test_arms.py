@@ -13,7 +13,7 @@ from mlexp.attention.learn import loss_in
 from mlexp.attention.model import Decoder, build
 from mlexp.attention.variants import (
     FAMILIES,
-    SEED_VARIANTS,
+    ORIGINAL_VARIANTS,
     SHAPES,
     VARIANTS,
     Shape,
@@ -60,7 +60,7 @@ def tokens(*shape, vocab=64, seed=0):
 
 
 def test_the_grid_is_the_seed_s_and_its_controls():
-    assert tuple(TABLE)[:13] == SEED_VARIANTS and len(VARIANTS) == 20
+    assert tuple(TABLE)[:13] == ORIGINAL_VARIANTS and len(VARIANTS) == 20
     sizes = {family: list(FAMILIES.values()).count(family) for family in FAMILIES.values()}
     assert sizes == {"baseline": 1, "lora": 4, "enhanced": 4, "rope": 3, "bias": 1, "control": 7}
     code = "import mlexp.attention.variants, sys; assert 'torch' not in sys.modules"

@@ -13,6 +13,7 @@ from mlexp.attention.layers import rotary_tables
 from mlexp.attention.model import build
 from mlexp.attention.text import Batches, Part
 from mlexp.attention.variants import SHAPES, VARIANTS, Shape, kv_bytes_per_token
+from mlexp.training import Recipe
 from tests.adamw import by_hand, schedule
 
 MINI = replace(SHAPES["quick"], width=16, layers=3, heads=2, ff=24, vocab=11, context=12)
@@ -146,14 +147,15 @@ def test_a_training_is_adamw_by_hand(batches, recipe, warmup, floor, clip, micro
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (6, 1), (50, 5), (101, 11)])
 def test_what_training_asks_of_the_loop(steps, warmup, monkeypatch):
-    asked = []
-    monkeypatch.setattr(learn, "fit", lambda model, loss, batches, **options: asked.append((model.training, options)))
+    calls = []
+    monkeypatch.setattr(learn, "fit", lambda model, loss, batches, *recipe, **options:
+                        calls.append((model.training, *recipe, options)))  # fmt: skip
     model, after, progress = build("baseline", MINI).eval(), object(), object()
-    common = {"steps": steps, "lr": 0.1, "weight_decay": 0.01, "micro_batch": 3, "after": after, "progress": progress}
+    options = {"micro_batch": 3, "after": after, "progress": progress}
     for recipe in ("finished", "seed"):
         learn.train(model, None, steps, 0.1, recipe, micro_batch=3, after=after, progress=progress)
-    assert asked == [(True, common | {"warmup": warmup, "floor": 0.1, "clip": 1.0}),
-                     (True, common | {"warmup": 0, "floor": 1.0, "clip": math.inf})]  # fmt: skip
+    assert calls == [(True, Recipe(steps, 0.1, warmup, 0.01, clip=1.0, floor=0.1), options),
+                     (True, Recipe(steps, 0.1, 0, 0.01, clip=math.inf, floor=1.0), options)]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,6 @@ from mlexp.attention.evaluate import (
     extrapolate,
     kv_bytes_per_token,
     saved_activation_bytes,
-    saved_bytes,
 )
 from mlexp.attention.layers import Cache
 from mlexp.attention.model import build
@@ -64,7 +63,7 @@ def test_an_evaluation_is_a_sum_over_tokens(model, part, size, windows):
         of_document.setdefault(at, []).append(loss)
     np.testing.assert_allclose(found.document_losses, [np.mean(some) for some in of_document.values()], rtol=1e-4)
     assert found.document_tokens.tolist() == list(map(len, of_document.values()))
-    assert abs(np.median(flat) - np.mean(flat)) > 0.05  # the two can be told apart
+    assert abs(np.median(flat) - np.mean(flat)) > 0.05  # the two differ
 
 
 @pytest.mark.parametrize("windows", [1, 3, 100])
@@ -100,15 +99,6 @@ def test_products_are_in_the_dtype_that_is_asked_for(model, part):
     one, half = (saved_activation_bytes(build("baseline", SHAPES["quick"]), 2, 64, d)
                  for d in (torch.float32, torch.bfloat16))  # fmt: skip
     assert 0.4 * one < half < 0.9 * one
-
-
-def test_bytes_saved_are_each_storage_once_and_never_what_is_excluded():
-    a, b, c = (torch.randn(n, requires_grad=True) for n in (10, 10, 1000))
-    assert saved_bytes(lambda: a * b) == 80
-    assert saved_bytes(lambda: a * b, exclude=[a]) == 40
-    assert saved_bytes(lambda: (a * a) * a.view(2, 5).flatten()) == 40 + 40  # a, and a times a
-    assert saved_bytes(lambda: a[:5] * b[5:]) == 80  # a storage is kept whole
-    assert saved_bytes(lambda: c.exp().sum()) == 4000  # its result
 
 
 @pytest.mark.parametrize("experts", [0, 4])

@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mlexp.attention.evaluate import saved_bytes
 from mlexp.attention.loss import linear_cross_entropy
 from mlexp.flops import count_flops
+from mlexp.training import saved_bytes
 
 TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-5, 1e-4)}
 

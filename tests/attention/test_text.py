@@ -1,4 +1,4 @@
-"""Texts: a source whose best loss is what it is said to be, parts that share nothing, the same tokens for every arm."""
+"""Texts: a source whose best loss is as stated, parts that share nothing, the same tokens for every arm."""
 
 import json
 
@@ -19,7 +19,9 @@ from mlexp.attention.text import (
     shared_windows,
     synthetic_text,
 )
-from mlexp.corpus import read_corpus, split
+from mlexp.text import ngrams
+from mlexp.text import tokenizer as tokenizers
+from mlexp.text.corpus import read_corpus, split
 
 LENGTHS = dict.fromkeys(PARTS, 20_000)
 HELD_OUT = dict.fromkeys(PARTS[1:], 12_000)
@@ -111,12 +113,13 @@ def test_documents_are_where_they_start_and_a_hash_is_of_every_token():
     assert len(hashes) == 8
 
 
-def test_floors_of_pairs_by_hand():
-    train, test = np.array([0, 1, 0, 1, 0, 2]), np.array([0, 1])
-    found = floors({"train": Part(train, np.zeros(1)), "test": Part(test, np.zeros(1))}, 4)
-    unigram = (np.array([3, 2, 1, 0]) + 0.25) / 7
-    assert found["bigram"] == pytest.approx(-np.log((2 + unigram[1]) / 4))
-    assert found["unigram"] == pytest.approx(-np.log(unigram[:2]).mean())
+def test_floors_are_n_grams_of_the_training_part_on_the_test_part():
+    text = synthetic_text({"train": 3000, "tune": 500, "test": 700}, seed=1)
+    train, test = text.parts["train"].tokens, text.parts["test"].tokens
+    want = {"uniform": np.log(64), **ngrams.floors(train, test, 64)}
+    assert floors(text.parts, 64) == want == {name: text.floors[name] for name in want}
+    assert list(want) == ["uniform", "unigram", "bigram"] and set(text.floors) == {*want, "bayes"}
+    assert floors({"train": text.parts["train"]}, 64) == {"uniform": np.log(64)}
 
 
 def test_a_stream_is_its_seed_s_and_parts_differ():
@@ -137,10 +140,10 @@ def test_shared_windows_are_counted_and_refused():
 
 
 def test_natural_text_is_split_by_documents_and_carries_its_bytes():
-    said = []
-    text = natural_text(HELD_OUT, 1024, progress=lambda *x: said.append(x[2]))
+    messages = []
+    text = natural_text(HELD_OUT, 1024, progress=lambda *x: messages.append(x[2]))
     again = natural_text(HELD_OUT, 1024, progress=lambda *x: pytest.fail(f"made again: {x[2]}"))
-    assert text.hash == again.hash and text.name == "pydoc_topics" and any("BPE" in line for line in said)
+    assert text.hash == again.hash and text.name == "pydoc_topics" and any("BPE" in line for line in messages)
     for a, name in enumerate(PARTS):
         part = text.parts[name]
         assert part.tokens.max() < 1024 and 2 < part.bytes_per_token < 4
@@ -159,29 +162,24 @@ def documents_of(text, part, decode):
 
 def test_the_tokens_of_a_part_are_its_own_documents_and_nothing_held_out_reached_the_tokenizer(tmp_path, monkeypatch):
     corpus = a_corpus(tmp_path / "corpus", " äöü — une œuvre entière ")
-    held_out, learnt, train = dict.fromkeys(PARTS[1:], 3_000), [], module._train
+    held_out, learnt, train = dict.fromkeys(PARTS[1:], 3_000), [], tokenizers.train_bpe
 
     def noted(documents, *rest):
         learnt.append(documents)
         return train(documents, *rest)
 
-    monkeypatch.setattr(module, "_train", noted)
+    monkeypatch.setattr(tokenizers, "train_bpe", noted)
     text = natural_text(held_out, 300, corpus, progress=lambda *_: None)
     texts = split(read_corpus(corpus), held_out)
     assert learnt == [texts["train"]] and text.name == "corpus"
-    (file,) = (module.cache_dir() / "tokenizers").glob("documents-300-*.json")
-    bpe = module._parse(file.read_bytes())
+    (file,) = (tmp_path / "cache/mlexp/tokenizers").glob("bpe-300-*.json")
+    bpe = tokenizers.parse(file.read_bytes())
     for name in PARTS:
         found = documents_of(text, name, lambda tokens: bpe.decode(tokens.tolist()))
         assert set(found) <= set(texts[name]) and (name != "train" or found == texts["train"])
         assert text.parts[name].n_bytes == sum(len(document.encode()) for document in found)
         assert len(found) == len(text.parts[name].starts)
     assert text.parts["train"].n_bytes > sum(map(len, texts["train"]))  # some letters take two bytes
-    for change, again in ((["one", "two"], 1), (["one", "three"], 2), (["one", "two"], 2)):
-        module._trained(change, 300, lambda *_: None)
-        assert len(learnt) == 1 + again
-    module._trained(["one", "two"], 400, lambda *_: None)
-    assert len(learnt) == 4
 
 
 def a_tokenizer(folder, end="<fin>"):
@@ -203,8 +201,8 @@ def a_corpus(folder, phrase):
     random = np.random.default_rng(0)
     folder.mkdir()
     for i in range(24):
-        words = " ".join("".join(random.choice(list("abcdefghij"), 5)) for _ in range(200))
-        (folder / f"{i:02}.txt").write_text(words + ("" if i % 4 else phrase) + words[::-1])
+        letters = " ".join("".join(random.choice(list("abcdefghij"), 5)) for _ in range(200))
+        (folder / f"{i:02}.txt").write_text(letters + ("" if i % 4 else phrase) + letters[::-1])
     return folder
 
 
@@ -213,11 +211,11 @@ def test_a_tokenizer_of_one_s_own_and_quoting_documents_left_out(tmp_path):
         a_corpus(tmp_path / "corpus", "to be or not to be that is the question"),
         a_tokenizer(tmp_path / "own"),
     )
-    held_out, said = dict.fromkeys(PARTS[1:], 5_000), []
-    text = natural_text(held_out, 300, corpus, folder, progress=lambda *x: said.append(x[2]))
+    held_out, messages = dict.fromkeys(PARTS[1:], 5_000), []
+    text = natural_text(held_out, 300, corpus, folder, progress=lambda *x: messages.append(x[2]))
     by_file = natural_text(held_out, 300, corpus, folder / "tokenizer.json", progress=lambda *x: None)
     assert text.hash == by_file.hash
-    assert any("documents left out, their words stand elsewhere" in line for line in said)
+    assert any("documents left out: they share text with another part" in line for line in messages)
     assert all((part.tokens == 256).sum() == len(part.starts) for part in text.parts.values())
     assert text.parts["test"].bytes_per_token == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match="257 tokens; the model has 256"):

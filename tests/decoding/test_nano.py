@@ -1,11 +1,9 @@
 """The model that is trained here and the stand-ins: which text reaches training and selection, the recipe, the keys."""
 
 import dataclasses
-import itertools
 import json
 import math
 import os
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +18,8 @@ from mlexp.decoding.kernels import reference
 from mlexp.decoding.models import MODELS, Model
 from mlexp.decoding.recipes import NANO, Nano, StandIn, nano_hash, standin_hash
 from mlexp.decoding.text import Corpus, bpe_tokenizer, load_corpus
+from mlexp.text import ngrams
+from mlexp.training import Recipe
 
 ROW = Model(2, 32, 2, vocab=128, positions=64)
 RECIPE = Nano(steps=9, batch=3, window=16, lr=0.01, warmup=2, weight_decay=0.3, evaluate_every=4)
@@ -45,8 +45,8 @@ def training(monkeypatch):
     """What `fit` was given by the training of the small model, and what that returned and said."""
     seen = SimpleNamespace(lines=[])
 
-    def fit(model, loss, batch, **more):
-        seen.model, seen.loss, seen.batch, seen.more = model, loss, batch, more
+    def fit(model, loss, batch, recipe, **more):
+        seen.model, seen.loss, seen.batch, seen.recipe, seen.more = model, loss, batch, recipe, more
         seen.in_training = model.training
         return SimpleNamespace(held_out={0: 5.0, 4: 3.25, 8: 4.0}, best_step=4)
 
@@ -100,13 +100,14 @@ def test_the_loss_is_transformers_own(training):
 
 
 def test_the_recipe_reaches_the_training_loop_and_the_best_loss_the_file(training):
-    names = ("steps", "lr", "warmup", "weight_decay", "evaluate_every")
-    assert {name: training.more[name] for name in names} == {name: getattr(RECIPE, name) for name in names}
-    assert set(training.more) == {*names, "evaluate", "progress"} and training.in_training
+    assert training.recipe == Recipe(RECIPE.steps, RECIPE.lr, RECIPE.warmup, RECIPE.weight_decay)
+    assert training.more["evaluate_every"] == RECIPE.evaluate_every
+    assert set(training.more) == {"evaluate_every", "evaluate", "progress"} and training.in_training
     state = load(training.content)
     assert all(torch.equal(state[name], p) for name, p in training.model.named_parameters())
     assert "held-out loss 3.250 nats" in training.lines[-1]
-    assert f"bigram {bigram(TRAIN, HELD_OUT):.3f}" in training.lines[-1]
+    train, held_out = (np.array([ord(character) for character in part]) for part in (TRAIN, HELD_OUT))
+    assert f"bigram {ngrams.loss(train, held_out, 128, 2):.3f}" in training.lines[-1]
 
 
 def test_the_file_tells_the_best_held_out_loss(training, tmp_path):
@@ -115,32 +116,10 @@ def test_the_file_tells_the_best_held_out_loss(training, tmp_path):
         assert json.loads(file.metadata()["held_out_nats"]) == 3.25
 
 
-def unigram(train, held):
-    counts = Counter(train)
-    return -np.mean([math.log((counts[c] + 1) / (len(train) + 128)) for c in held])
-
-
-def bigram(train, held):
-    counts, pairs, before = Counter(train), Counter(itertools.pairwise(train)), Counter(train[:-1])
-
-    def p(a, b, weight):
-        one, two = (counts[b] + 1) / (len(train) + 128), pairs[a, b] / before[a] if before[a] else 0
-        return weight * two + (1 - weight) * one
-
-    mixes = ([math.log(p(a, b, w / 10)) for a, b in itertools.pairwise(held)] for w in range(1, 10))
-    return min(-np.mean(mix) for mix in mixes)
-
-
-def test_the_counts_that_the_model_has_to_beat():
-    train, held = (np.array([ord(c) for c in part]) for part in (TRAIN, TRAIN[5:60] + "AZ" + TRAIN[9:40]))
-    string = "".join(map(chr, held))
-    assert nano.unigram_loss(train, held, 128) == pytest.approx(unigram(TRAIN, string))
-    assert nano.bigram_loss(train, held, 128) == pytest.approx(bigram(TRAIN, string), rel=1e-5)
-
-
 def test_the_recipe_of_the_study():
     assert dataclasses.replace(NANO, sources=()) == Nano(7, 300, 8, 256, 2e-3, 40, 0.1, 100, ())
-    assert set(NANO.sources) == {"../training.py", "nano.py", "initial.py", "text.py"}
+    training = {f"../training/{module}.py" for module in ("loop", "optimizer", "microbatch")}
+    assert set(NANO.sources) == {*training, "nano.py", "initial.py", "text.py", "../text/tokenizer.py"}
 
 
 def test_the_models_have_heads_of_64_and_no_dropout():

@@ -4,15 +4,20 @@ import hashlib
 import math
 import random
 import re
-from statistics import fmean
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from mlexp.eqprop.chars import batches, bigram, encode, excerpt, floors, leak, load, scored, unigram
+from mlexp.eqprop.chars import batches, encode, excerpt, floors, load, scored
 from mlexp.eqprop.learners import ALPHABET
+from mlexp.text import ngrams, windows
+from mlexp.text.corpus import WINDOW
+
+
+def leak(held_out, train):
+    return windows.leak(held_out.numpy(), train.numpy(), WINDOW)
 
 
 @pytest.fixture(scope="module")
@@ -71,26 +76,26 @@ def test_every_position_is_scored_once_and_with_the_context_asked_for(total, len
 
 
 def test_windows_that_cannot_be_are_named():
-    with pytest.raises(ValueError, match="least=9, length=8"):
+    with pytest.raises(ValueError, match="min_context=9, length=8"):
         scored(torch.arange(20), 8, 9)
 
 
-def test_floors_are_distributions_finite_and_in_order(text):
-    few = text.train[:300]
-    torch.testing.assert_close(unigram(few).exp().sum(), torch.tensor(1.0, dtype=torch.float64))
-    torch.testing.assert_close(bigram(few).exp().sum(1), torch.ones(ALPHABET, dtype=torch.float64))
+def test_floors_are_finite_and_in_order_and_of_the_positions_that_count(text):
     for n in (300, 10_000):
         found = floors(text.train[:n], text.test)
         assert all(map(math.isfinite, found.values())) and max(found.values()) < math.log(ALPHABET)
     assert found["bigram"] < found["unigram"] - 0.4
+    for min_context in (1, 5):
+        want = ngrams.floors(text.train[:300].numpy(), text.test[:90].numpy(), ALPHABET, 2, min_context)
+        assert floors(text.train[:300], text.test[:90], min_context) == want
 
 
 def marked_corpus(folder):
     """A folder of documents, each paragraph with a mark of its own."""
     rng = random.Random(0)
     for i in range(240):
-        words = "\n\n".join(f"[{i}.{j}] " + "".join(rng.choices("abcdefghij \n", k=200)) for j in range(3))
-        (folder / f"{i:03}.txt").write_text(words)
+        paragraphs = "\n\n".join(f"[{i}.{j}] " + "".join(rng.choices("abcdefghij \n", k=200)) for j in range(3))
+        (folder / f"{i:03}.txt").write_text(paragraphs)
     return folder
 
 
@@ -108,17 +113,6 @@ def test_the_parts_of_a_corpus_of_ones_own_share_no_paragraph(tmp_path):
     parts = [bytes(part.tolist()) for part in (made.train, made.validation, made.test)]
     assert made.hash == hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     assert made.hash != load(None).hash
-
-
-@given(st.data())
-def test_the_leak_is_that_of_an_enumeration(data):
-    held = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
-    train = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12))
-    window = data.draw(st.integers(1, 4))
-    have = [train[i : i + window] for i in range(len(train)) if len(train[i : i + window]) == window]
-    mine = [held[i : i + window] for i in range(len(held)) if len(held[i : i + window]) == window]
-    share = sum(some in have for some in mine) / len(mine) if mine else 0
-    assert leak(torch.tensor(held), torch.tensor(train), window) == share
 
 
 def test_the_leak_is_of_all_that_is_held_out(monkeypatch):
@@ -152,31 +146,3 @@ def test_every_window_is_drawn_and_no_seed_repeats_another_s_batches():
     drawn = [batches(torch.arange(10_000), 8, 6, seed)(step)[0] for seed in range(4) for step in range(6)]
     assert len({tuple(x.flatten().tolist()) for x in drawn}) == 24
     assert batches(train, 2, 4, 0, "meta")(0)[0].device.type == "meta"
-
-
-def witten_bell(train):
-    """Both models in plain Python: (log-probability of a character, of a character after another)."""
-    n, kinds = len(train), len(set(train))
-
-    def alone(c):
-        return (train.count(c) + kinds / ALPHABET) / (n + kinds)
-
-    def after(b, c):
-        successors = [train[i + 1] for i in range(n - 1) if train[i] == b]
-        kinds = max(1, len(set(successors)))
-        return (successors.count(c) + kinds * alone(c)) / (len(successors) + kinds)
-
-    return alone, after
-
-
-@given(st.data())
-@settings(max_examples=30)
-def test_floors_are_witten_bell_s_counted_by_hand(data):
-    some = st.lists(st.integers(0, 5), min_size=2, max_size=25)
-    train, held = data.draw(some), data.draw(some)
-    least = data.draw(st.integers(1, len(held) - 1))
-    alone, after = witten_bell(train)
-    found = floors(torch.tensor(train), torch.tensor(held), least)
-    scored_at = range(least, len(held))
-    assert found["unigram"] == pytest.approx(-fmean(math.log(alone(held[i])) for i in scored_at))
-    assert found["bigram"] == pytest.approx(-fmean(math.log(after(held[i - 1], held[i])) for i in scored_at))

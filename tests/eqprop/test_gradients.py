@@ -12,7 +12,7 @@ from mlexp.eqprop.learners import LEARNERS, Size
 from mlexp.eqprop.rule import NUDGES, Rule, contrast, loss_of
 from mlexp.eqprop.settle import Stop, cross_entropy, free, nudged
 from mlexp.eqprop.train import Caps, network
-from mlexp.training import fit
+from mlexp.training import Recipe, fit
 
 MINI = Size(width=16, layers=2, heads=2, length=12, context=3, embed=8)
 TIGHT = Stop(1e-13, 3000)
@@ -37,7 +37,7 @@ def trained(name: str, steps: int):
     torch.nn.init.normal_(model.head.weight, std=0.3)
     if steps:
         caps, some = Caps(model), batches(text().train[:5000], 8, MINI.length, 1)
-        fit(model, loss_of(Rule(row.beta, row.nudge)), some, steps=steps, lr=3e-3, after=lambda step: caps())
+        fit(model, loss_of(Rule(row.beta, row.nudge)), some, Recipe(steps, 3e-3), after=lambda step: caps())
     return model
 
 

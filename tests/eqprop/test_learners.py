@@ -21,11 +21,11 @@ STUDY = {
 
 
 def test_the_table_is_the_study_s():
-    def told(row: Learner):
+    def fields_of(row: Learner):
         nudge = (row.beta, row.nudge) if row.rule == "eqprop" else (None, None)
         return (row.network, row.rule, row.layers, row.kappa, *nudge, row.lr)
 
-    assert {name: told(row) for name, row in LEARNERS.items()} == STUDY
+    assert {name: fields_of(row) for name, row in LEARNERS.items()} == STUDY
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNERS if name.endswith("_twin")])

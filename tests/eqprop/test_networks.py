@@ -163,12 +163,12 @@ def test_the_norm_never_stretches_and_its_derivatives_are_autograd_s(seed, scale
     torch.testing.assert_close(norm(z), plain)
     assert norm(z).norm() <= norm.gain.abs().max() * z.norm() * (1 + 1e-12)
     way = torch.randn(2, 3, 6, generator=g).double()
-    for mine, theirs in zip(
+    for ours, theirs in zip(
         torch.autograd.grad((norm(z) * way).sum(), [z, norm.gain]),
         torch.autograd.grad((plain * way).sum(), [z, norm.gain]),
         strict=True,
     ):
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(ours, theirs)
 
 
 def spread(tensor):

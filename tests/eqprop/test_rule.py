@@ -84,8 +84,8 @@ def test_the_loss_is_the_mean_of_the_free_phase_and_the_phases_are_noted_in_orde
         value = loss_of(rule, lambda *phases: noted.append(phases))(model, x, y)  # noqa: B023
         ((rest, end),) = noted
         again = contrast(model, x, y, rule)[2] if rule else exact(model, x, y, TIGHT, TIGHT)[2]
-        for mine, theirs in zip((rest, end), again, strict=True):
-            assert mine.sweeps == theirs.sweeps and mine.residual == theirs.residual
+        for first, second in zip((rest, end), again, strict=True):
+            assert first.sweeps == second.sweeps and first.residual == second.residual
         top = free(model, model.clamp(x), rule.free if rule else TIGHT).states[-1]
         logits = model.logits(top)
         want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlexp.eqprop.costs import phase_flops, saved_bytes, step_limit
+from mlexp.eqprop.costs import phase_flops, step_limit
 from mlexp.eqprop.exact import exact, unrolled
 from mlexp.eqprop.learners import ALPHABET, LEARNERS, SIZES, Size, learner, n_params
 from mlexp.eqprop.rule import Rule, contrast
 from mlexp.eqprop.settle import Stop, cross_entropy, free, frozen, nudged
 from mlexp.eqprop.train import Caps, network, plain_loss, predict
+from mlexp.training import saved_bytes
 
 MINI = Size(width=16, layers=2, heads=2, length=12, context=3, embed=8)
 SETTLED = ("looped_mlp", "recurrent_core", "full", "full_kappa0")

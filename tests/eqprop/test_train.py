@@ -13,7 +13,7 @@ from mlexp.eqprop.learners import LEARNERS, Size
 from mlexp.eqprop.rule import Alignment, Rule, contrast, loss_of
 from mlexp.eqprop.settle import Settled, Stop
 from mlexp.eqprop.train import Log, evaluate, network, plain_loss, predict, train
-from mlexp.training import Fit, backward
+from mlexp.training import Fit, Recipe, backward
 
 MINI = Size(width=32, layers=2, heads=2, length=16, context=3, embed=16)
 SETTLED = [name for name, row in LEARNERS.items() if row.rule == "eqprop"]
@@ -135,11 +135,11 @@ class Spy:
         monkeypatch.setattr(training, "evaluate", evaluate)
         monkeypatch.setattr(training, "alignment", alignment)
 
-    def fit(self, model, loss, batches, **told):
-        self.model, self.loss, self.batches, self.told = model, loss, batches, told
-        for step in range(1, told["steps"] + 1):
-            told["after"](step)
-        self.held = told["evaluate"]()
+    def fit(self, model, loss, batches, recipe, **options):
+        self.model, self.loss, self.batches, self.recipe, self.options = model, loss, batches, recipe, options
+        for step in range(1, recipe.steps + 1):
+            options["after"](step)
+        self.held = options["evaluate"]()
         return Fit()
 
 
@@ -150,15 +150,14 @@ def test_what_reaches_the_loop_is_what_was_asked_for(name, monkeypatch):
     monkeypatch.setattr(training, "loss_of", lambda rule, note: rules.append((rule, note)) or loss_of(rule, note))
     model = network(row, MINI, 0)
     windows = scored(text().validation[:400], MINI.length, 5)
-    told = {"lr": 0.123, "weight_decay": 0.045, "evaluate_every": 7, "checks": 3, "progress": print}
-    result, log = train(row, model, batches(text().train[:999], 4, 16, 0), windows, 41, **told)
+    options = {"lr": 0.123, "weight_decay": 0.045, "evaluate_every": 7, "checks": 3, "progress": print}
+    result, log = train(row, model, batches(text().train[:999], 4, 16, 0), windows, 41, **options)
     assert isinstance(result, Fit) and spy.model is model
-    got = {name: spy.told[name] for name in ("steps", "lr", "weight_decay", "evaluate_every", "progress", "warmup")}
-    want = {"steps": 41, "lr": 0.123, "weight_decay": 0.045, "evaluate_every": 7, "progress": print, "warmup": 3}
-    assert got == want  # a twentieth of 41 steps, rounded up
-    assert set(spy.told) == set(want) | {"evaluate", "after"}  # clip, floor and the rest are the loop's own
-    (judged,) = spy.scored
-    assert all(a is b for a, b in zip(judged, windows, strict=True)) and spy.held == evaluate(model, windows)[0]
+    assert spy.recipe == Recipe(41, 0.123, weight_decay=0.045, warmup=3)  # a twentieth of 41 steps, rounded up
+    assert (spy.options["evaluate_every"], spy.options["progress"]) == (7, print)
+    assert set(spy.options) == {"evaluate_every", "progress", "evaluate", "after"}
+    (evaluated,) = spy.scored
+    assert all(a is b for a, b in zip(evaluated, windows, strict=True)) and spy.held == evaluate(model, windows)[0]
     if row.rule == "eqprop":
         assert log.checked_steps == [0, 20, 41] and len(spy.aligned) == 3
         for x, y, rule in spy.aligned:  # on held-out text
@@ -172,8 +171,8 @@ def test_what_reaches_the_loop_is_what_was_asked_for(name, monkeypatch):
         ((rule, note),) = rules
         assert rule == (Rule(row.beta, row.nudge) if row.rule == "eqprop" else None) and note.__self__ is log
     train(row, model, batches(text().train[:999], 4, 16, 0), windows, 20)
-    assert (spy.told["lr"], spy.told["weight_decay"], spy.told["warmup"]) == (row.lr, 0.01, 1)
-    assert spy.told["evaluate_every"] == 25
+    assert spy.recipe == Recipe(20, row.lr, weight_decay=0.01, warmup=1)
+    assert spy.options["evaluate_every"] == 25
 
 
 @pytest.mark.parametrize("name", [name for name, row in LEARNERS.items() if row.rule != "backprop"])

@@ -51,7 +51,7 @@ def follow(logits, open, start, goal, strict=False):
 
 
 def outcomes(logits, mazes):
-    """What `judge` says of logits (M, N, 4), maze by maze, and the share of cells whose best move is optimal."""
+    """What `score` finds of logits (M, N, 4), maze by maze, and the share of cells whose best move is optimal."""
     found = SimpleNamespace(solved=[], optimal=[], excess=[], strict=[], path=[])
     right = []
     for row, open, start, goal in zip(logits.tolist(), mazes.open, mazes.start, mazes.goal, strict=True):
@@ -111,9 +111,9 @@ def block_output(h, block, heads, gate):
     q, k, v = affine(layer_norm(h, block.norm_1), block.qkv).chunk(3, -1)
     parts = []
     for i in range(heads):
-        mine = slice(i * width, (i + 1) * width)
-        scores = turn(q[..., mine], n) @ turn(k[..., mine], n).transpose(1, 2) / math.sqrt(width)
-        parts.append(scores.softmax(-1) @ v[..., mine] * (1 if gate is None else gate[..., i : i + 1]))
+        columns = slice(i * width, (i + 1) * width)
+        scores = turn(q[..., columns], n) @ turn(k[..., columns], n).transpose(1, 2) / math.sqrt(width)
+        parts.append(scores.softmax(-1) @ v[..., columns] * (1 if gate is None else gate[..., i : i + 1]))
     h = h + affine(torch.cat(parts, -1), block.out)
     return h + affine(gelu(affine(layer_norm(h, block.norm_2), block.up)), block.down)
 

@@ -95,8 +95,8 @@ def test_a_data_set_is_all_that_maze_dataset_made_and_the_filter_passed(generato
         for cell in range(25):
             here = np.array(divmod(cell, 5))
             ways = [tuple(here + step) for step in ((-1, 0), (1, 0), (0, -1), (0, 1))]
-            mine = {way for way, free in zip(ways, found.open[i, cell], strict=True) if free}
-            assert mine == set(map(tuple, maze.get_coord_neighbors(here)))
+            open_ways = {way for way, free in zip(ways, found.open[i, cell], strict=True) if free}
+            assert open_ways == set(map(tuple, maze.get_coord_neighbors(here)))
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_layouts_differ_where_one_wall_does():
 
 
 def test_the_cache_gives_back_what_was_made_and_survives_damage(monkeypatch):
-    made, said = mazes(SMALL, workers=1), []
+    made, messages = mazes(SMALL, workers=1), []
     with monkeypatch.context() as patched:
         patched.setattr(data, "_shard", lambda *_: pytest.fail("made again"))
         assert same(mazes(SMALL), made)
     (path,) = data.cache_dir().glob("mazes-*.npz")
     path.write_bytes(path.read_bytes()[:100])
-    assert same(mazes(SMALL, workers=1, progress=lambda *what: said.append(what)), made)
-    assert said[-1][:2] == (40, 40) and "6 x 6 mazes" in said[-1][2]
+    assert same(mazes(SMALL, workers=1, progress=lambda *what: messages.append(what)), made)
+    assert messages[-1][:2] == (40, 40) and "6 x 6 mazes" in messages[-1][2]
 
 
 def test_the_global_generators_stay_as_they_are():

@@ -109,20 +109,20 @@ def test_sizes_and_arms_are_those_of_the_question():
 
 
 class Table(torch.nn.Module):
-    """Stands in for a solver: logits (R, N, 4) that are its parameter, noted with what it was asked."""
+    """Stands in for a solver: logits (R, N, 4) that are its parameter, with a note of its calls."""
 
     def __init__(self, *seeds, n=5, R=3):
         super().__init__()
         random = torch.Generator().manual_seed(seeds[0])
         self.table = torch.nn.Parameter(torch.randn(R, n * n, 4, generator=random))
-        self.asked = []
+        self.calls = []
 
     def forward(self, x, iterations=None, routing=None):
-        self.asked.append((len(x), iterations, routing, self.training))
+        self.calls.append((len(x), iterations, routing, self.training))
         return self.table[:iterations, None].expand(-1, len(x), -1, -1) + x[..., :4]
 
 
-def judged(table, mazes):
+def scored(table, mazes):
     return plain.outcomes(table[-1].detach() + torch.from_numpy(mazes.open).float(), mazes)
 
 
@@ -137,12 +137,12 @@ def test_outcomes_are_those_of_single_walkers(test_mazes, wrong):
     best = [[[float(m in row) for m in range(4)] for row in plain.best_moves(o, g)]
             for o, g in zip(test_mazes.open, test_mazes.goal, strict=True)]  # fmt: skip
     logits = torch.tensor(best) + wrong * torch.randn(60, 25, 4, generator=random)
-    found, want = evaluate.judge(logits, test_mazes), plain.outcomes(logits, test_mazes)
+    found, want = evaluate.score(logits, test_mazes), plain.outcomes(logits, test_mazes)
     for name in ("solved", "optimal", "strict"):
         assert getattr(found, name).tolist() == getattr(want, name), name
     np.testing.assert_allclose(found.excess, want.excess, atol=1e-6)
     assert found.cells == pytest.approx(want.cells)
-    assert sum(want.strict) < sum(want.solved) and 0.3 < want.cells < 1  # what is told apart can be told apart
+    assert sum(want.strict) < sum(want.solved) and 0.3 < want.cells < 1  # the four measures differ
     assert sum(want.optimal) <= sum(want.solved) and not all(want.solved)
 
 
@@ -154,9 +154,9 @@ def test_logits_are_of_every_maze_and_iteration_and_the_model_stays_in_its_mode(
         want = model.table[:2, None] + torch.from_numpy(test_mazes.open)
         torch.testing.assert_close(logits, want.float())
         assert model.training is training
-        sizes, *asked = zip(*model.asked, strict=True)
+        sizes, *arguments = zip(*model.calls, strict=True)
         assert sum(sizes) == 60 and max(sizes) == 7
-        assert {(i, r is routing, t) for i, r, t in zip(*asked, strict=True)} == {(2, True, False)}
+        assert {(i, r is routing, t) for i, r, t in zip(*arguments, strict=True)} == {(2, True, False)}
 
 
 def test_accuracy_by_step_is_that_of_each_state(test_mazes):
@@ -164,7 +164,7 @@ def test_accuracy_by_step_is_that_of_each_state(test_mazes):
     states = {step: Table(step).state_dict() for step in (3, 6, 7, 9)}
     before = model.table.detach().clone()
     found = evaluate.accuracy_of(model, states, test_mazes)
-    want = {s: plain.share(judged(state["table"], test_mazes).solved) for s, state in states.items()}
+    want = {s: plain.share(scored(state["table"], test_mazes).solved) for s, state in states.items()}
     assert found == pytest.approx(want) and len(set(want.values())) > 2
     assert torch.equal(model.table, before)
 
@@ -210,7 +210,7 @@ def test_probes_are_the_formulas_without_a_part():
     for name, off in {"trained": {}, "uniform_gates": {"uniform": True}, "frozen_slow": {"slow": False}}.items():
         logits, _ = plain.forward(model, x.float(), 2, 2, 3, **{"gates": "hrm"} | off)
         accuracy[name] = plain.share(plain.outcomes(logits[-1], found).solved)
-    assert len(set(accuracy.values())) == 3  # or nothing is told apart
+    assert len(set(accuracy.values())) == 3  # or the test shows nothing
     for name in ("uniform_gates", "frozen_slow"):
         assert probes[f"{name}_accuracy"] == pytest.approx(accuracy[name])
     assert not model.uniform and model.gates.slow  # as it was

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlexp import training
 from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import Recipe, mazes
-from mlexp.maze.evaluate import accuracy_of, judge, logits_of
+from mlexp.maze.evaluate import accuracy_of, logits_of, score
 from mlexp.maze.learn import Snapshots, loss_in, train
 from mlexp.maze.models import build
 from mlexp.maze.moves import features
@@ -191,7 +192,7 @@ def test_snapshots_are_the_states_that_were_and_leave_the_model_alone():
     assert list(states.states) == [2, 4, 6]
     last = {name: value.clone() for name, value in model.state_dict().items()}
     curve = accuracy_of(model, states.states, found)
-    assert list(curve) == [2, 4, 6] and curve[6] == judge(logits_of(model, found)[-1], found).solved.float().mean()
+    assert list(curve) == [2, 4, 6] and curve[6] == score(logits_of(model, found)[-1], found).solved.float().mean()
     assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
     assert any(not torch.equal(value, last[name]) for name, value in states.states[2].items())
 
@@ -200,5 +201,5 @@ def test_a_small_solver_learns_small_mazes():
     found = mazes(Recipe(4, 64, 3, 5), workers=1)
     seed_everything(0)
     model, batches = build(MINI, ARCHS["poh_hrm"], 2, 4), Batches(found, 16, seed=0, min_length=5)
-    result = fit(model, lambda m, x, *rest: pointer_loss(m(x), *rest), batches, steps=60, lr=3e-3, warmup=5)
+    result = fit(model, lambda m, x, *rest: pointer_loss(m(x), *rest), batches, training.Recipe(60, 3e-3, warmup=5))
     assert sum(result.losses[-5:]) < 0.7 * sum(result.losses[:5])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlexp import training
 from mlexp.maze import learn
 from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import Mazes, Recipe, mazes
@@ -151,22 +152,21 @@ def test_a_training_is_adamw_by_hand(known, monkeypatch):
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (20, 1), (21, 2), (2000, 100), (2001, 100), (10**5, 100)])
 def test_what_training_asks_of_the_loop(steps, warmup, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(learn, "fit", lambda model, loss, batches, **options: asked.update(options))
+    calls = []
+    monkeypatch.setattr(learn, "fit", lambda model, loss, batches, recipe, **options: calls.append((recipe, options)))
     model, after, progress = build(MINI, ARCHS["baseline"], 1, 1), object(), object()
     learn.train(model, None, steps, 0.1, after=after, progress=progress)
-    assert asked == {
-        "steps": steps, "lr": 0.1, "warmup": warmup, "weight_decay": 0.01, "floor": 0.05, "capture": True,
-        "relieve": model.relieve, "after": after, "progress": progress}  # fmt: skip
+    recipe = training.Recipe(steps, 0.1, warmup, weight_decay=0.01, clip=1.0, floor=0.05)
+    assert calls == [(recipe, {"capture": True, "relieve": model.relieve, "after": after, "progress": progress})]
 
 
 def test_training_goes_through_the_compiler_where_asked_to(known, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda loss: compiled.append(loss) or loss)
-    for asked in (False, True):
+    for wanted in (False, True):
         model = build(MINI, ARCHS["baseline"], 1, 1)
-        assert len(learn.train(model, Batches(known, 4, 0), 2, 1e-3, compiled=asked).losses) == 2
-        assert len(compiled) == asked
+        assert len(learn.train(model, Batches(known, 4, 0), 2, 1e-3, compiled=wanted).losses) == 2
+        assert len(compiled) == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

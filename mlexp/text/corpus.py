@@ -1,7 +1,7 @@
 """Natural text without a network: documents of paragraphs that occur once, and splits that share nothing.
 
 The default is the standard library's `pydoc_data.topics` (79 documents, about 370 kB of English once paragraphs are
-de-duplicated: raw, 58 % of held-out 60-grams also stand in the training part).
+de-duplicated: raw, 58 % of held-out 60-grams are also in the training part).
 """
 
 import hashlib
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-WINDOW = 60  # characters: what held-out text may not have in common with training text
+from .windows import Hashes, among, codes_of, distinct, hashes
+
+WINDOW = 60  # characters: held-out text and training text have no window of this length in common
 
 Document = tuple[str, ...]  # paragraphs
 
@@ -26,12 +28,12 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        words = hashlib.sha256()
+        digest = hashlib.sha256()
         for document in self.documents:
             for paragraph in document:
-                words.update(len(paragraph).to_bytes(8, "little") + paragraph.encode())
-            words.update(b"\0" * 8)
-        return words.hexdigest()[:16]
+                digest.update(len(paragraph).to_bytes(8, "little") + paragraph.encode())
+            digest.update(b"\0" * 8)
+        return digest.hexdigest()[:16]
 
     @property
     def paragraphs(self) -> list[str]:
@@ -41,7 +43,7 @@ class Corpus:
 def read_corpus(path: str | Path | None = None) -> Corpus:
     """The default corpus; a UTF-8 text file, whose paragraphs are its documents; or a folder, a document each `*.txt`.
 
-    A paragraph that differs from an earlier one in white space at most is dropped. Raises FileNotFoundError, and
+    A paragraph that differs from an earlier one only in white space is dropped. Raises FileNotFoundError, and
     ValueError for what is not text.
     """
     if path is None:
@@ -64,9 +66,9 @@ def read_corpus(path: str | Path | None = None) -> Corpus:
 def _new_paragraphs(text: str, seen: set[str]) -> Document:
     new = []
     for paragraph in re.split(r"\n\s*\n", text):
-        words = " ".join(paragraph.split())
-        if words and words not in seen:
-            seen.add(words)
+        normal = " ".join(paragraph.split())
+        if normal and normal not in seen:
+            seen.add(normal)
             new.append(paragraph.strip("\n"))
     return tuple(new)
 
@@ -104,7 +106,7 @@ def split(corpus: Corpus, held_out: Mapping[str, int], window: int = WINDOW) -> 
             parts[name] = _apart(parts[name], others, window)
             others = np.union1d(others, _all_windows(parts[name], window))
         texts = {name: [_text(d) for d in part] for name, part in parts.items()}
-        short = [name for name, least in held_out.items() if sum(map(len, texts[name])) < least]
+        short = [name for name, chars in held_out.items() if sum(map(len, texts[name])) < chars]
         if not short:
             return texts
         wanted |= {name: wanted[name] + max(1, held_out[name] // 10) for name in short}
@@ -117,39 +119,26 @@ def _deal(documents: list[Document], wanted: Mapping[str, int]) -> dict[str, lis
     have = dict.fromkeys(wanted, 0)
     for document in documents:
         size = len(_text(document))
-        fits = (name for name, most in wanted.items() if have[name] < most and have[name] + size < 2 * most)
+        fits = (name for name, chars in wanted.items() if have[name] < chars and have[name] + size < 2 * chars)
         name = next(fits, "train")
         parts[name].append(document)
         have[name] = have.get(name, 0) + size
     return parts
 
 
-def _apart(part: list[Document], others: np.ndarray, window: int) -> list[Document]:
-    """The documents without the paragraphs that share a window with the others (sorted); what is left of each."""
+def _apart(part: list[Document], others: Hashes, window: int) -> list[Document]:
+    """The documents without the paragraphs that share a window with the others (sorted); none that is left empty."""
 
     def shares(paragraph: str) -> bool:
-        own = _windows(paragraph, window)
-        at = np.searchsorted(others, own).clip(max=len(others) - 1)
-        return bool(len(others)) and bool((others[at] == own).any())
+        return bool(among(hashes(codes_of(paragraph), window), others).any())
 
-    left = (tuple(p for p in document if not shares(p)) for document in part)
-    return [document for document in left if document]
+    rest = (tuple(p for p in document if not shares(p)) for document in part)
+    return [document for document in rest if document]
 
 
 def _text(document: Document) -> str:
     return "\n\n".join(document)
 
 
-def _all_windows(documents: list[Document], window: int) -> np.ndarray:
-    """Sorted, each once."""
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *(_windows(_text(d), window) for d in documents)]))
-
-
-def _windows(text: str, window: int) -> np.ndarray:
-    """A 64-bit hash of every stretch of `window` characters."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
-    count = max(0, len(codes) - window + 1)
-    hashes = np.zeros(count, np.uint64)
-    for i in range(window if count else 0):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[i : i + count] + np.uint64(1)
-    return hashes
+def _all_windows(documents: list[Document], window: int) -> Hashes:
+    return distinct([codes_of(_text(d)) for d in documents], window)

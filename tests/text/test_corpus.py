@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlexp.corpus import WINDOW, Corpus, _windows, read_corpus, split
+from mlexp.text.corpus import WINDOW, Corpus, read_corpus, split
 
 
 def shared(a: list[str], b: list[str], window: int = WINDOW) -> int:
@@ -38,13 +38,6 @@ def test_raw_text_is_caught():
     assert shared(train, held) > 0.1 * windows  # 14 %
 
 
-@given(st.lists(st.text("ab \n", max_size=30), max_size=6), st.integers(1, 8))
-def test_hashes_of_windows_are_those_windows(texts, window):
-    hashes = {int(h): t[i : i + window] for t in texts for i, h in enumerate(_windows(t, window))}
-    words = {t[i : i + window] for t in texts for i in range(len(t) - window + 1)}
-    assert set(hashes.values()) == words and len(hashes) == len(words)
-
-
 def test_a_folder_is_documents_and_a_file_paragraphs(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"All of {name}.\n\nIn both of\nthem.\n\nEnd of {name}.")
@@ -69,9 +62,9 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 
 def test_what_two_parts_share_is_left_out_of_the_held_out_one():
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("abcdefgh"), 200)) for _ in range(60)]
+    texts = ["".join(rng.choice(list("abcdefgh"), 200)) for _ in range(60)]
     common = "x" + "y" * WINDOW
-    documents = tuple((w, f"{common} {w[:30]}") for w in words)
+    documents = tuple((w, f"{common} {w[:30]}") for w in texts)
     parts = split(Corpus("made", documents), {"test": 2000})
     assert not shared(parts["train"], parts["test"]) and sum(map(len, parts["test"])) >= 2000
     assert not any(common in text for text in parts["test"]) and any(common in text for text in parts["train"])
@@ -80,8 +73,8 @@ def test_what_two_parts_share_is_left_out_of_the_held_out_one():
 def documents_of(draw_seed, count=40, paragraphs=3, length=90):
     """Documents whose every paragraph begins with a mark that occurs nowhere else; no two share a window of 20."""
     rng = np.random.default_rng(draw_seed)
-    words = iter("".join(rng.choice(list("abcdefghij"), length)) for _ in range(count * paragraphs))
-    return tuple(tuple(f"<{i}.{j}> {next(words)}" for j in range(paragraphs)) for i in range(count))
+    texts = iter("".join(rng.choice(list("abcdefghij"), length)) for _ in range(count * paragraphs))
+    return tuple(tuple(f"<{i}.{j}> {next(texts)}" for j in range(paragraphs)) for i in range(count))
 
 
 @given(seed=st.integers(0, 2**31 - 1), test=st.integers(300, 2500), validation=st.integers(300, 2000))
@@ -94,7 +87,7 @@ def test_every_document_goes_whole_to_exactly_one_part(seed, test, validation):
     assert sum(map(len, marks.values())) == len(set().union(*marks.values())) == 120
     assert sorted(text for texts in parts.values() for text in texts) == sorted(map("\n\n".join, documents))
     for name, least in (("test", test), ("validation", validation)):
-        assert least <= sum(map(len, parts[name])) < 2 * least + 300  # not much more than was asked for
+        assert least <= sum(map(len, parts[name])) < 2 * least + 300  # not much more than required
 
 
 @given(seed=st.integers(0, 99), window=st.integers(12, 70))
