@@ -3,12 +3,18 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from mlexp import __version__
 
 STATUSES = "exit status: 0 ok; 1 regression; 2 nothing or not everything compared; 3 not comparable; 4 unreadable input"
 BROKEN_PIPE = 128 + 13  # as of a program that SIGPIPE ended
+Number = TypeVar("Number", int, float)
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[cut + 1 :]:  # argparse would take them for its own where an option stands before the "--"
         options.pytest_args += words[cut + 1 :]
     try:
-        status = options.run(options)
+        status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_compare(commands) -> None:
+def _add_compare(commands: "Commands") -> None:
     compare = commands.add_parser(
         "compare",
         help="what got worse between two sets of records",
@@ -88,7 +94,7 @@ def _add_compare(commands) -> None:
     compare.set_defaults(run=_compare)
 
 
-def _add_ab(commands) -> None:
+def _add_ab(commands: "Commands") -> None:
     ab = commands.add_parser(
         "ab",
         usage="mlexp ab [options] BASE_REF HEAD_REF -- PYTEST_ARGS",
@@ -114,7 +120,7 @@ def _add_ab(commands) -> None:
     ab.set_defaults(run=_ab)
 
 
-def _add_sweep(commands) -> None:
+def _add_sweep(commands: "Commands") -> None:
     sweep = commands.add_parser(
         "sweep",
         usage="mlexp sweep [options] -- PYTEST_ARGS",
@@ -133,10 +139,10 @@ def _add_sweep(commands) -> None:
     sweep.set_defaults(run=_sweep)
 
 
-def _at_least(kind: type, least: int):
+def _at_least(kind: type[Number], least: int) -> Callable[[str], Number]:
     """A number of that kind from `least` on, as argparse wants it."""
 
-    def number(text: str):
+    def number(text: str) -> Number:
         value = kind(text)
         if not least <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")

@@ -6,18 +6,20 @@ altered line is known for one and never believed.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs must not share a journal
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # the name of a module everywhere else
 
 
 @dataclass
@@ -28,19 +30,19 @@ class Entry:
     cell: str
     key: str
     question: str
-    params: dict
-    record: dict
-    durations: list = field(default_factory=list)
-    series: dict = field(default_factory=dict)
-    metrics: dict = field(default_factory=dict)  # the question's own: name -> [unit, better, what, compare]
-    study: dict = field(default_factory=dict)  # mlexp.study.Study.declaration as it stood when the cell ran
+    params: dict[str, Any]
+    record: dict[str, Any]
+    durations: list[float] = field(default_factory=list)
+    series: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # the question's own: name -> [unit, better, what, compare]
+    study: dict[str, Any] = field(default_factory=dict)  # mlexp.study.Study.declaration as it stood when the cell ran
     group: str | None = None
-    imports: dict = field(default_factory=dict)
-    packages: dict = field(default_factory=dict)
+    imports: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
-        return self.record["status"]
+        return str(self.record["status"])
 
 
 OWN_FOLDER = ".mlexp"
@@ -84,7 +86,7 @@ class Journal:
         """Put a finished cell on disk; returns once it would survive a power cut."""
         self._append({"event": "cell", **asdict(entry)}, sync=True)
 
-    def _append(self, line: dict, sync: bool) -> None:
+    def _append(self, line: Mapping[str, object], sync: bool) -> None:
         """Raises JournalError where the line is not on disk; the file is then as it was."""
         text = seal(line).encode() + b"\n"
         try:
@@ -106,14 +108,14 @@ class Journal:
             raise JournalError(f"cannot write the journal {self.path}: {error.strerror}") from None
 
 
-def write_all(file, data: bytes) -> None:
+def write_all(file: io.FileIO, data: bytes) -> None:
     """Write all of `data` to an unbuffered file: one write takes what the disk has room for."""
     while data:
         data = data[file.write(data) :]
 
 
 @contextlib.contextmanager
-def locked(file) -> Iterator[None]:
+def locked(file: io.FileIO) -> Iterator[None]:
     """Hold `file` against other processes of this kind."""
     if fcntl:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -124,13 +126,13 @@ def locked(file) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def seal(line: dict) -> str:
+def seal(line: Mapping[str, object]) -> str:
     """One line of JSON, its checksum last. Raises ValueError for NaN and infinities."""
     text = json.dumps(line, allow_nan=False, separators=(",", ":"))
     return f'{text[:-1]},"crc":"{zlib.crc32(text.encode()):08x}"}}'
 
 
-def unseal(text: str) -> dict | None:
+def unseal(text: str) -> dict[str, Any] | None:
     """The line as it was sealed, or None where it is torn or altered."""
     body, mark, tail = text.rpartition(',"crc":"')
     if not mark or tail[8:] != '"}' or f"{zlib.crc32((body + '}').encode()):08x}" != tail[:8]:
@@ -148,7 +150,7 @@ class Contents:
     those cut short by a kill, and those that are not as the harness wrote them."""
 
     entries: list[Entry] = field(default_factory=list)
-    died: list[dict] = field(default_factory=list)
+    died: list[dict[str, Any]] = field(default_factory=list)
     torn: list[int] = field(default_factory=list)
     altered: list[int] = field(default_factory=list)
 
@@ -163,7 +165,8 @@ def read(path: str | Path) -> Contents:
 
 def parse(text: str) -> Contents:
     """Everything in the text of a journal."""
-    contents, started = Contents(), {}
+    contents = Contents()
+    started: dict[tuple[str, str], dict[str, Any]] = {}
     for number, sealed in enumerate(text.split("\n"), 1):
         if not sealed.strip():
             continue
@@ -181,7 +184,7 @@ def parse(text: str) -> Contents:
     return contents
 
 
-def entry_of(line: dict) -> Entry | None:
+def entry_of(line: dict[str, Any]) -> Entry | None:
     """The finished cell that an unsealed line is about; None where it is about none, or a field is not of its kind."""
     if line.get("event") != "cell" or not set(line) >= REQUIRED:
         return None

@@ -98,7 +98,7 @@ CONTEXT = ("machine", "device", "dtype", "scale", "settings", "weights", "corpus
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
-def metrics_of(declared: Mapping[str, tuple] | None = None) -> dict[str, Metric]:
+def metrics_of(declared: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, Metric]:
     """The metric table in force for a question: the shared one and what the question declares.
 
     Raises ValueError where a declaration is malformed or redefines a shared name.
@@ -143,6 +143,6 @@ def validate(values: Mapping[str, object], table: Mapping[str, Metric]) -> dict[
         if name not in table:
             raise ValueError(f"unknown metric {name!r}; known: {', '.join(sorted(table))}; declare others in METRICS")
         value = clean[name] = plain(name, value)
-        if table[name].unit == "fraction" and value is not None and not 0 <= value <= 1:
+        if table[name].unit == "fraction" and value is not None and not 0 <= value <= 1:  # type: ignore[operator]  # text: TypeError
             raise ValueError(f"{name} is {value}; a fraction lies in [0, 1]")
     return clean

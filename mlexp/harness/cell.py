@@ -4,12 +4,18 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlexp import record
 from mlexp.harness import measure
 from mlexp.harness.conditions import compilations, conditions
 
+if TYPE_CHECKING:
+    from mlexp.harness.session import Plan, State
+
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
+
+Result = TypeVar("Result")
 
 
 class Cell:
@@ -27,7 +33,7 @@ class Cell:
     key:      what `--resume` finds it by
     """
 
-    def __init__(self, state, plan, benchmark, progress):
+    def __init__(self, state: "State", plan: "Plan", benchmark: Any, progress: Callable[[int, int, str], None]) -> None:
         self.name, self.question, self.params, self.settings = plan.name, plan.question, plan.params, plan.settings
         self.seed, self.key = plan.seed, plan.key
         self.scale, self.device, self.dtype, self.options = state.scale, state.device, state.dtype, state.options
@@ -37,8 +43,13 @@ class Cell:
         self._benchmark, self._clock, self._say, self._timed = benchmark, state.clock, progress, False
 
     def time(
-        self, run: Callable, rounds: int = 1, warmup: bool = True, device_time: bool = False, count: bool = True
-    ) -> object:
+        self,
+        run: Callable[[], Result],
+        rounds: int = 1,
+        warmup: bool = True,
+        device_time: bool = False,
+        count: bool = True,
+    ) -> Result:
         """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
 
         With `warmup` it first runs untimed: once to count FLOPs, which also takes up what is imported and allocated at
@@ -66,7 +77,7 @@ class Cell:
             return self._rounds(run, rounds, stopwatch)
         return self._peak(lambda: self._rounds(run, rounds, stopwatch))
 
-    def _first(self, run: Callable, rounds: int, count: bool) -> bool:
+    def _first(self, run: Callable[[], object], rounds: int, count: bool) -> bool:
         """The untimed runs before all others, and FLOPs if asked for: null where even now there is no torch. Returns
         whether one of them was a run like those to come, in which nothing was compiled.
         """
@@ -79,7 +90,7 @@ class Cell:
             self.record(flops=self.count(run)[1] if "torch" in sys.modules else None)
         return settled
 
-    def _settle(self, run: Callable) -> None:
+    def _settle(self, run: Callable[[], object]) -> None:
         """Run until nothing was compiled, nor recorded as a CUDA graph: once, where there is nothing to compile."""
         for _ in range(WARM_RUNS):
             with compilations() as compiled:
@@ -87,7 +98,7 @@ class Cell:
             if not compiled.count:
                 break
 
-    def _peak(self, run: Callable) -> object:
+    def _peak(self, run: Callable[[], Result]) -> Result:
         """The result of `run()`, its peak memory recorded."""
         with measure.peak_memory(self.device) as peak:
             result = run()
@@ -99,17 +110,17 @@ class Cell:
         """Add conditions to the cell's record."""
         self.values |= record.validate(values, record.CONDITIONS)
 
-    def _rounds(self, run: Callable, rounds: int, stopwatch: measure.CudaStopwatch | None) -> object:
+    def _rounds(self, run: Callable[[], Result], rounds: int, stopwatch: measure.CudaStopwatch | None) -> Result:
         done = 0
 
-        def next_round():
+        def next_round() -> None:
             nonlocal done
             self._say(done, rounds, f"round {done + 1}")
             done += 1
 
         gpu = measure.nvml() if self.device == "cuda" else None
         with conditions(gpu) as ran_under, measure.energy(self.device) as meter, self._clock.timed_by(stopwatch):
-            result = self._benchmark.pedantic(run, setup=next_round, rounds=rounds)
+            result: Result = self._benchmark.pedantic(run, setup=next_round, rounds=rounds)
         self._note(**ran_under)
         joules = None if stopwatch else meter.joules  # between rounds the stopwatch keeps the device busy
         self.record(energy_j=joules and joules / rounds)
@@ -119,7 +130,7 @@ class Cell:
         """Bytes that a large copy on the cell's device reads and writes in a second; measured once a process."""
         return measure.copy_bytes_per_s(self.device)
 
-    def count(self, run: Callable) -> tuple[object, int | None]:
+    def count(self, run: Callable[[], Result]) -> tuple[Result, int | None]:
         """(result of `run()`, FLOPs that torch executed in it, None where unknown or torch ran nothing). Slow: never
         within a timed round."""
         from mlexp.flops import count_flops

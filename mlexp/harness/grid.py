@@ -23,10 +23,18 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 SCALES = ("smoke", "quick", "full")
+
+class Row(typing.Protocol):
+    """The settings of one scale: an instance of any dataclass."""
+
+    __dataclass_fields__: typing.ClassVar[dict[str, typing.Any]]
+
+
+AnyRow = typing.TypeVar("AnyRow", bound=Row)
 _VALUE = re.compile(r"[a-z0-9_]+\Z")
 _RANGE = re.compile(r"([a-z_]*)(\d+)\.\.\1(\d+)\Z")
 
@@ -50,7 +58,7 @@ def parse_override(text: str) -> Override:
     return Override(*match.groups())
 
 
-def override(settings: object, changes: Sequence[Override]) -> object:
+def override(settings: AnyRow, changes: Sequence[Override]) -> AnyRow:
     """`settings` with `changes` applied. Raises ValueError for unknown names and values that do not fit."""
     hints = typing.get_type_hints(type(settings))
     for change in changes:
@@ -64,7 +72,7 @@ def override(settings: object, changes: Sequence[Override]) -> object:
     return settings
 
 
-def parse_value(raw: str, hint: object) -> object:
+def parse_value(raw: str, hint: typing.Any) -> object:
     """`raw` as the annotated type: int, float, bool, str, `T | None`, or a tuple of these ("a,b", "p00..p09")."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -76,7 +84,7 @@ def parse_value(raw: str, hint: object) -> object:
             raise ValueError(f"expected true or false, not {raw!r}")
         return raw.lower() == "true"
     try:
-        value = hint(raw)
+        value: object = hint(raw)
     except ValueError:
         raise ValueError(f"expected {hint.__name__}, not {raw!r}") from None
     if isinstance(value, float) and not math.isfinite(value):
@@ -100,7 +108,7 @@ def expand(raw: str) -> list[str]:
 
 def checkpoints(texts: Sequence[str], here: Path) -> dict[str, str]:
     """Every `--model NAME=FOLDER`: name -> folder, relative ones from `here`. Raises ValueError for what is none."""
-    found = {}
+    found: dict[str, str] = {}
     for text in texts:
         name, equals, folder = text.partition("=")
         if not equals or not _VALUE.match(name):
@@ -114,8 +122,8 @@ def checkpoints(texts: Sequence[str], here: Path) -> dict[str, str]:
 
 
 def cells(
-    axes: dict[str, Sequence], keep: Callable[[dict[str, object]], bool] | None = None
-) -> Sequence[tuple[tuple, str]]:
+    axes: Mapping[str, Sequence[typing.Any]], keep: Callable[[dict[str, typing.Any]], bool] | None = None
+) -> Sequence[tuple[tuple[typing.Any, ...], str]]:
     """(values, id) of every cell. The last axis is the arm: the fastest, and its order rotates from block to block.
 
     `keep` tells from its values whether a cell is wanted; None = all are. Raises ValueError for a value that would not
@@ -140,17 +148,17 @@ def label(axis: str, value: object) -> str:
     return text
 
 
-def fixed(settings: object, axes: dict[str, str]) -> dict[str, object]:
+def fixed(settings: Row, axes: Mapping[str, str]) -> dict[str, object]:
     """The settings that every cell of a grid shares: all fields but those that list an axis."""
     return {k: v for k, v in dataclasses.asdict(settings).items() if k not in axes.values()}
 
 
-def canonical(values: dict[str, object]) -> str:
+def canonical(values: Mapping[str, object]) -> str:
     """One spelling for equal settings."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
-def changed(settings: object, default: object, axes: dict[str, str]) -> str:
+def changed(settings: Row, default: Row, axes: Mapping[str, str]) -> str:
     """What `--set` changed against the scale's own row, as one line for people; empty if nothing but axes."""
     now, before = fixed(settings, axes), fixed(default, axes)
     return " ".join(f"{name}={now[name]}" for name in now if now[name] != before[name])

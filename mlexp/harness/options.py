@@ -6,14 +6,14 @@ project's conftest files are loaded, so the options are added right after that.
 
 import argparse
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from _pytest.config import get_config
 
 from mlexp.harness.grid import SCALES
 
-TABLE = {
+TABLE: dict[str, dict[str, Any]] = {
     "scale": {"choices": SCALES, "default": "quick", "help": "which row of the questions' settings (default: quick)"},
     "set": {
         "action": "append",
@@ -94,7 +94,7 @@ def ours(config: pytest.Config) -> SimpleNamespace:
 class Scan(argparse.ArgumentParser):
     """A parser that raises ValueError instead of ending the process."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
@@ -121,7 +121,8 @@ class Others(NamedTuple):
 
 def others(config: pytest.Config, parser: pytest.Parser, of_plugins: set[str]) -> Others:
     """Read them; `of_plugins` are the names that stood before the conftest files were loaded."""
-    known, values = names(get_config()._parser), {}
+    known = names(get_config()._parser)
+    values: dict[str, object] = {}
     for name, default in vars(parser.parse_known_args([])).items():
         value = getattr(config.option, name, default)
         if value != default and f"--{name}" not in known and is_theirs(name):
