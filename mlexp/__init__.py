@@ -4,13 +4,14 @@
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
 LAZY = {"load": "mlexp.analysis.results"}  # so that collecting cells imports no pandas, nor is it part of their keys
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in LAZY:
         return getattr(importlib.import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ with its records: a claim that is written down after the measurement is recognis
 import hashlib
 import importlib.util
 import sys
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -218,6 +219,9 @@ class Claim:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
+Table = typing.Any  # a pandas DataFrame; this module imports no pandas
+
+
 @dataclass(frozen=True)
 class Study:
     """One study. Names of arms, axes and metrics are those of the records.
@@ -245,13 +249,13 @@ class Study:
     items: Mapping[str, str] = field(default_factory=dict)
     costs: tuple[str, ...] = ("wall_s", "flops", "peak_bytes")
     parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, typing.Any] = field(default_factory=dict)
     axes: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, Metric | tuple[str, ...]] = field(default_factory=dict)
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    derive: Callable | None = None
-    estimates: Callable | None = None
-    answer: Callable | None = None
+    derive: Callable[[Table], Table] | None = None
+    estimates: Callable[[Table, typing.Any], Mapping[str, typing.Any]] | None = None
+    answer: Callable[[Mapping[str, typing.Any], Table], str] | None = None
 
     def __post_init__(self) -> None:
         primary = [name for name, claim in self.claims.items() if claim.primary]

@@ -5,6 +5,7 @@ is the sign of the difference, and what cannot be compared with a limit counts a
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,10 +80,10 @@ def exact(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
     if numeric(pair["base"]) and numeric(pair["head"]):
         heap = (kind == "memory") & ~pair["asked"] & (pair["peak_method_base"] != EXACT_PEAK)
         changed = beyond(pair, allowed(pair).clip(lower=HEAP_BYTES * heap))
-        verdict = direction(pair)
+        moved: np.ndarray | Verdict = direction(pair)
     else:
-        changed, verdict = pair["base"].astype(object) != pair["head"].astype(object), Verdict.AMBIGUOUS
-    verdict = np.where(changed, np.where(pair["sign"] == 0, Verdict.AMBIGUOUS, verdict), Verdict.SAME)
+        changed, moved = pair["base"].astype(object) != pair["head"].astype(object), Verdict.AMBIGUOUS
+    verdict = np.where(changed, np.where(pair["sign"] == 0, Verdict.AMBIGUOUS, moved), Verdict.SAME)
     unclear = verdict == Verdict.AMBIGUOUS
     fails = pair["gated"] & ((verdict == Verdict.WORSE) | (unclear & (kind == "exact")))
     return rows_of(pair, name, kind, verdict=verdict, exit=fails * gate.REGRESSION, why=np.where(unclear, UNCLEAR, ""))
@@ -95,7 +96,7 @@ def timing(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
     or below, beside one above 0: no noise makes one of the other.
     """
     positive = (pair["head"] > 0) & (pair["base"] > 0)
-    log = np.log((pair["head"] / pair["base"]).where(positive))
+    log = pd.Series(np.log((pair["head"] / pair["base"]).where(positive)))
     variance = pd.Series(2 * BETWEEN_RUNS**2, index=pair.index)
     for side in ("base", "head") if name == "wall_s" else ():
         spread = (pair[f"wall_iqr_s_{side}"].astype(float) / pair[side]).where(pair[side] > 0)
@@ -139,7 +140,7 @@ def share(change: pd.Series, pair: pd.DataFrame) -> pd.Series:
     return change / pair["base"].abs().where(~pair["points"], 1.0).replace(0, np.nan)
 
 
-def rows_of(pair: pd.DataFrame, name: str, kind: str, **given) -> pd.DataFrame:
+def rows_of(pair: pd.DataFrame, name: str, kind: str, **given: Any) -> pd.DataFrame:
     """Rows of the result, one for each of `pair` (with `cell`, and `base` and `head` where there are any)."""
     columns = {"cell": pair["cell"], "metric": name, "kind": kind, "base": pair.get("base"), "head": pair.get("head")}
     columns |= {"low": np.nan, "high": np.nan, "n": 1, "p": np.nan, "test": "", "exit": gate.OK, "why": ""}

@@ -2,15 +2,23 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from mlexp.analysis.sources import LoadError
 
-KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
+Scalar = None | bool | int | float | str
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
+KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
 
 
-def scalar(value: object) -> object:
+@overload
+def scalar(value: float) -> float: ...
+@overload
+def scalar(value: object) -> Scalar: ...
+def scalar(value: object) -> Scalar:
     """`value` as a table can hold it: what is nested becomes its JSON text, lone surrogates become '?'."""
     if value is None or isinstance(value, bool | float):
         return value
@@ -20,15 +28,17 @@ def scalar(value: object) -> object:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def field_of(data: dict, name: str, kind: type, where: str):
+def field_of(data: Mapping[str, Any], name: str, kind: type[Kind], where: str) -> Kind:
     """`data[name]`, an empty `kind` where it is missing or null; raises LoadError for another kind."""
     value = data.get(name)
-    if value is not None and not isinstance(value, kind):
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
         raise LoadError(f"{where}: {name} is {kind_name(value)}, not {KINDS[kind]}")
-    return kind() if value is None else value
+    return value
 
 
-def numbers(values: list, where: str) -> list[float]:
+def numbers(values: Sequence[Any], where: str) -> list[float]:
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise LoadError(f"{where} holds {kind_name(value)}, not a number")

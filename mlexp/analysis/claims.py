@@ -80,10 +80,11 @@ def _quantities(statement: Statement, data: Data) -> Iterator[Leaf | Given]:
 def _tukey(wanted: list[Leaf | Given], data: Data, confidence: float) -> float | None:
     """The simultaneous bar of a family of differences of independent arms; None where it is no such family."""
     apart = data.study.apart
-    pairs = all(isinstance(q, Leaf) and q.is_pair and not {a for (_, a), _ in q.weights} & set(apart) for q in wanted)
-    if not (data.study.independent and pairs and len(wanted) > 1):
+    leaves = [quantity for quantity in wanted if isinstance(quantity, Leaf)]
+    pairs = [leaf for leaf in leaves if leaf.is_pair and not {arm for (_, arm), _ in leaf.weights} & set(apart)]
+    if not (data.study.independent and len(pairs) == len(wanted) > 1):
         return None
-    return multiple.tukey_bar(data.layout(wanted[0].metric).without(apart), confidence)
+    return multiple.tukey_bar(data.layout(pairs[0].metric).without(apart), confidence)
 
 
 def _estimate(quantity: Leaf | Given, data: Data, confidence: float, bar: float | None) -> tuple[Estimate, float]:
@@ -106,13 +107,15 @@ def _estimate(quantity: Leaf | Given, data: Data, confidence: float, bar: float 
     return paired_estimate(sample, floor, confidence), max(float(np.std(sample, ddof=1)), floor)
 
 
-def _judged(statement: Statement, data: Data, estimates: Mapping) -> tuple[Verdict, list[Part]]:
+def _judged(
+    statement: Statement, data: Data, estimates: Mapping[Leaf | Given, tuple[Estimate, float]]
+) -> tuple[Verdict, list[Part]]:
     """The verdict of a statement by the logic of its parts, and these."""
     if isinstance(statement, All | Any):
         judged = [_judged(part, data, estimates) for part in statement.parts]
         combine = all_of if isinstance(statement, All) else any_of
         return combine([verdict for verdict, _ in judged]), [part for _, parts in judged for part in parts]
-    bounds = (
+    bounds: tuple[float | None, float | None] = (
         (statement.low, statement.high)
         if not isinstance(statement, Switch)
         else (1.0 if statement.quantity.contrast.log else 0.0, None)
@@ -174,7 +177,7 @@ def _one_gap(signs: list[Verdict]) -> bool:
 
 def _with_power(finding: Finding, data: Data, confidence: float) -> Finding:
     """With the number of further blocks that would decide the open parts, if effects and spreads are as estimated."""
-    needed = []
+    needed: list[int | None] = []
     for part in finding.parts:
         if part.verdict != UNDECIDED:
             continue
@@ -183,10 +186,11 @@ def _with_power(finding: Finding, data: Data, confidence: float) -> Finding:
             needed.append(math.ceil(part.estimate.n * ratio**2) if math.isfinite(ratio) else None)
         elif math.isfinite(part.sd):
             needed.append(blocks_to_decide(part.distance, part.sd, confidence))
-    if not needed or None in needed:
+    known = [number for number in needed if number is not None]
+    if not needed or len(known) < len(needed):
         return finding
     now = min(part.estimate.n for part in finding.parts)
-    more = max(1, max(needed) - now)
+    more = max(1, max(known) - now)
     rows = data.records
     per_block = float((rows["wall_s"] * rows["rounds"].fillna(1)).sum()) / max(1, _n_blocks(data))
     return replace(finding, more_blocks=more, more_seconds=more * per_block)

@@ -19,7 +19,7 @@ worse that lies beyond the tolerance in a single replicate is not decided: exit 
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -93,7 +93,9 @@ class Comparison:
 GONE, UNRECORDED = "no record in the head: gone, skipped or killed", "no longer recorded"
 
 
-def compare(base: files.Loaded, head: files.Loaded, rules: Sequence[Rule] = (), cross_machine=False) -> Comparison:
+def compare(
+    base: files.Loaded, head: files.Loaded, rules: Sequence[Rule] = (), cross_machine: bool = False
+) -> Comparison:
     """Compare two sets of records. Raises Refused where they are not comparable or a rule fits nothing."""
     notes = [f"{side}: {note}" for side, loaded in (("base", base), ("head", head)) for note in loaded.notes]
     context = [field for field in CONTEXT if not (cross_machine and field == "machine")]
@@ -177,7 +179,7 @@ def _note_versions(both: pd.DataFrame, notes: list[str]) -> None:
             )
 
 
-def _check_rules(rules: Sequence[Rule], both: pd.DataFrame, tables: dict) -> None:
+def _check_rules(rules: Sequence[Rule], both: pd.DataFrame, tables: Mapping[str, Mapping[str, Metric]]) -> None:
     """A rule that fits nothing is a typo, and a gate that never closes."""
     known = sorted(_names(both))
     for rule in rules:
@@ -192,7 +194,7 @@ def _check_rules(rules: Sequence[Rule], both: pd.DataFrame, tables: dict) -> Non
 
 def _names(both: pd.DataFrame) -> Iterator[str]:
     """The metrics that either file has."""
-    for column in both:
+    for column in map(str, both):
         name = column.removesuffix("_base")
         if name != column and name not in (*PROVENANCE, *NOT_COMPARED, "group", "replicate"):
             yield name
@@ -230,7 +232,9 @@ def outcomes(both: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield rows_of(pair, "status", "exact", verdict=verdict, why=why, exit=exit_of)
 
 
-def measured(cells: pd.DataFrame, table: dict[str, Metric], rules: Sequence[Rule], skip_time=False) -> Iterator:
+def measured(
+    cells: pd.DataFrame, table: dict[str, Metric], rules: Sequence[Rule], skip_time: bool = False
+) -> Iterator[pd.DataFrame]:
     """The rows of every metric of one question's cells that passed on both sides."""
     question = cells["question"].iloc[0]
     for name in _names(cells):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -9,15 +10,18 @@ import pandas as pd
 from mlexp.analysis import gate
 from mlexp.analysis.gate import Verdict
 
+if TYPE_CHECKING:
+    from mlexp.analysis.compare import Comparison
 
-def text(found) -> str:
+
+def text(found: "Comparison") -> str:
     """For a terminal: what is not SAME, the worst first, and the headline last, where the eye is."""
     shown, left = _table_rows(found)
     parts = [*found.notes, *([gate.text_table(HEADS, shown)] if shown else []), left, found.headline]
     return "\n".join(part for part in parts if part)
 
 
-def markdown(found) -> str:
+def markdown(found: "Comparison") -> str:
     """For a pull-request comment: the headline first, the table below it."""
     shown, left = _table_rows(found, code="`")
     parts = [f"### {gate.MARK[found.status == gate.OK]} mlexp compare: {found.headline}"]
@@ -27,7 +31,7 @@ def markdown(found) -> str:
     return "\n\n".join(parts)
 
 
-def as_json(found) -> str:
+def as_json(found: "Comparison") -> str:
     """Everything, for programs: one object; numbers that do not exist are null."""
     rows = [{name: _plain(value) for name, value in row.items()} for row in found.rows.to_dict("records")]
     whole = {"status": found.status, "headline": found.headline, "cells": found.cells, "notes": found.notes}
@@ -37,7 +41,7 @@ def as_json(found) -> str:
 HEADS = ("", "verdict", "cell", "metric", "base", "head", "change", "95 % interval", "n", "why")
 
 
-def _table_rows(found, code: str = "") -> tuple[list[list[str]], str]:
+def _table_rows(found: "Comparison", code: str = "") -> tuple[list[list[str]], str]:
     """The first rows that are not SAME, as texts, and a line for those left out."""
     rows = found.rows[found.rows["verdict"] != Verdict.SAME]
     shown = [_row_texts(row, code) for row in rows.head(gate.SHOWN_ROWS).itertuples(index=False)]
@@ -45,7 +49,7 @@ def _table_rows(found, code: str = "") -> tuple[list[list[str]], str]:
     return shown, f"{left} more rows are not SAME: --json has all" if left else ""
 
 
-def _row_texts(row, code: str) -> list[str]:
+def _row_texts(row: Any, code: str) -> list[str]:
     change = _percent(row.change, row.points)
     interval = f"{_percent(row.low, row.points)} to {_percent(row.high, row.points)}" if math.isfinite(row.low) else ""
     numbers = [_number(value) for value in (row.base, row.head)]

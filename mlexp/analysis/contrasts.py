@@ -47,7 +47,7 @@ def leaves(quantity: Quantity, data: Data) -> list[Leaf]:
     name = describe(contrast)
 
     def leaf(label: str, weights: Mapping[str, float], level: str = "") -> Leaf:
-        columns = {}
+        columns: dict[tuple[str, str], float] = {}
         for level, factor in weights.items():
             for arm, weight in contrast.weights:
                 columns[level, arm] = columns.get((level, arm), 0.0) + factor * weight
@@ -96,7 +96,8 @@ def values(leaf: Leaf, data: Data) -> np.ndarray:
         if (cells <= 0).any():
             raise Missing(f"{leaf.metric} is 0 in some cells: a ratio is not defined")
         cells = np.log(cells)
-    return cells @ np.array([weight for _, weight in leaf.weights])
+    found: np.ndarray = cells @ np.array([weight for _, weight in leaf.weights])
+    return found
 
 
 def noise_floor(leaf: Leaf, data: Data) -> float:

@@ -6,6 +6,7 @@ A block is one value of each replicate axis (a seed, a prompt); a level is a val
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 
@@ -28,9 +29,9 @@ class Data:
     study: Study
     records: pd.DataFrame
     metrics: Mapping[str, Metric]
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     estimates: Mapping[str, Callable[[float], Estimate] | str] = field(default_factory=dict)
-    _made: dict = field(default_factory=dict)  # tables and the like, by what they are of
+    _made: dict[tuple[str, ...], Any] = field(default_factory=dict)  # tables and the like, by what they are of
 
     def axis(self, levels: Levels) -> str:
         """The curve axis that these levels are of; empty where the study has none."""
@@ -54,7 +55,8 @@ class Data:
         """The records of the grid that has this curve axis, under the study's fixed conditions."""
         if ("rows", axis) not in self._made:
             self._made["rows", axis] = self._rows(axis)
-        return self._made["rows", axis]
+        found: pd.DataFrame = self._made["rows", axis]
+        return found
 
     def _rows(self, axis: str) -> pd.DataFrame:
         keep = pd.Series(True, self.records.index)
@@ -67,7 +69,7 @@ class Data:
                 keep &= self.records[name] == (wanted if wanted in present else present[0])
         return self.records[keep]
 
-    def under(self, **changes: object) -> "Data":
+    def under(self, **changes: Any) -> "Data":
         """The same records under other terms: fields of the study replaced."""
         return replace(self, study=replace(self.study, **changes), _made={})
 
@@ -83,24 +85,27 @@ class Data:
             if len(rows) and metric not in rows:
                 raise Missing(f"{metric} is not recorded")
             self._made["table", metric, axis] = blocks(rows, self.study.arm, axis, self.study.replicates, metric)
-        return self._made["table", metric, axis]
+        found: pd.DataFrame = self._made["table", metric, axis]
+        return found
 
     def layout(self, metric: str) -> multiple.Pool:
         """The arms of a study of independent arms as one-way layout."""
         if ("layout", metric) not in self._made:
             table = self.table(metric, "")
-            samples = {arm: table[ONE, arm].dropna().to_numpy(float) for _, arm in table}
+            samples = {arm: table[ONE, arm].dropna().to_numpy(float) for _, arm in columns_of(table)}
             try:
                 self._made["layout", metric] = multiple.pool(samples)
             except ValueError as error:
                 raise Missing(str(error)) from None
-        return self._made["layout", metric]
+        found: multiple.Pool = self._made["layout", metric]
+        return found
 
     def order(self, axis: str) -> list[str]:
         """The levels of a curve axis that have records, in order; one nameless level where there is no such axis."""
         if ("order", axis) not in self._made:
             self._made["order", axis] = ordered(self.rows(axis), axis) if axis else [ONE]
-        return self._made["order", axis]
+        found: list[str] = self._made["order", axis]
+        return found
 
     def levels(self, wanted: Levels, arms: Iterable[str] = ()) -> list[str]:
         """The levels that are meant, in order; `arms`: those that a complete level must have. Raises Missing where the
@@ -129,6 +134,11 @@ class Data:
             return [number(level) for level in levels]
         smallest = self.rows(axis).groupby(axis)[field_].min()
         return [float(smallest[level]) for level in levels]
+
+
+def columns_of(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The columns of a table of blocks: (level, arm)."""
+    return [(str(column[0]), str(column[1])) for column in table.columns.to_flat_index()]
 
 
 def blocks(rows: pd.DataFrame, arm: str, axis: str, replicates: Iterable[str], metric: str) -> pd.DataFrame:

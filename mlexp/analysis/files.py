@@ -3,15 +3,18 @@
 import json
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlexp import journal
 from mlexp.analysis import sources
 from mlexp.analysis.checks import array, field_of, kind_name, numbers, scalar
-from mlexp.analysis.sources import LoadError, NotResults
+from mlexp.analysis.sources import LoadError as LoadError  # callers catch it as files.LoadError
+from mlexp.analysis.sources import NotResults
 from mlexp.analysis.times import seconds
 from mlexp.record import METRICS, STATUSES, metrics_of
 
@@ -32,10 +35,10 @@ SHOWN = 5  # skipped files that are named
 class Row:
     """One record as read: its axes, its flat values (metrics and provenance), its series as nested lists."""
 
-    params: dict
-    values: dict
-    series: dict
-    study: dict = field(default_factory=dict)  # what the study declared when it was measured
+    params: dict[str, Any]
+    values: dict[str, Any]
+    series: dict[str, Any]
+    study: dict[str, Any] = field(default_factory=dict)  # what the study declared when it was measured
 
 
 @dataclass
@@ -43,9 +46,9 @@ class Loaded:
     """All that the given paths hold: unique rows, the questions' own metrics, and what the reader should be told."""
 
     rows: list[Row] = field(default_factory=list)
-    metrics: dict[str, dict] = field(default_factory=dict)  # question -> name -> [unit, better, what, compare]
+    metrics: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)  # question -> name -> its Metric
     notes: list[str] = field(default_factory=list)
-    died: list[dict] = field(default_factory=list)  # cells that started and never ended: {cell, key, when}
+    died: list[dict[str, Any]] = field(default_factory=list)  # cells that started and never ended: {cell, key, when}
     never_ran: list[str] = field(default_factory=list)  # cells that a run selected and no file has
     older: list[Row] = field(default_factory=list)  # rows of a key in `rows`, measured at another commit
     commits: dict[str, str] = field(default_factory=dict)  # commit -> its time, where a benchmark JSON says it
@@ -63,7 +66,9 @@ def read(*paths: str | Path) -> Loaded:
     """Everything in `paths`. A key seen twice is one row: the measured before the replayed, then the newest."""
     if not paths:
         raise ValueError("no path given; give benchmark JSON files, journals or folders of either")
-    loaded, files, skipped = Loaded(), {}, []
+    loaded = Loaded()
+    files: dict[Path, tuple[Path, bool]] = {}
+    skipped: list[str] = []
     for path in map(Path, paths):
         for file, named in sources.find(path):
             files.setdefault(file.resolve(), (file, named))
@@ -91,11 +96,11 @@ def arrays(row: Row) -> dict[str, np.ndarray]:
     return {name: array(nested, f"{row.values['source']}: series {name!r}") for name, nested in row.series.items()}
 
 
-def timing_of(durations: list) -> dict:
+def timing_of(durations: Sequence[float]) -> dict[str, float | None]:
     """Median, interquartile range (None for a single round: it has no spread) and number of the timed rounds."""
     if not durations:
         return {}
-    quartiles = statistics.quantiles(durations, n=4, method="inclusive") if len(durations) > 1 else None
+    quartiles: Any = statistics.quantiles(durations, n=4, method="inclusive") if len(durations) > 1 else None
     iqr = quartiles and quartiles[2] - quartiles[0]
     return dict(zip(TIMING, (statistics.median(durations), iqr, len(durations)), strict=True))
 
@@ -121,7 +126,7 @@ def _read_json(file: Path, text: str) -> Loaded:
         raise (LoadError if sources.benchmark_like(data) else NotResults)(str(error)) from None
 
 
-def _benchmarks(file: Path, data: dict) -> Loaded:
+def _benchmarks(file: Path, data: dict[str, Any]) -> Loaded:
     loaded = Loaded()
     _take_metrics(field_of(data, "metrics", dict, str(file)), str(file), loaded)
     commit = field_of(data, "commit_info", dict, str(file))
@@ -139,7 +144,7 @@ def _benchmarks(file: Path, data: dict) -> Loaded:
     return loaded
 
 
-def _bench_row(bench: object, where: str, data: dict, series: dict, timed: bool) -> Row:
+def _bench_row(bench: object, where: str, data: dict[str, Any], series: dict[str, Any], timed: bool) -> Row:
     if not isinstance(bench, dict):
         raise LoadError(f"{where} is {kind_name(bench)}, not an object")
     extra, name = field_of(bench, "extra_info", dict, where), bench.get("fullname", bench.get("name"))
@@ -163,7 +168,7 @@ def _bench_row(bench: object, where: str, data: dict, series: dict, timed: bool)
     return _row(field_of(bench, "params", dict, where), values | timing, own, where)
 
 
-def _environment(data: dict, where: str) -> dict:
+def _environment(data: dict[str, Any], where: str) -> dict[str, Any]:
     """What a plain pytest-benchmark file says of where it was made, under our names."""
     machine, commit = field_of(data, "machine_info", dict, where), field_of(data, "commit_info", dict, where)
     cpu = machine.get("cpu")
@@ -216,12 +221,13 @@ def _not_before(entries: list[journal.Entry]) -> dict[int, str]:
 
     What stands later in a journal is newer, also where the clock was set back in between.
     """
-    newest, late = {}, {}
+    newest: dict[str, Any] = {}
+    late: dict[int, str] = {}
     for i, entry in enumerate(entries):
         when = entry.record.get("when")
         before = newest.get(entry.cell)
         if seconds(before) > seconds(when):
-            late[i] = before
+            late[i] = str(before)
         else:
             newest[entry.cell] = when
     return late
@@ -241,14 +247,14 @@ def _notes(skipped: list[str], rows: list[Row]) -> list[str]:
     return notes
 
 
-def _check_metrics(values: dict, where: str) -> None:
+def _check_metrics(values: Mapping[str, object], where: str) -> None:
     """Raises LoadError where a shared metric of ours is not of its kind."""
     for name, value in values.items():
         if name in METRICS and METRICS[name].unit != "name" and not isinstance(value, int | float | None):
             raise LoadError(f"{where}: {name} is {kind_name(value)}, not a number")
 
 
-def _row(params: dict, values: dict, series: dict, where: str) -> Row:
+def _row(params: dict[str, Any], values: dict[str, Any], series: dict[str, Any], where: str) -> Row:
     """A row of plain scalars; raises LoadError for a status or a timestamp that is none."""
     values = {name: scalar(value) for name, value in values.items()}
     if values.get("status") not in STATUSES:
@@ -276,7 +282,7 @@ def _rank(row: Row) -> tuple[bool, float]:
     return not row.values.get("replayed"), seconds(row.values.get("when"))
 
 
-def _take_metrics(declared: dict, where: str, loaded: Loaded) -> None:
+def _take_metrics(declared: Mapping[str, Any], where: str, loaded: Loaded) -> None:
     for question in declared:
         table = {
             name: tuple(row) if isinstance(row, list) else ()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -181,7 +181,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|*_`~<\[\]])", r"\\\1", text) if text.strip("-") else text
 
 
-def differing(one: object, other: object) -> str:
+def differing(one: Any, other: Any) -> str:
     """Both values of a field; of settings (JSON objects), the entries that differ."""
     with contextlib.suppress(TypeError, ValueError, AttributeError):
         a, b = json.loads(one), json.loads(other)

@@ -3,14 +3,20 @@
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+Key = TypeVar("Key")
 
-def holm(pvalues: Mapping[str, float] | ArrayLike) -> dict[str, float] | np.ndarray:
+
+@overload
+def holm(pvalues: Mapping[Key, float]) -> dict[Key, float]: ...
+@overload
+def holm(pvalues: ArrayLike) -> np.ndarray: ...
+def holm(pvalues: Mapping[Key, float] | ArrayLike) -> dict[Key, float] | np.ndarray:
     """P-values adjusted for their number, family-wise (Holm 1979), in the order and by the names given."""
     if isinstance(pvalues, Mapping):
         return dict(zip(pvalues, map(float, holm(list(pvalues.values()))), strict=True))
@@ -19,7 +25,8 @@ def holm(pvalues: Mapping[str, float] | ArrayLike) -> dict[str, float] | np.ndar
         raise ValueError(f"p-values must be a flat list of numbers in [0, 1], not {p.tolist()!r:.80}")
     order = np.argsort(p, kind="stable")
     adjusted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted[np.argsort(order, kind="stable")]
+    found: np.ndarray = adjusted[np.argsort(order, kind="stable")]
+    return found
 
 
 class Pool(NamedTuple):
@@ -37,7 +44,7 @@ class Pool(NamedTuple):
         return self._replace(names=tuple(self.names[i] for i in keep), means=self.means[keep], sizes=self.sizes[keep])
 
 
-def pool(samples: Mapping[str, Sequence[float]]) -> Pool:
+def pool(samples: Mapping[str, ArrayLike]) -> Pool:
     """The one-way layout of independent samples by arm, of equal variance; arms with a single value give a mean alone.
 
     Raises ValueError where no arm has two values: then nothing is known of the spread.

@@ -5,7 +5,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,9 +35,9 @@ class Output:
     def __init__(
         self,
         question: str,
-        context: dict,
+        context: dict[str, Any],
         unfinished: pd.DataFrame,
-        series: Callable,
+        series: Callable[[str], dict[str, np.ndarray]],
         dirty: bool = False,
         remarks: str = "",
         data: "Data | None" = None,
@@ -48,12 +48,12 @@ class Output:
         self.data = data
         self.answer = ""
         self.findings: Mapping[str, Finding] = {}
-        self.blocks: list[dict] = []
-        self.verdicts: list[dict] = []
+        self.blocks: list[dict[str, Any]] = []
+        self.verdicts: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self._series = series
 
-    def series(self, row_or_key: object) -> dict[str, np.ndarray]:
+    def series(self, row_or_key: Any) -> dict[str, np.ndarray]:
         """The named arrays of a record, by its key or its row; empty where it has none."""
         key = row_or_key
         if not isinstance(key, str):
@@ -150,20 +150,20 @@ class Output:
         self.files[name] = content
 
 
-def stand_ins(context: Mapping, fields: Sequence[str] = tuple(STAND_INS)) -> str:
+def stand_ins(context: Mapping[str, Any], fields: Sequence[str] = tuple(STAND_INS)) -> str:
     """What in this context is a substitute for the real thing, as a phrase; empty where nothing is."""
     found = [field for field in fields if str(context.get(field) or "").startswith(STAND_INS[field])]
     return f"stand-in {' and '.join(found)}" if found else ""
 
 
-def number(value: float) -> str:
+def number(value: Any) -> str:
     """A number for people: four significant digits, thousands apart."""
     if isinstance(value, int | np.integer) or (float(value).is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def cell_text(value: object) -> str:
+def cell_text(value: Any) -> str:
     """A cell of a rounded table."""
     if value is None or (not isinstance(value, str | list | dict) and pd.isna(value)):
         return "–"
@@ -190,9 +190,9 @@ def code_spans(text: str) -> Markup:
 
 
 def _spans(text: str) -> str:
-    codes = []  # set aside first: what stands in code is neither emphasis nor link
+    codes: list[str] = []  # set aside first: what stands in code is neither emphasis nor link
 
-    def code(match: re.Match) -> str:
+    def code(match: re.Match[str]) -> str:
         codes.append(match[1])
         return f"\0{len(codes) - 1}\0"
 
@@ -207,10 +207,10 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
     """An SVG for the page: ids of its own, as few as needed, the page's greys, its size a wish; no metadata."""
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     needed = set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg))
-    width = round(
-        1.25 * float(re.search(r'viewBox="0 0 ([\d.]+) ', svg)[1])
-    )  # its points, larger; the page may narrow it
-    rules = [
+    box = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+    assert box, "an SVG of matplotlib's says how large it is"
+    width = round(1.25 * float(box[1]))  # its points, larger; the page may narrow it
+    rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
         (r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in needed else ""),
         (r'(href="#|url\(#)', rf"\1{prefix}-"),
         (r' (?:d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0])),
@@ -219,7 +219,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
         (r"^<svg ", f'<svg role="img" aria-label="{html.escape(label)}" width="{width}" '),
     ]
 
-    def own(tag: re.Match) -> str:  # text between tags stays, whatever it looks like
+    def own(tag: re.Match[str]) -> str:  # text between tags stays, whatever it looks like
         text = tag[0]
         for pattern, new in rules:
             text = re.sub(pattern, new, text, flags=re.DOTALL)
@@ -228,7 +228,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
     return Markup(re.sub(r"<[^>]*>", own, svg))
 
 
-def _page_colour(colour: re.Match) -> str:
+def _page_colour(colour: re.Match[str]) -> str:
     """A grey of a figure as the page has it, light or dark; what has a hue stays."""
     red, green, blue = (int(colour[0][i : i + 2], 16) for i in (1, 3, 5))
     if max(red, green, blue) - min(red, green, blue) > 30:

@@ -5,8 +5,9 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -66,7 +67,7 @@ def summary(section: Section) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict_table(verdicts: list[dict]) -> str:
+def _verdict_table(verdicts: list[dict[str, Any]]) -> str:
     columns = ["", "claim", "verdict", "effect", "interval", "why"]
     marked = any(v["marks"] for v in verdicts)
     rows = [
@@ -78,17 +79,17 @@ def _verdict_table(verdicts: list[dict]) -> str:
 
 
 def _total(tallies: Iterable[dict[str, int]]) -> dict[str, int]:
-    total = Counter()
+    total: Counter[str] = Counter()
     for one in tallies:
         total.update(one)
     return {str(word): total[word] for word in Verdict if total[word]}
 
 
-def _block(block: dict) -> str:
+def _block(block: dict[str, Any]) -> str:
     if block["kind"] == "heading":
         return f"## {block['text']}"
     if block["kind"] == "text":
-        return block["text"]
+        return str(block["text"])
     link = f"[{block['name']}]({block['name']})"
     if block["kind"] == "file":
         return link
@@ -100,8 +101,8 @@ def _block(block: dict) -> str:
     return f"{_table(block['columns'], shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
 
 
-def _table(columns: list[str], rows: list) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines: list[Sequence[object]] = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 

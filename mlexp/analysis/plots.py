@@ -9,7 +9,7 @@ plots.log_x(ax, ticks=table["n_params"])
 import io
 import textwrap
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -24,7 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"  # the page replaces these to suit its own colours
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d31")
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": INK,
@@ -51,6 +52,8 @@ STYLE = {
     "svg.hashsalt": "mlexp",
     "text.parse_math": False,  # names come from records: a dollar sign in one is not mathematics
 }
+
+Shared = bool | Literal["none", "all", "row", "col"]  # of the axes of several panels
 
 
 class Look(NamedTuple):
@@ -90,13 +93,17 @@ def figure(
 
 
 def figures(
-    columns: int, rows: int = 1, size: tuple[float, float] = (9.6, 4.2), **share: bool | str
+    columns: int,
+    rows: int = 1,
+    size: tuple[float, float] = (9.6, 4.2),
+    sharex: Shared = False,
+    sharey: Shared = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure of several panels, row by row."""
     with mpl.rc_context(STYLE):
         fig = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(fig)
-        return fig, list(fig.subplots(rows, columns, squeeze=False, **share).flat)
+        return fig, list(fig.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
 
 
 def curves(
@@ -114,7 +121,7 @@ def curves(
     order in which the lines end.
     """
     _check_known(table[by], looks)
-    ends = []
+    ends: list[tuple[float, int, ErrorbarContainer]] = []
     with mpl.rc_context(STYLE):
         for arm in looks:
             line = table[table[by] == arm].dropna(subset=[x, y]).sort_values(x)
@@ -122,7 +129,7 @@ def curves(
                 continue
             look, bars = looks[arm], low in line and high in line
             yerr = _errors(line[y], line[low], line[high]) if bars else None
-            style = {"color": look.colour, "marker": look.marker, "linestyle": look.dash}
+            style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.dash}
             drawn = ax.errorbar(line[x], line[y], yerr, **style, capsize=2.5, elinewidth=1, label=_short(arm))
             ends.append((-line[y].iloc[-1], len(ends), drawn))
         if labels and ends:
@@ -219,7 +226,8 @@ def _print_foot(fig: Figure, foot: str) -> Text:
     width, height = fig.get_size_inches()
     lines = textwrap.wrap(foot, int(width * 17))
     room = (len(lines) * 0.135 + 0.08) / height if lines else 0
-    fig.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+    layout: Any = fig.get_layout_engine()  # of `figures`: constrained
+    layout.set(rect=(0, room, 1, 1 - room))
     return fig.text(0.01, 0.05 / height, "\n".join(lines), fontsize=7, color="#6e7781", va="bottom", linespacing=1.3)
 
 

@@ -20,7 +20,8 @@ A change for the worse beyond the tolerance in a single replicate is not decided
 one that no test upholds where one of a few replicates fell much further than the base's replicates lie apart.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -54,12 +55,12 @@ class Student(NamedTuple):
     @property
     def p_worse(self) -> np.ndarray:
         """One-sided p that the mean is above 0."""
-        return scipy_stats.t.sf(self.mean / self.error, self.df)
+        return np.asarray(scipy_stats.t.sf(self.mean / self.error, self.df))
 
     @property
     def half(self) -> np.ndarray:
         """Half the width of the 95 % interval."""
-        return self.error * scipy_stats.t.ppf(1 - gate.SIGNIFICANT / 2, self.df)
+        return np.asarray(self.error * scipy_stats.t.ppf(1 - gate.SIGNIFICANT / 2, self.df))
 
 
 def grid_step(values: np.ndarray) -> float:
@@ -79,13 +80,15 @@ def spread(table: np.ndarray) -> np.ndarray:
     n = np.isfinite(table).sum(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
         centred = table - mean(table)[:, None]
-        return np.nansum(centred**2, axis=1) / np.where(n > 1, n - 1, np.nan)
+        found: np.ndarray = np.nansum(centred**2, axis=1) / np.where(n > 1, n - 1, np.nan)
+    return found
 
 
 def mean(table: np.ndarray) -> np.ndarray:
     """Of each row the mean of its numbers."""
     with np.errstate(invalid="ignore"):
-        return np.nansum(table, axis=1) / np.isfinite(table).sum(axis=1)
+        found: np.ndarray = np.nansum(table, axis=1) / np.isfinite(table).sum(axis=1)
+    return found
 
 
 def pooled_test(change: np.ndarray, floor: np.ndarray) -> Student:
@@ -94,7 +97,7 @@ def pooled_test(change: np.ndarray, floor: np.ndarray) -> Student:
     n, groups = len(by_replicate), len(change)
     least = np.sqrt((floor[np.nan_to_num(change).any(axis=1)] ** 2).sum()) / groups
     sd = max(float(np.sqrt(spread(by_replicate[None])[0])), least)
-    return Student(by_replicate.mean(), sd / np.sqrt(n), n - 1)
+    return Student(*map(np.asarray, (by_replicate.mean(), sd / np.sqrt(n), n - 1)))
 
 
 def group_test(change: np.ndarray, floor: np.ndarray) -> Student:
@@ -152,7 +155,9 @@ def family_tests(base: np.ndarray, head: np.ndarray, worse: int, fraction: bool)
         floor = (noise_floor(base, head) / size).clip(1 / HUGE, HUGE)
         change = (change / size[:, None]).clip(-HUGE, HUGE)
     if moving.sum() == 1:
-        found, pooled, adjust = group_test(change[moving], floor[moving]), None, np.asarray
+        adjust: Callable[[np.ndarray], np.ndarray] = np.asarray
+        pooled: Student | None = None
+        found = group_test(change[moving], floor[moving])
     else:
         shares = ((mean(base) + mean(head)) / 2)[moving].clip(0, 1)
         scale = np.sqrt((shares * (1 - shares)).clip(1e-4)) if fraction else np.ones(moving.sum())
@@ -166,7 +171,8 @@ def noise_floor(base: np.ndarray, head: np.ndarray) -> np.ndarray:
     """Each group's least standard deviation of a difference: a step of the grid, or what float32 rounds off."""
     values = np.abs(np.hstack([base, head]))
     finite = np.isfinite(values)
-    return np.maximum(grid_step(values), FLOAT32 * values.max(axis=1, initial=0.0, where=finite))
+    floor: np.ndarray = np.maximum(grid_step(values), FLOAT32 * values.max(axis=1, initial=0.0, where=finite))
+    return floor
 
 
 def quality(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
@@ -217,7 +223,8 @@ def far_worse(base: np.ndarray, head: np.ndarray, sign: int) -> np.ndarray:
     times = max(FAR, scipy_stats.t.ppf(0.995, max(df.sum(), 1)))
     far = np.maximum(times * np.sqrt(np.maximum(together, np.nan_to_num(own))), FAR * step)
     worst = np.nan_to_num((head - base) * sign).max(axis=1)
-    return (worst > far * np.sqrt(2)) & (n > 1) & (n <= FEW)
+    found: np.ndarray = (worst > far * np.sqrt(2)) & (n > 1) & (n <= FEW)
+    return found
 
 
 def _table(pair: pd.DataFrame, column: str) -> np.ndarray:
@@ -284,7 +291,7 @@ def corrected(rows: pd.DataFrame) -> pd.DataFrame:
     got worse with a p of its own below `ALONE` is not decided.
     """
     tested = rows["p"].notna()
-    families = rows.loc[tested, "family"].unique() if tested.any() else []
+    families = list(rows.loc[tested, "family"].unique()) if tested.any() else []
     gated = max(1, sum(family.endswith("gated") for family in families))
     alone = rows["p"]
     rows["p"] = (alone * gated * np.where(rows["test"] == "only", 1, 2)).clip(upper=1.0)
@@ -299,7 +306,7 @@ def corrected(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _why(row) -> str:
+def _why(row: Any) -> str:
     p = f"p {row.p:.2g}" if row.p > 1e-9 else "p < 1e-9"
     text = f"{p}, corrected{TESTED[row.test]}"
     if row.exit == gate.INCOMPLETE:

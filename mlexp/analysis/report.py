@@ -66,11 +66,11 @@ def _declared_in(loaded: Loaded) -> list[str]:
 
 def write_all(sections: list[Section], errors: list[str], out: Path) -> None:
     """Every file of every section, and the page last: it never names a file that is not there."""
-    files = {}
+    files: dict[Path, bytes] = {}
     for section in sections:
         files |= {section.folder / name: content for name, content in section.out.files.items()}
         files[section.folder / "summary.md"] = summary(section).encode()
-    files["index.html"] = index(sections, errors).encode()
+    files[Path("index.html")] = index(sections, errors).encode()
     for path, content in files.items():
         write(out / path, content)
 

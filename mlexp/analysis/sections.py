@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mlexp import study
@@ -57,7 +59,7 @@ class Section:
         return tally(verdict for verdict in self.out.verdicts if "check" in verdict["marks"])
 
 
-def tally(verdicts: Iterable[dict]) -> dict[str, int]:
+def tally(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """How many of each verdict there are, in the order of `Verdict`."""
     counts = Counter(verdict["verdict"] for verdict in verdicts)
     return {str(word): counts[word] for word in Verdict if counts[word]}
@@ -82,7 +84,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]
     asks = declared.asks if declared and declared.asks else asked(folder / "README.md") if folder else ""
     killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
     never_ran = [cell for cell in loaded.never_ran if f"/{name}/" in f"/{cell}"]
-    sections = []
+    sections: list[Section] = []
     for context, group in groups:
         passed = group["status"] == "passed"
         records, rest = (group[keep].reset_index(drop=True) for keep in (passed, ~passed))
@@ -93,7 +95,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]
             fill(out, records, declared, report, metrics, [rows[key] for key in records["key"] if key in rows])
         past = over_commits.get(_fields(context))
         changes = "" if past is None else history.add(past, metrics_of(metrics), loaded.commits, out)
-        unfinished = [(row.cell, row.status, cell_text(row.reason)) for row in rest.itertuples()]
+        unfinished = [(str(row.cell), str(row.status), cell_text(row.reason)) for row in rest.itertuples()]
         if not sections:
             unfinished += [(start["cell"], "killed", "started and never ended, or still running") for start in killed]
         place = Path(name, out.slug) if sections else Path(name)
@@ -105,7 +107,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]
     return sections
 
 
-def _series_of(rows: Mapping[str, Row]) -> Callable:
+def _series_of(rows: Mapping[Any, Row]) -> Callable[[str], dict[str, np.ndarray]]:
     return lambda key: arrays(rows[key]) if key in rows else {}
 
 
@@ -114,7 +116,7 @@ def fill(
     records: pd.DataFrame,
     declared: Study | None,
     report: Report | None,
-    metrics: dict[str, tuple],
+    metrics: dict[str, tuple[str, ...]],
     rows: list[Row],
 ) -> None:
     """One context: claims, answer, then the question's own report, or the standard one."""
@@ -144,7 +146,7 @@ def derived(declared: Study, records: pd.DataFrame) -> pd.DataFrame:
     """The records with the columns that the study derives; they keep what is known of their axes."""
     if declared.derive is None:
         return records
-    made = declared.derive(records.copy())
+    made: pd.DataFrame = declared.derive(records.copy())
     made.attrs = {**records.attrs, **made.attrs}
     return made
 
@@ -187,7 +189,8 @@ def report_of(folder: Path) -> Report | None:
     module = study.load(file)
     if not callable(getattr(module, "report", None)):
         raise AttributeError("it has no function report(records, out)")
-    return module.report
+    found: Report = module.report
+    return found
 
 
 def asked(readme: Path) -> str:
@@ -200,7 +203,7 @@ def asked(readme: Path) -> str:
     return text[:1].upper() + text[1:]
 
 
-def by_context(name: str, loaded: Loaded) -> dict[tuple, pd.DataFrame]:
+def by_context(name: str, loaded: Loaded) -> dict[tuple[Any, ...], pd.DataFrame]:
     """Every record of a question, earlier commits too, by the fields of its context; empty below DRAWN_FROM."""
     rows = [row for row in (*loaded.rows, *loaded.older) if row.values.get("question") == name]
     if len({row.values.get("commit") for row in rows}) < history.DRAWN_FROM:
@@ -209,11 +212,11 @@ def by_context(name: str, loaded: Loaded) -> dict[tuple, pd.DataFrame]:
     return {_fields(context): group for context, group in results.contexts(df)}
 
 
-def _fields(context: dict) -> tuple:
+def _fields(context: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(context.get(field) for field in CONTEXT)
 
 
-def _ran_since(df: pd.DataFrame, start: dict) -> bool:
+def _ran_since(df: pd.DataFrame, start: Mapping[str, Any]) -> bool:
     started, when = times.seconds(start.get("when")), df.loc[df["cell"] == start["cell"], "when"]
     return bool((when.map(times.seconds).astype(float) > started).any())
 
@@ -243,7 +246,7 @@ def grid_size(cells: pd.DataFrame, axes: list[str]) -> int:
 def environment(df: pd.DataFrame) -> dict[str, str]:
     """What the records were made with, and when."""
 
-    def all_of(name):
+    def all_of(name: str) -> str:
         return ", ".join(sorted(map(str, df[name].dropna().unique())))
 
     dirty = int(df["dirty"].fillna(False).astype(bool).sum())

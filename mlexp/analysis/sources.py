@@ -3,8 +3,9 @@
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 HIDDEN = (".mlexp", ".benchmarks")  # the hidden folders that hold results
@@ -98,7 +99,7 @@ def journal_like(text: str) -> bool:
     return bool(_JOURNAL.search(text))
 
 
-def benchmark_like(data: dict) -> bool:
+def benchmark_like(data: Mapping[str, Any]) -> bool:
     """Whether a JSON object has the marks of pytest-benchmark. (Google Benchmark and pyperf have `benchmarks` too.)"""
     benches = data.get("benchmarks")
     entries = [entry for entry in benches if isinstance(entry, dict)] if isinstance(benches, list) else []

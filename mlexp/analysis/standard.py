@@ -1,9 +1,10 @@
 """The report that every study has: each arm's outcome and cost, the difference to the baseline, its curves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mlexp.analysis import plots
 from mlexp.analysis.curves import page_trend
@@ -18,6 +19,7 @@ MAX_PANELS = 5
 def report(records: pd.DataFrame, out: Output) -> None:
     """Tables and figures of a study that has no report.py; its claims and answer come from the driver."""
     data = out.data
+    assert data is not None, "the standard report is of a declared study"
     for axis in data.study.over or ("",):
         if len(data.rows(axis)):
             arms(data, out, axis)
@@ -63,12 +65,12 @@ def unit(data: Data) -> str:
 
 def measured(data: Data) -> list[str]:
     """The numeric metrics of the records, the declared costs first."""
-    numeric = [name for name in data.records.select_dtypes("number") if name in data.metrics]
+    numeric = [str(name) for name in data.records.select_dtypes("number") if name in data.metrics]
     wanted = [name for name in numeric if data.metrics[name].better != "none" and name not in PROVENANCE]
     return [*(name for name in data.study.costs if name in numeric), *(n for n in wanted if n not in data.study.costs)]
 
 
-def outcome_figure(data: Data, table: pd.DataFrame, axis: str, label: str):
+def outcome_figure(data: Data, table: pd.DataFrame, axis: str, label: str) -> Figure:
     """Along a curve axis a line an arm, else a row an arm."""
     outcome, arm = data.study.outcome, data.study.arm
     levels = levels_of(data, axis)
@@ -91,7 +93,7 @@ def curves(data: Data, out: Output) -> None:
     """A figure for every series of one dimension: a panel a level, a line an arm, means over blocks."""
     axis = data.study.over[0] if data.study.over else ""
     levels = levels_of(data, axis)[:MAX_PANELS]
-    keys = data.records.get("key", [])
+    keys: Iterable[str] = data.records.get("key", ())
     names = dict.fromkeys(name for key in keys for name in out.series(key))
     for name in names:
         drawn = {level: series_curves(data, out.series, name, axis, level) for level in levels}
@@ -100,7 +102,7 @@ def curves(data: Data, out: Output) -> None:
             out.figure(series_figure(data, name, drawn), f"series_{name}.png", f"{name}: means over {unit(data)}.")
 
 
-def series_figure(data: Data, name: str, drawn: dict[str, dict[str, np.ndarray]]):
+def series_figure(data: Data, name: str, drawn: dict[str, dict[str, np.ndarray]]) -> Figure:
     fig, panels = plots.figures(len(drawn), sharey=True, size=(3.6 * len(drawn) + 3, 3.8))
     for ax, (level, lines) in zip(panels, drawn.items(), strict=True):
         for arm, values in lines.items():

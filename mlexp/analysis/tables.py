@@ -1,7 +1,8 @@
 """The tables that every study needs: what each arm reached and cost, and differences and ratios between arms."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from mlexp.analysis.contrasts import Leaf, estimate, leaves, values
 from mlexp.analysis.data import ONE, Data, Missing
 from mlexp.study import Quantity
 
+Key = TypeVar("Key")
 COUNT = "blocks"  # complete blocks behind a row: seeds, prompts
 
 
@@ -35,7 +37,7 @@ def arm_table(data: Data, axis: str = "", metrics: Sequence[str] = (), outcome: 
             if cells.empty:
                 continue
             value, low, high = stats.known_interval(cells[name].dropna())
-            row = {axis: level} if axis else {}
+            row: dict[str, Any] = {axis: level} if axis else {}
             row |= {data.study.arm: arm, name: value, "low": low, "high": high, COUNT: len(cells)}
             rows.append(row | {m: cells[m].astype(float).mean() for m in metrics if m in cells and m != name})
     return pd.DataFrame(rows)
@@ -54,15 +56,16 @@ def pair_table(
     `low` and `high` are the 95 % interval; `p_adjusted` allows for all rows of the table (Holm; of independent arms
     Tukey over all arms), those named in `apart` excepted. `sd` is that of a block's value.
     """
-    rows, p = [], {}
+    rows: list[dict[str, Any]] = []
+    p: dict[tuple[str, str], float] = {}
     for level in levels_of(data, axis):
         for name, (arm, against) in pairs.items():
-            row = _pair(data, level, axis, arm, against, metric or data.study.outcome, ratio)
-            if row is None:
+            found = _pair(data, level, axis, arm, against, metric or data.study.outcome, ratio)
+            if found is None:
                 continue
-            if math.isfinite(row["p"]) and name not in apart:
-                p[level, name] = row["p"]
-            rows.append(({axis: level} if axis else {}) | {"name": name, "arm": arm, "against": against} | row)
+            if math.isfinite(found["p"]) and name not in apart:
+                p[level, name] = found["p"]
+            rows.append(({axis: level} if axis else {}) | {"name": name, "arm": arm, "against": against} | found)
     adjusted = p if data.study.independent else holm_by_name(p)
     for row in rows:
         row["p_adjusted"] = adjusted.get((row.get(axis, ONE) if axis else ONE, row["name"]), math.nan)
@@ -70,7 +73,7 @@ def pair_table(
     return pd.DataFrame(rows, columns=columns)
 
 
-def holm_by_name(p: Mapping) -> dict:
+def holm_by_name(p: Mapping[Key, float]) -> dict[Key, float]:
     """Holm's adjustment of p-values by any key."""
     return dict(zip(p, map(float, multiple.holm(list(p.values()))), strict=True)) if p else {}
 
@@ -111,14 +114,16 @@ def against_baseline(data: Data, axis: str = "") -> pd.DataFrame:
     return table
 
 
-def series_curves(data: Data, series, name: str, axis: str, level: str) -> dict[str, np.ndarray]:
+def series_curves(
+    data: Data, series: Callable[[str], dict[str, np.ndarray]], name: str, axis: str, level: str
+) -> dict[str, np.ndarray]:
     """The mean over blocks of a series for each arm, where all its records have that series in one length."""
     found = {}
     for arm in data.arms:
         arrays = [series(key).get(name) for key in cells_of(data, axis, level, arm)["key"]]
         shapes = {None if array is None else array.shape for array in arrays}
         if len(shapes) == 1 and (shape := shapes.pop()) is not None and len(shape) == 1 and shape[0] > 1:
-            found[arm] = np.mean(arrays, axis=0)
+            found[arm] = np.mean([array for array in arrays if array is not None], axis=0)
     return found
 
 

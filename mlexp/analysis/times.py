@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 def seconds(when: object) -> float:
     """Seconds from 1970 to the time that an ISO 8601 text names, in UTC where it has no zone; -inf of anything else."""
     try:
-        at = datetime.fromisoformat(when)
+        at = datetime.fromisoformat(when)  # type: ignore[arg-type]  # TypeError is caught
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return -math.inf

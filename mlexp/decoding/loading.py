@@ -62,7 +62,7 @@ def load(
         return load_checkpoint(source.folder, name, device, dtype, progress)
     who, text, gain = identity(name, weights, corpus, nano, recipe), load_corpus(corpus), None
     if source.kind == "trained":
-        model = trained(row, nano, text, dtype, device, progress)
+        model: Any = trained(row, nano, text, dtype, device, progress)
     else:
         announce(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
         model, gain = standin(name, row, recipe, dtype, device, progress)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 SCALES = ("smoke", "quick", "full")
 
+
 class Row(typing.Protocol):
     """The settings of one scale: an instance of any dataclass."""
 
