@@ -162,9 +162,8 @@ def blocks_to_decide(distance: float, sd: float, confidence: float = 0.95) -> in
 
 
 def _ends(interval: Estimate | Sequence[float]) -> tuple[float, float]:
-    if isinstance(interval, Estimate):
-        interval = (interval.low, interval.high)
-    low, high = interval
+    ends: Sequence[float] = interval[1:3] if isinstance(interval, Estimate) else interval
+    low, high = ends
     if math.isnan(low) or math.isnan(high) or low > high:
         raise ValueError(f"({low}, {high}) is not an interval")
     return low, high

@@ -4,14 +4,13 @@ import functools
 import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from mlexp import record
 from mlexp.harness import measure
 from mlexp.harness.conditions import compilations, conditions
-
-if TYPE_CHECKING:
-    from mlexp.harness.session import Plan, State
+from mlexp.harness.plan import Plan
+from mlexp.harness.run_config import RunConfig
 
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
 
@@ -33,14 +32,21 @@ class Cell:
     key:      what `--resume` finds it by
     """
 
-    def __init__(self, state: "State", plan: "Plan", benchmark: Any, progress: Callable[[int, int, str], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunConfig,
+        clock: measure.Clock,
+        benchmark: Any,
+        progress: Callable[[int, int, str], None],
+    ) -> None:
         self.name, self.question, self.params, self.settings = plan.name, plan.question, plan.params, plan.settings
         self.seed, self.key = plan.seed, plan.key
-        self.scale, self.device, self.dtype, self.options = state.scale, state.device, state.dtype, state.options
+        self.scale, self.device, self.dtype, self.options = run.scale, run.device, run.dtype, run.options
         self.values: dict[str, object] = {}
         self.arrays: dict[str, object] = {}
         self._table = record.metrics_of(plan.study.metrics)
-        self._benchmark, self._clock, self._say, self._timed = benchmark, state.clock, progress, False
+        self._benchmark, self._clock, self._say, self._timed = benchmark, clock, progress, False
 
     def time(
         self,

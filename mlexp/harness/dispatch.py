@@ -11,8 +11,9 @@ import pytest
 
 from mlexp import journal
 from mlexp.harness.cluster import FORWARDED, Call, Place, available_cores, nodes
+from mlexp.harness.plan import PLAN
 from mlexp.harness.progress import Progress
-from mlexp.harness.session import PLAN, STATE, now
+from mlexp.harness.session import STATE, now
 from mlexp.harness.worker import record_of
 
 POLL_S, LOOK_S = 0.5, 2.0  # seconds between looks at the time and at the cluster's nodes
@@ -144,7 +145,7 @@ class Dispatch:
         """Let an idle worker run a cell."""
         assert worker.machine is not None
         worker.item, plan = item, item.stash[PLAN]
-        plan.key = self.state.key_on(plan, worker.machine)
+        plan.key = self.state.keys.key_on(plan, worker.machine)
         self.state.journal.start(plan.name, plan.key, now())
         self.wait_for(worker, worker.actor.run.remote(plan.name, plan.key), self.cell_ended)
 
@@ -219,11 +220,11 @@ class Dispatch:
 
 def call_of(config: pytest.Config, items: list[pytest.Item]) -> Call:
     """What the workers of this session start with: its own arguments, and its part of the environment."""
-    state = config.stash[STATE]
+    run = config.stash[STATE].run
     args = [*map(os.fspath, config.invocation_params.args), "--mlexp-device", config.option.mlexp_device]
     files = list(dict.fromkeys(str(item.path) for item in items))
     env = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
-    return Call(args, files, str(config.invocation_params.dir), env, state.isolate, state.cell_timeout)
+    return Call(args, files, str(config.invocation_params.dir), env, run.isolate, run.cell_timeout)
 
 
 def entry_of(item: pytest.Item, line: str, host: str) -> journal.Entry:

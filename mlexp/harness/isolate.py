@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mlexp import journal
-from mlexp.harness.session import PLAN, STATE
+from mlexp.harness.plan import PLAN
+from mlexp.harness.session import STATE
 from mlexp.harness.status import CellDied
 from mlexp.harness.worker import Child, late, record_of
 
@@ -17,8 +18,8 @@ START_S = 300.0  # for a session to come up, where cells may last so long at mos
 def run(item: pytest.Item) -> journal.Entry:
     """Run one cell in a fresh interpreter, with this session's arguments, and return its entry. Raises CellDied where
     there is none."""
-    call, plan, limit = item.config.invocation_params, item.stash[PLAN], item.config.stash[STATE].cell_timeout
-    assert plan.key is not None, f"{plan.name} has no key yet"
+    call, plan, limit = item.config.invocation_params, item.stash[PLAN], item.config.stash[STATE].run.cell_timeout
+    assert plan.key, f"{plan.name} has no key yet"
     args, start = [os.fspath(arg) for arg in call.args], limit and max(limit, START_S)
     child = Child(args, [str(item.path)], str(call.dir), path=sys.path, timeout=start)
     reply: dict[str, Any] = {"died": child.broken}
@@ -27,6 +28,7 @@ def run(item: pytest.Item) -> journal.Entry:
             reply = child.run(plan.name, plan.key, limit)
         entry = entry_of(item, reply)
     except TimeoutError:
+        assert limit is not None, "nothing else sets a time limit"
         raise CellDied("crashed", late(limit)) from None
     finally:
         if "line" not in reply or reply["output"]:

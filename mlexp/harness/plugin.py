@@ -10,33 +10,43 @@ last word, it gets a status and is journaled; pytest-benchmark writes the JSON.
 """
 
 import inspect
-import json
 import os
 import sys
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, TypeGuard
 
 import pytest
 
 from mlexp import study
 from mlexp.harness import grid, isolate, measure, options
+from mlexp.harness.benchmark_json import check_json, is_disabled, json_path, write_unfinished
 from mlexp.harness.cell import Cell
+from mlexp.harness.plan import PLAN, Plan, params_of
 from mlexp.harness.progress import Progress
-from mlexp.harness.session import PEER, PLAN, STATE, SWEEP, Plan, State, check_json, is_disabled, json_path, now, passed
+from mlexp.harness.results import passed
+from mlexp.harness.session import PEER, STATE, SWEEP, State, now
 from mlexp.harness.status import UNMEASURED, Attempt, CellDied
 from mlexp.journal import Entry, JournalError
 
 FIXTURE = "mlexp_cell"  # in the closure of every test that asks for our `cell`, and of no other
-PARSED = pytest.StashKey[tuple]()  # (parser, names that stood before the conftest files, names of ours that are taken)
+Parsed = tuple[pytest.Parser, set[str], list[str]]  # parser, names before the conftest files, names of ours taken
+PARSED = pytest.StashKey[Parsed]()
+Grouped = list[tuple[str | None, list[Any]]]  # pytest-benchmark's table: (group, its cells)
+JSON_WRITTEN = pytest.StashKey[bool]()  # by pytest-benchmark
 
 
-def pytest_addoption(parser, pluginmanager):
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Where a conftest file loads this plugin, it is too late for the hook below: add the options now."""
     files = [getattr(plugin, "__file__", None) or "" for plugin in pluginmanager.get_plugins()]
     if any(os.path.basename(file) == "conftest.py" for file in files):
-        pluginmanager.getplugin("pytestconfig").stash[PARSED] = parser, set(), options.add(parser)
+        config: pytest.Config = pluginmanager.getplugin("pytestconfig")
+        config.stash[PARSED] = parser, set(), options.add(parser)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_load_initial_conftests(early_config, parser, args):
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
     known = early_config.known_args_namespace
     known.file_or_dir = parser.parse_known_args(options.without_ours(parser, args)).file_or_dir
     before = options.names(parser)
@@ -46,7 +56,7 @@ def pytest_load_initial_conftests(early_config, parser, args):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     parser, before, _ = config.stash[PARSED]
     config.addinivalue_line("markers", "needs_gpu: a cell that needs a CUDA device; skipped without one")
     try:
@@ -56,15 +66,15 @@ def pytest_configure(config):
     if config.option.mlexp_device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
         raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
     for name in ("prompts", "corpus"):
-        path = getattr(state.options, name)
-        if path and not (state.here / path).is_file():
+        path = getattr(state.run.options, name)
+        if path and not (state.run.here / path).is_file():
             raise pytest.UsageError(f"--{name} {path}: no such file")
     options.yield_names(parser)
     config.pluginmanager.register(LastWord(config, state))
-    config.add_cleanup(state.sources.watch())
+    config.add_cleanup(state.keys.sources.watch())
 
 
-def pytest_report_header(config):
+def pytest_report_header(config: pytest.Config) -> str | None:
     clashes = config.stash[PARSED][2]
     if clashes:
         taken, free = (", ".join(f"--{prefix}{name}" for name in clashes) for prefix in ("", "mlexp-"))
@@ -75,18 +85,18 @@ def pytest_report_header(config):
 NO_CELL = object()  # the value of every axis of a function whose grid is empty: it is not collected
 
 
-def pytest_generate_tests(metafunc):
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the grid of a question from its settings and axes, with what its `more` adds, as far as its `collects` wants
     it."""
     module = metafunc.module
     if FIXTURE not in metafunc.fixturenames or not (declared := study.of(module)).settings:
         return
     state, question = metafunc.config.stash[STATE], metafunc.definition.path.parent.name
-    settings = state.settings(module, question)
+    settings = state.overrides.settings(module, question)
     axes = [name for name in inspect.signature(metafunc.function).parameters if name in declared.axes]
     wanted = getattr(module, "collects", None)
-    keep = wanted and (lambda params: wanted(params, settings, state.device))
-    further = state.further(module, question)
+    keep = wanted and (lambda params: wanted(params, settings, state.run.device))
+    further = state.overrides.further(module, question)
     values = {axis: (*getattr(settings, declared.axes[axis]), *further.get(axis, ())) for axis in axes}
     try:
         cells = grid.cells(values, keep)
@@ -97,28 +107,30 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector):
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """A module is imported when it is first collected: what comes with it is its own."""
     report = yield
     if isinstance(collector, pytest.Module):
-        collector.config.stash[STATE].sources.loaded_by(collector.path)
+        collector.config.stash[STATE].keys.sources.loaded_by(collector.path)
     return report
 
 
-def is_cell(item: pytest.Item) -> bool:
+def is_cell(item: pytest.Item) -> TypeGuard[pytest.Function]:
     """Whether the `cell` that an item asks for is ours."""
     return FIXTURE in getattr(item, "fixturenames", ())
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     cells = [item for item in items if is_cell(item)]
     empty = [cell for cell in cells if any(value is NO_CELL for value in params_of(cell).values())]
     if empty:
         items[:] = [item for item in items if item not in empty]
         config.hook.pytest_deselected(items=empty)
     for path in {item.path for item in empty} - {item.path for item in items}:
-        device = config.stash[STATE].device
+        device = config.stash[STATE].run.device
         raise pytest.UsageError(f"{path.parent.name}: these settings leave no cell on {device}")
     if cells and not hasattr(config.option, "benchmark_disable"):
         raise pytest.UsageError(f"{cells[0].nodeid}: needs pytest-benchmark, which is not loaded (-p no:benchmark?)")
@@ -130,31 +142,26 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.benchmark(timer=config.stash[STATE].clock, group=plan.group))
 
 
-def params_of(item: pytest.Item) -> dict[str, object]:
-    return item.callspec.params if hasattr(item, "callspec") else {}
-
-
-def pytest_collection_finish(session):
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Before the first cell: check `--set`, the journal and every cell's inputs; give each cell its key."""
     config, state = session.config, session.config.stash[STATE]
     plans = [item.stash[PLAN] for item in session.items if PLAN in item.stash]
     if not plans:
         return
-    state.check_overrides(sorted({plan.question for plan in plans}))
-    state.check_models(plans)
+    state.overrides.check(plans)
     if config.option.collectonly or is_xdist(config):
         return
     if (path := json_path(config)) and PEER not in config.stash:
         check_json(config, path)
-    state.plans = {plan.name: plan for plan in plans}
+    state.results.plans = {plan.name: plan for plan in plans}
     try:
-        state.provenance = measure.provenance(state.root, state.device, state.commit)
-        if not state.provenance["commit"] and (complaint := measure.git_complaint(state.root)):
+        state.provenance = measure.provenance(state.run.root, state.run.device, state.run.commit)
+        if not state.provenance["commit"] and (complaint := measure.git_complaint(state.run.root)):
             say(config, f"mlexp: records will name no commit; {complaint} (--commit COMMIT gives it by hand)")
         if not is_disabled(config):
             state.journal.check_writable()
-        if state.resume:
-            state.finished, altered = passed(state.journal.path)
+        if state.run.resume:
+            state.results.finished, altered = passed(state.journal.path)
             if altered:
                 say(config, f"mlexp: {state.journal.path}: lines {altered} were altered and are not replayed")
         for plan in plans:
@@ -180,7 +187,7 @@ def say(config: pytest.Config, text: str) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
+def pytest_runtest_setup(item: pytest.Item) -> None:
     if PLAN not in item.stash:
         return
     if is_xdist(item.config):
@@ -200,7 +207,7 @@ def skip_without_gpu(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def mlexp_cell(request, benchmark):
+def mlexp_cell(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Cell]:
     """The running cell, where another fixture is called `cell`."""
     state, plan = request.config.stash[STATE], request.node.stash.get(PLAN, None)
     if plan is None:
@@ -208,21 +215,22 @@ def mlexp_cell(request, benchmark):
         pytest.fail(late, pytrace=False)
     benchmark.has_error = True  # until it has passed: an interrupted cell must not look healthy in the JSON
     progress = Progress(request.config, request.node.name)
-    plan.attempt.benchmark, plan.attempt.cell = benchmark, Cell(state, plan, benchmark, progress)
-    yield plan.attempt.cell
+    running = Cell(plan, state.run, state.clock, benchmark, progress)
+    plan.attempt.benchmark, plan.attempt.cell = benchmark, running
+    yield running
     progress.close()
     if plan.attempt.cause:  # pytest-benchmark would warn that the fixture was not used
         benchmark.skipped = True
 
 
 @pytest.fixture
-def cell(mlexp_cell):
+def cell(mlexp_cell: Cell) -> Cell:
     """The running cell: `cell.time(run)`, `cell.record(accuracy=...)`, `cell.series(loss=...)`."""
     return mlexp_cell
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem):
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     plan, state = pyfuncitem.stash.get(PLAN, None), pyfuncitem.config.stash[STATE]
     if plan is None or is_disabled(pyfuncitem.config):
         return None
@@ -234,7 +242,7 @@ def pytest_pyfunc_call(pyfuncitem):
     except JournalError as error:  # what cannot be kept is not run
         pyfuncitem.session.shouldstop = str(error)
         pytest.skip(str(error))
-    if state.isolate:
+    if state.run.isolate:
         plan.elsewhere = None
         plan.elsewhere = isolate.run(pyfuncitem)
         return replay(pyfuncitem, plan.elsewhere)
@@ -252,7 +260,7 @@ def replay(item: pytest.Item, entry: Entry) -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item):
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     result, plan = (yield), item.stash.get(PLAN, None)
     if plan and not is_disabled(item.config) and not plan.attempt.durations:
         pytest.fail(UNMEASURED, pytrace=False)
@@ -260,7 +268,9 @@ def pytest_runtest_call(item):
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item, call):
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report, plan = (yield), item.stash.get(PLAN, None)
     if plan and plan.key and call.excinfo:
         plan.attempt.raised(report, call.excinfo.value)
@@ -270,20 +280,22 @@ def pytest_runtest_makereport(item, call):
 class LastWord:
     """Hears every report in its final form, subtests' too; with that of the teardown a cell has ended."""
 
-    def __init__(self, config: pytest.Config, state: State):
-        self.config, self.state, self.session = config, state, None
+    def __init__(self, config: pytest.Config, state: State) -> None:
+        self.config, self.state = config, state
+        self.session: pytest.Session | None = None
 
-    def pytest_collection_finish(self, session):
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.session = session
 
-    def pytest_runtest_logreport(self, report):
-        plan = self.state.plans.get(report.nodeid)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        plan = self.state.results.plans.get(report.nodeid)
         if plan is None or is_disabled(self.config):
             return
         attempt = plan.attempt
         attempt.heard(report)
         ran = attempt.started or plan.elsewhere or attempt.word  # else it was skipped before it began
         if report.when == "teardown" and ran:
+            assert self.session is not None, "cells run after their collection"
             finish(self.session, plan)
 
 
@@ -294,21 +306,21 @@ def finish(session: pytest.Session, plan: Plan) -> None:
         state.finish(plan)
     except JournalError as error:  # the disk is full: what comes after would be lost
         session.shouldstop = f"{error}; the last cell is not in it"
-    entry = state.ended[plan.name]
+    entry = state.results.ended[plan.name]
     if entry.status == "passed":
         benchmark.extra_info.update(entry.record)
         benchmark.has_error = False
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_benchmark_group_stats(config, benchmarks, group_by):
+def pytest_benchmark_group_stats(config: pytest.Config | None, benchmarks: Sequence[Any], group_by: str) -> Grouped:
     """pytest-benchmark's table without cells that did not pass; grouping by an axis that some cells do not have.
 
     `pytest-benchmark compare` loads no plugins: it finds this hook in the root conftest.py, and has no config.
     """
-    from pytest_benchmark.plugin import pytest_benchmark_group_stats as group
+    from pytest_benchmark.plugin import pytest_benchmark_group_stats as group  # untyped
 
-    ended, benchmarks = config.stash[STATE].ended if config else {}, list(benchmarks)
+    ended, benchmarks = config.stash[STATE].results.ended if config else {}, list(benchmarks)
     last = {bench["fullname"]: bench for bench in benchmarks}  # of a cell that a plugin ran again, the last attempt
     shown = [
         bench
@@ -319,62 +331,49 @@ def pytest_benchmark_group_stats(config, benchmarks, group_by):
     axes = [part.removeprefix("param:") for part in group_by.split(",") if part.startswith("param:")]
     for bench in shown if axes else ():
         bench["params"] = dict.fromkeys(axes, "-") | (bench["params"] or {})
-    return group(config=config, benchmarks=shown, group_by=group_by)
+    grouped: Grouped = group(config=config, benchmarks=shown, group_by=group_by)  # type: ignore[no-untyped-call]
+    return grouped
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info.update(measure.environment(config.stash[STATE].device))
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.update(measure.environment(config.stash[STATE].run.device))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_json(config, output_json):
-    state = config.stash[STATE]
-    if not state.plans:
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    results = config.stash[STATE].results
+    if not results.plans:
         return
-    output_json.update(state.extras())
-    state.json_written = True
+    output_json.update(results.extras())
+    config.stash[JSON_WRITTEN] = True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_sessionfinish(session):
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """A JSON that cannot be written is one line, and an error; the journal has all that it would have held."""
-    state = session.config.stash[STATE]
+    config, state = session.config, session.config.stash[STATE]
+    results, path = state.results, json_path(config)
     try:
         result = yield
-        write_unfinished(session)
+        if path and results.unfinished and JSON_WRITTEN not in config.stash:
+            write_unfinished(config, path, results)
     except OSError as error:
-        if not state.ended or not json_path(session.config):
+        if not results.ended or not path:
             raise
         where = os.path.relpath(state.journal.path)
-        say(session.config, f"ERROR: --benchmark-json: {error}; the finished cells are in {where}: --resume writes it")
+        say(config, f"ERROR: --benchmark-json: {error}; the finished cells are in {where}: --resume writes it")
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
         return None
-    if state.plans and is_disabled(session.config):
-        count = len(state.plans)
-        say(session.config, f"mlexp: --benchmark-disable: {count} cells ran unmeasured and left no record")
+    if results.plans and is_disabled(config):
+        count = len(results.plans)
+        say(config, f"mlexp: --benchmark-disable: {count} cells ran unmeasured and left no record")
     return result
 
 
-def write_unfinished(session: pytest.Session) -> None:
-    """Where no cell was timed pytest-benchmark writes no file: a gate must still see what did not finish."""
-    config, state = session.config, session.config.stash[STATE]
-    path = json_path(config)
-    if not path or not state.unfinished or state.json_written:
-        return
-    hook = config.hook
-    machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
-    hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
-    commit_info = hook.pytest_benchmark_generate_commit_info(config=config)
-    output = hook.pytest_benchmark_generate_json(
-        config=config, benchmarks=[], include_data=True, machine_info=machine_info, commit_info=commit_info
-    )
-    path.write_text(json.dumps(output | state.extras(), indent=4, default=str))
-
-
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     state = config.stash[STATE]
-    words = [f"{count} {name}" for name, count in state.counts().items()]
+    words = [f"{count} {name}" for name, count in state.results.counts().items()]
     if words:
         terminalreporter.ensure_newline()
         terminalreporter.write_line(f"mlexp: {', '.join(words)}; journal: {os.path.relpath(state.journal.path)}")

@@ -18,7 +18,8 @@ from mlexp import journal
 from mlexp.harness import measure
 from mlexp.harness.cluster import available_cores, described, nodes
 from mlexp.harness.dispatch import Dispatch, Room, SweepError
-from mlexp.harness.session import PLAN, STATE, SWEEP, State
+from mlexp.harness.plan import PLAN
+from mlexp.harness.session import STATE, SWEEP, State
 
 STORE_BYTES = 100 << 20  # of a cluster started here: records are small and never in it
 
@@ -97,7 +98,7 @@ class Sweep:
             return
         try:
             self.connect()
-            if state.finished:
+            if state.results.finished:
                 self.take_up(state, items)
             todo = [item for item in items if not item.stash[PLAN].elsewhere]
             if todo:
@@ -124,12 +125,12 @@ class Sweep:
 
     def take_up(self, state: State, items: list[pytest.Item]) -> None:
         """`--resume`: a cell is finished if the journal has it from a machine such as the cluster is made of."""
-        machines = self.machines(state.device)
+        machines = self.machines(state.run.device)
         for plan in (item.stash[PLAN] for item in items):
             plan.elsewhere, plan.is_journaled = None, False  # of the driver's machine
             for machine in machines:
                 if not plan.elsewhere:
-                    plan.key = state.key_on(plan, machine)
+                    plan.key = state.keys.key_on(plan, machine)
                     state.take_up(plan)
 
     def machines(self, device: str) -> set[str]:

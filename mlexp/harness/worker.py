@@ -17,7 +17,8 @@ import pytest
 
 from mlexp import journal
 from mlexp.harness.peer import TAIL, Channel, Peer
-from mlexp.harness.session import PEER, PLAN, STATE
+from mlexp.harness.plan import PLAN
+from mlexp.harness.session import PEER, STATE
 
 NOT_HERE = ("pdbinvoke", "pdbtrace", "rerunfailures", "flaky")  # plugins whose work is done where the session started
 
@@ -70,7 +71,7 @@ class Child:
 def record_of(item: pytest.Item, line: str) -> journal.Entry | None:
     """The entry in a line that a session sent, if it is that of `item`."""
     plan, entry = item.stash[PLAN], journal.entry_of(journal.unseal(line) or {})
-    assert plan.key is not None, f"{plan.name} has no key yet"
+    assert plan.key, f"{plan.name} has no key yet"
     return entry if entry and (entry.cell, entry.key) == (plan.name, plan.key) else None
 
 

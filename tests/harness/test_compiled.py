@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mlexp import study
 from mlexp.harness import measure
 from mlexp.harness.cell import WARM_RUNS, Cell
 from mlexp.harness.conditions import compilations
@@ -49,9 +50,11 @@ def compiled(function, log, **how):
 
 
 def a_cell(log):
-    plan = SimpleNamespace(name="test_x[a]", question="x", params={}, settings=None, seed=0, key="k", declared={})
-    state = SimpleNamespace(scale="smoke", device="cpu", dtype="float32", options=None, clock=measure.Clock())
-    return Cell(state, plan, Rounds(log), lambda *args: None)
+    plan = SimpleNamespace(
+        name="test_x[a]", question="x", params={}, settings=None, seed=0, key="k", study=study.of(SimpleNamespace())
+    )
+    run = SimpleNamespace(scale="smoke", device="cpu", dtype="float32", options=None)
+    return Cell(plan, run, measure.Clock(), Rounds(log), lambda *args: None)
 
 
 def relu(x):

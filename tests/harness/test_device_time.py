@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlexp import study
 from mlexp.harness import measure
 from mlexp.harness.cell import Cell, synchronize
 from mlexp.record import METRICS
@@ -113,9 +114,11 @@ class Pedantic:
 
 
 def a_cell(device):
-    plan = SimpleNamespace(name="test_x[a]", question="x", params={}, settings=None, seed=0, key="k", declared={})
-    state = SimpleNamespace(scale="smoke", device=device, dtype="float32", options=None, clock=measure.Clock())
-    return Cell(state, plan, Pedantic(state.clock), lambda *args: None)
+    plan = SimpleNamespace(
+        name="test_x[a]", question="x", params={}, settings=None, seed=0, key="k", study=study.of(SimpleNamespace())
+    )
+    run, clock = SimpleNamespace(scale="smoke", device=device, dtype="float32", options=None), measure.Clock()
+    return Cell(plan, run, clock, Pedantic(clock), lambda *args: None)
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlexp import journal, record
+from mlexp import journal, record, study
 from mlexp.harness import grid, measure
+from mlexp.harness.keys import Keys
 from mlexp.harness.options import Others
-from mlexp.harness.session import PLAN, STATE, Plan, State
+from mlexp.harness.plan import PLAN, Plan
+from mlexp.harness.session import STATE, State
 
 pytest_plugins = ["pytester"]
 
@@ -32,16 +34,14 @@ def parts() -> dict[str, object]:
 
 
 def key_of(p: dict) -> str:
-    state = SimpleNamespace(
-        device=p["device"],
-        dtype=p["dtype"],
-        scale=p["scale"],
-        others=Others({}, p["by_plugins"]),
+    run = SimpleNamespace(device=p["device"], dtype=p["dtype"], scale=p["scale"], others=Others({}, p["by_plugins"]))
+    keys = SimpleNamespace(
+        run=run,
         settings_text=lambda plan: p["settings"],
         source=lambda path, plugins: [path.name, *p["source"], [file.name for file in plugins]],
     )
     plan = SimpleNamespace(name=p["name"], inputs=p["inputs"], path=Path("bench_q.py"), plugins=p["plugins"])
-    return State.key_on(state, plan, p["machine"])
+    return Keys.key_on(keys, plan, p["machine"])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def toy_plan(toy):
 def test_source_is_files_by_content_and_packages_by_version(toy, toy_plan, monkeypatch, part):
     toy.edit("import os,", "import numpy, os,")
     state, plan = toy_plan()
-    (files, versions) = state._source(plan.path, plan.plugins)
+    (files, versions) = state.keys._source(plan.path, plan.plugins)
     assert ["bench_toy.py", hash_of(toy.bench)] in files
     assert versions["numpy"] == measure.version("numpy") and versions["mlexp"] == measure.version("mlexp")
     if part == "files":
@@ -100,7 +100,7 @@ def test_source_is_files_by_content_and_packages_by_version(toy, toy_plan, monke
     else:
         real = {"versions": "identity.distribution", "mlexp": "measure.version"}[part]
         monkeypatch.setattr(f"mlexp.harness.{real}", lambda name: "0.0")
-    assert state._source(plan.path, plan.plugins) != [files, versions]
+    assert state.keys._source(plan.path, plan.plugins) != [files, versions]
 
 
 def hash_of(path: Path) -> str:
@@ -113,10 +113,10 @@ def test_settings_and_the_project_s_options_are_in_one_text():
         arms: tuple[str, ...] = ("a", "b")
         size: int = 3
 
-    plan = SimpleNamespace(settings=Real(), module=SimpleNamespace(AXES={"arm": "arms"}))
+    plan = SimpleNamespace(settings=Real(), study=study.of(SimpleNamespace(AXES={"arm": "arms"})))
 
     def text(options):
-        return State.settings_text(SimpleNamespace(others=Others(options, {})), plan)
+        return Keys.settings_text(SimpleNamespace(run=SimpleNamespace(others=Others(options, {}))), plan)
 
     assert text({}) == '{"size":3}' == grid.canonical({"size": 3})  # an axis' values are no part of a cell
     assert text({"--lr": 0.5}) == '{"--lr":0.5,"size":3}'
@@ -131,7 +131,8 @@ def test_the_newest_entry_that_still_holds_is_replayed(monkeypatch, tmp_path, ch
     if changed:
         other = {"imports": {"lab.py": "0" * 16}, "packages": {"numpy": "1.0"}}[changed]
         new = entry("new", **(now | {changed: other}))
-    state = SimpleNamespace(finished={"k": [old, new]}, root=tmp_path)
+    keys = Keys(SimpleNamespace(root=tmp_path))
+    state = SimpleNamespace(results=SimpleNamespace(finished={"k": [old, new]}), keys=keys)
     plan = SimpleNamespace(key="k", elsewhere=None, is_journaled=False)
     State.take_up(state, plan)
     assert plan.is_journaled and plan.elsewhere.record == {

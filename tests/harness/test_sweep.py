@@ -13,7 +13,7 @@ from mlexp import journal
 from mlexp.harness import measure
 from mlexp.harness.cluster import FORWARDED
 from mlexp.harness.dispatch import Dispatch, Worker
-from mlexp.harness.session import PLAN
+from mlexp.harness.plan import PLAN
 from mlexp.harness.sweep import Share, Sweep
 
 pytest_plugins = ["pytester"]

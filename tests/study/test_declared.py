@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlexp import study
 from mlexp.harness.declared import measured_part
-from mlexp.harness.session import declarations
+from mlexp.harness.results import declarations
 from mlexp.journal import Entry
 from mlexp.study import Above, At, AtLeast, Claim, MoreThan, OneOf, Settings, Study, arm, singular
 
