@@ -273,7 +273,7 @@ class Study:
             items = value if isinstance(value, list) and name in lists else [value]
             if not all(isinstance(item, str) for item in items):
                 raise ValueError(f"{name} is {value!r:.80}")
-        return cls(asks="", **texts, **{name: tuple(value) for name, value in lists.items()})  # type: ignore[arg-type]
+        return cls(asks="", **texts, **{name: tuple(value) for name, value in lists.items()})  # type: ignore[arg-type]  # checked
 
     @property
     def declaration(self) -> dict[str, object]:
@@ -340,7 +340,7 @@ class AtLeast(NamedTuple):
     value: float
 
     def refuses(self, value: object) -> str:
-        return "" if value >= self.value else f"at least {self.value:g}"  # type: ignore[operator]
+        return "" if value >= self.value else f"at least {self.value:g}"  # type: ignore[operator]  # numbers
 
 
 class MoreThan(NamedTuple):
@@ -349,7 +349,7 @@ class MoreThan(NamedTuple):
     value: float
 
     def refuses(self, value: object) -> str:
-        return "" if value > self.value else f"above {self.value:g}"  # type: ignore[operator]
+        return "" if value > self.value else f"above {self.value:g}"  # type: ignore[operator]  # numbers
 
 
 class OneOf(NamedTuple):

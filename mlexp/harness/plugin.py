@@ -318,7 +318,7 @@ def pytest_benchmark_group_stats(config: pytest.Config | None, benchmarks: Seque
 
     `pytest-benchmark compare` loads no plugins: it finds this hook in the root conftest.py, and has no config.
     """
-    from pytest_benchmark.plugin import pytest_benchmark_group_stats as group  # untyped
+    from pytest_benchmark.plugin import pytest_benchmark_group_stats as group
 
     ended, benchmarks = config.stash[STATE].results.ended if config else {}, list(benchmarks)
     last = {bench["fullname"]: bench for bench in benchmarks}  # of a cell that a plugin ran again, the last attempt
@@ -331,7 +331,7 @@ def pytest_benchmark_group_stats(config: pytest.Config | None, benchmarks: Seque
     axes = [part.removeprefix("param:") for part in group_by.split(",") if part.startswith("param:")]
     for bench in shown if axes else ():
         bench["params"] = dict.fromkeys(axes, "-") | (bench["params"] or {})
-    grouped: Grouped = group(config=config, benchmarks=shown, group_by=group_by)  # type: ignore[no-untyped-call]
+    grouped: Grouped = group(config=config, benchmarks=shown, group_by=group_by)
     return grouped
 
 

@@ -40,7 +40,7 @@ def run(share: Share, args: Sequence[str]) -> int:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):  # a cell is timed at the priority of a local one
         os.environ.setdefault(name, "0")
     try:
-        import ray  # type: ignore[import-not-found]  # Ray is optional
+        import ray
     except ImportError:
         print("mlexp sweep: Ray is not installed; pip install 'mlexp[cluster]'", file=sys.stderr)
         return int(pytest.ExitCode.USAGE_ERROR)
@@ -135,7 +135,7 @@ class Sweep:
 
     def machines(self, device: str) -> set[str]:
         """What cells would call the nodes of the cluster."""
-        from ray.util.scheduling_strategies import (  # type: ignore[import-not-found]  # Ray is optional
+        from ray.util.scheduling_strategies import (
             NodeAffinitySchedulingStrategy as OnNode,
         )
 

@@ -7,7 +7,7 @@ import functools
 
 import torch
 from torch import Tensor
-from triton import cdiv, knobs, next_power_of_2  # type: ignore[import-untyped]  # triton has no types
+from triton import cdiv, knobs, next_power_of_2
 
 from ..settings import BranchRule
 from .triton_device import fork_tree, merge_blocks, prompt_part, sample_block, suffix_part

@@ -5,8 +5,8 @@
 Offsets into tensors that can exceed 2^31 elements are 64-bit.
 """
 
-import triton  # type: ignore[import-untyped]  # triton has no types
-import triton.language as tl  # type: ignore[import-untyped]  # triton has no types
+import triton
+import triton.language as tl
 
 
 @triton.jit
