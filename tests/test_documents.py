@@ -6,28 +6,40 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(*words, where):
-    done = subprocess.run([sys.executable, "-m", *words], cwd=where, capture_output=True, text=True)
+def run(*argv, where):
+    done = subprocess.run([sys.executable, "-m", *argv], cwd=where, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_a_new_question_is_one_folder(tmp_path):
-    bench, report = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    folder = tmp_path / "benches" / "temperature_cost"
-    folder.mkdir(parents=True)
-    (folder / "bench_temperature_cost.py").write_text(bench)
-    (folder / "report.py").write_text(report)
+def test_a_new_question_is_one_file_in_one_folder(tmp_path):
+    """Run with three seeds of two of its arms; its claim stands registered; an edited claim replays every cell, and is
+    post hoc."""
+    (bench,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    file = tmp_path / "benches" / "temperature_cost" / "bench_temperature_cost.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(bench)
     (ini,) = re.findall(r"```\n(\[pytest\]\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "pytest.ini").write_text(ini)
-    two = ("--scale", "smoke", "--weights", "random", "-k", "cold or hot")  # of three: those that its report compares
+    two = ("--scale", "smoke", "--weights", "random", "-k", "cold or hot", "--set", "seeds=1..3")
     run("pytest", "benches", *two, "--benchmark-json", "out.json", where=tmp_path)
-    benchmarks = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
-    assert len(benchmarks) == 4 and all(bench["extra_info"]["flops"] > 0 for bench in benchmarks)
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert len(content["benchmarks"]) == 6 and all(b["extra_info"]["flops"] > 0 for b in content["benchmarks"])
+    assert content["studies"]["temperature_cost"]["arms"] == ["cold", "warm", "hot"]
     shown = run("mlexp", "report", "out.json", where=tmp_path)
-    assert "temperature_cost" in shown and "H1" in shown
-    assert (tmp_path / "results" / "temperature_cost" / "pairs.csv").exists()
+    assert "H1" in shown and "(primary, registered)" in shown
+    reported = tmp_path / "results" / "temperature_cost"
+    assert list(pd.read_csv(reported / "arms.csv")["temperature"]) == ["cold", "hot"]
+    assert list(pd.read_csv(reported / "against_baseline.csv")["temperature"]) == ["hot"]
     assert "Heat costs time" in (tmp_path / "results" / "index.html").read_text()
+
+    assert bench.count('"Heat costs time"') == 1
+    file.write_text(bench.replace('"Heat costs time"', '"Heat costs much time"'))
+    replayed = run("pytest", "benches", *two, "--resume", "--benchmark-json", "again.json", where=tmp_path)
+    assert "6 replayed" in replayed
+    assert "(primary, post hoc)" in run("mlexp", "report", "again.json", where=tmp_path)

@@ -139,7 +139,7 @@ def _part(quantity: Leaf | Given, estimate: Estimate, sd: float, low: float | No
     band = (-math.inf if low is None else low, math.inf if high is None else high)
     exact = estimate.method == EXACT
     verdict = (
-        (SUPPORTED if band[0] <= estimate.value <= band[1] else REFUTED) if exact else verdict_within(estimate, band)
+        (SUPPORTED if band[0] < estimate.value < band[1] else REFUTED) if exact else verdict_within(estimate, band)
     )
     return Part(label, metric, log, estimate, verdict, low, high, sd, level, isinstance(quantity, Leaf))
 

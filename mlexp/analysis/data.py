@@ -84,7 +84,11 @@ class Data:
             rows = self.rows(axis)
             if len(rows) and metric not in rows:
                 raise Missing(f"{metric} is not recorded")
-            self._made["table", metric, axis] = blocks(rows, self.study.arm, axis, self.study.replicates, metric)
+            known = {axis, self.study.arm, *self.study.replicates, *self.study.fixed}
+            others = [name for name in self.records.attrs.get("axes", []) if name in rows and name not in known]
+            self._made["table", metric, axis] = blocks(
+                rows, self.study.arm, axis, self.study.replicates, metric, (*others, *results.SAME_WORK)
+            )
         found: pd.DataFrame = self._made["table", metric, axis]
         return found
 
@@ -141,8 +145,11 @@ def columns_of(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(str(column[0]), str(column[1])) for column in table.columns.to_flat_index()]
 
 
-def blocks(rows: pd.DataFrame, arm: str, axis: str, replicates: Iterable[str], metric: str) -> pd.DataFrame:
-    """`metric` as a table of blocks x (level, arm), checked for double cells and unequal work."""
+def blocks(
+    rows: pd.DataFrame, arm: str, axis: str, replicates: Iterable[str], metric: str, same: Iterable[str]
+) -> pd.DataFrame:
+    """`metric` as a table of blocks x (level, arm), checked for double cells and for what all arms of a block must
+    share (`same`, as far as it is recorded)."""
     replicates = list(replicates)
     if rows.empty:
         return pd.DataFrame()
@@ -155,8 +162,7 @@ def blocks(rows: pd.DataFrame, arm: str, axis: str, replicates: Iterable[str], m
             f"several records of {first['_arm']} in block {first[[*replicates]].to_dict()}"
             f"{f' at {axis} ' + first['_level'] if axis else ''}: add the axis that tells them apart to the study"
         )
-    same = [name for name in results.SAME_WORK if name in rows and name != "question"]
-    for name in same:
+    for name in (name for name in same if name in rows and rows[name].nunique() > 1):
         differing = rows.groupby(keys, sort=False)[name].nunique(dropna=False)
         if (differing > 1).any():
             block = differing.index[int((differing > 1).argmax())]

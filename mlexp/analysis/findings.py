@@ -76,12 +76,13 @@ class Finding:
 
     @property
     def deciding(self) -> Part | None:
-        """The part that a reader should see: one that refutes, the nearest to its bound among those that are open, or
-        the nearest of all."""
-        for word in {REFUTED: (REFUTED,), UNDECIDED: (UNDECIDED,)}.get(self.verdict, (SUPPORTED,)):
-            if named := [part for part in self.parts if part.verdict == word]:
-                return min(named, key=_slack)
-        return self.parts[0] if self.parts else None
+        """The part that a reader should see: of those that decide alone the surest, of those that only all together
+        decide, or leave it open, the nearest to its bound."""
+        named = [part for part in self.parts if part.verdict == self.verdict]
+        if not named:
+            return self.parts[0] if self.parts else None
+        alone = self.verdict != UNDECIDED and len(named) < len(self.parts)
+        return (max if alone else min)(named, key=_slack)
 
     @property
     def effect(self) -> str:

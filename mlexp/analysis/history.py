@@ -1,10 +1,4 @@
-"""Key metrics over commits, one context at a time, with the commits marked at which a level changed.
-
-Change points are those of hierarchical E-divisive (Matteson and James, JASA 2014), as MongoDB and Hunter use it on
-benchmarks (Daly et al., ICPE 2020; Fleming et al., ICPE 2023): the split of a series with the largest energy distance
-is tested by permutation, and both sides are searched in turn. Where nothing changed, the order of the values says
-nothing, so that a series raises a false alarm with probability `alpha` at most, however its values are distributed.
-"""
+"""Key metrics over commits, one context at a time, with the commits marked at which a level changed (changepoints)."""
 
 import itertools
 import math
@@ -16,12 +10,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mlexp.analysis import plots
+from mlexp.analysis.changepoints import SHORTEST, Change, change_points, commits_needed
 from mlexp.analysis.output import Output
 from mlexp.analysis.results import axes
 from mlexp.record import Metric
 
 ALPHA = 0.05  # of any false alarm in a question's context: shared by its series (Bonferroni)
-SHORTEST = 2  # commits of a level: one alone is an outlier until a second says the same
 DRAWN_FROM, LONGEST = 3, 200  # commits, below which there is no history to draw; the last that are looked at
 EXACT = ("FLOP", "tokens", "count", "rows")  # units of what a program counts: no noise to tell a change from
 VERSIONS = ("torch", "transformers", "python")
@@ -34,18 +28,11 @@ ratio (shares, and what is not positive, as a difference). Commits stand in the 
 at most, one context and machine at a time.
 
 A change is marked where a permutation test of the largest energy distance (E-divisive) finds one, at {alpha:.0f} % over
-all {series} series together; a level lasts at least {shortest} commits. A clean step can be told from noise with
-{needed} commits; there are {commits}. What a program counts has no noise: there every difference is marked. A change is
-the largest of many splits, so that its size is rather over- than understated, and a machine that drifts looks like code
-that changed: `mlexp ab` measures two commits side by side.
+all {series} series together, allowing for values that resemble the one before; a level lasts at least {shortest}
+commits. A clean step can be told from noise with {needed} commits; there are {commits}. What a program counts has no
+noise: there every difference is marked. A change is the largest of many splits, so that its size is rather over- than
+understated, and a machine that drifts looks like code that changed: `mlexp ab` measures two commits side by side.
 """
-
-
-class Change(NamedTuple):
-    """A new level: the index of its first value, and the p of the split (0 where values are exact)."""
-
-    at: int
-    p: float
 
 
 class Series(NamedTuple):
@@ -56,68 +43,6 @@ class Series(NamedTuple):
     ratio: bool  # values are logarithms of ratios, otherwise differences
     values: np.ndarray
     moved: np.ndarray  # whether any cell's value differs from its last one
-
-
-def change_points(values, alpha: float = ALPHA, seed: int = 0) -> list[Change]:
-    """Where the level of a series of finite numbers changes, in order; in a series without change none, with
-    probability 1 - `alpha` at least.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"a series is a flat list of finite numbers, not {values.tolist()!r:.80}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; it lies between 0 and 1")
-    rng, found, left = np.random.default_rng(seed), [], [(0, len(values))]
-    while left:
-        low, high = left.pop()
-        if (change := _split(values[low:high], alpha, rng)) is not None:
-            found.append(Change(low + change.at, change.p))
-            left += [(low, found[-1].at), (found[-1].at, high)]
-    return sorted(found)
-
-
-def commits_needed(alpha: float) -> int:
-    """The fewest values of which a clean step in the middle can have a p of `alpha` or less."""
-    n = 2 * SHORTEST
-    while 2 / math.comb(n, n // 2) > alpha:
-        n += 1
-    return n
-
-
-def energies(distances: np.ndarray) -> np.ndarray:
-    """The scaled energy distance between both sides of every split: (..., n, n) distances -> (..., splits).
-
-    A split stands before value i, SHORTEST <= i <= n - SHORTEST. m n / (m + n) (2 E|X-Y| - E|X-X'| - E|Y-Y'|), the
-    expectations without the zeros on the diagonal.
-    """
-    n = distances.shape[-1]
-    m = np.arange(SHORTEST, n - SHORTEST + 1)
-    sums = distances.cumsum(axis=-1).cumsum(axis=-2)
-    left, rows, total = sums[..., m - 1, m - 1], sums[..., m - 1, -1], sums[..., -1, -1, None]
-    between, right = rows - left, total - 2 * rows + left
-    other = n - m
-    within = left / (m * (m - 1)) + right / (other * (other - 1))
-    return m * other / n * (2 * between / (m * other) - within)
-
-
-def _split(values: np.ndarray, alpha: float, rng: np.random.Generator) -> Change | None:
-    """The best split of a segment where its p is `alpha` or less; drawing stops once that is out of reach."""
-    n = len(values)
-    if n < commits_needed(alpha) or np.ptp(values) == 0:
-        return None
-    distances = np.abs(values[:, None] - values)
-    found = energies(distances)
-    highest = found.max() * (1 - 1e-9)  # sums in another order differ in their last bits
-    draws, beaten, done = math.ceil(5 / alpha) - 1, 0, 0
-    while done < draws:
-        batch = min(max(1, 500_000 // n**2), draws - done)
-        order = rng.permuted(np.tile(np.arange(n), (batch, 1)), axis=1)
-        shuffled = distances[order[:, :, None], order[:, None, :]]
-        beaten += int((energies(shuffled).max(axis=1) >= highest).sum())
-        done += batch
-        if (1 + beaten) / (1 + draws) > alpha:
-            return None
-    return Change(SHORTEST + int(found.argmax()), (1 + beaten) / (1 + draws))
 
 
 def _instants(texts: pd.Series) -> pd.Series:

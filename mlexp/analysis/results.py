@@ -158,23 +158,49 @@ def paired(df: pd.DataFrame, metric: str, arm: str, of: str, to: str, over: Sequ
     _check(df, metric, arm, (of, to), over)
     others = [name for name in axes(df) if name in df and name not in (*over, arm)]
     same = [*others, *(field for field in SAME_WORK if field in df and field not in over)]
-    kept = [*over, arm, metric, *same, *(field for field in CONTEXT if field in df)]
-    df = df.loc[df[arm].isin([of, to]), list(dict.fromkeys(kept))]  # slicing all of it costs more than the pairing
-    df.attrs = {}  # copied with every slice
-    both = df[over].drop_duplicates()
-    for side, value in (("of", of), ("to", to)):
-        records = _side(df[df[arm] == value], metric, side, value, over, same)
-        both = both.merge(records, on=over, how="left", indicator=f"found_{side}")
-    met = (both["found_of"] == "both") & (both["found_to"] == "both")
-    _check_same_work(both[met], same, over, of, to)
-    complete = both["of"].notna() & both["to"].notna()
-    result = both.loc[complete, [*over, "of", "to"]].reset_index(drop=True)
-    result["ratio"], result["difference"] = result["of"] / result["to"], result["to"] - result["of"]
+    blocks = _sides(df, metric, arm, (of, to), over, same)
+    rows, unpaired = [], []
+    for block, sides in blocks.items():
+        if len(sides) == 2:
+            _check_same_work(sides, same, _named(over, block), of, to)
+        why = [f"{value}: {'null' if value in sides else 'no record'}" for value in (of, to)
+               if value not in sides or pd.isna(sides[value][0])]  # fmt: skip
+        if why:
+            unpaired.append(_named(over, block) | {"why": "; ".join(why)})
+        else:
+            rows.append((*block, float(sides[of][0]), float(sides[to][0])))
+    result = pd.DataFrame(rows, columns=[*over, "of", "to"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result["ratio"], result["difference"] = result["of"] / result["to"], result["to"] - result["of"]
     for field in (field for field in CONTEXT if field in df and field not in over):
         result[field] = df[field].iloc[0]
-    unpaired = [_why_unpaired(row, over, of, to) for row in both[~complete].to_dict("records")]
     result.attrs = {"unpaired": unpaired, "metric": metric, "of": of, "to": to}
     return result
+
+
+def _named(over: list[str], block: tuple) -> dict:
+    return dict(zip(over, block, strict=True))
+
+
+def _sides(
+    df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], over: list[str], same: list[str]
+) -> dict[tuple, dict[str, tuple]]:
+    """block -> arm value -> (metric, what both sides must share); in the order of the records. Plain tuples: merging
+    frames of a few rows costs a hundred times what it takes to look at them."""
+    found: dict[tuple, dict[str, tuple]] = {}
+    columns = [df[name].tolist() for name in (arm, *over, metric, *same)]
+    for value, *row in zip(*columns, strict=True):
+        if value not in values:
+            continue
+        block, rest = tuple(row[: len(over)]), tuple(row[len(over) :])
+        sides = found.setdefault(block, {})
+        if value in sides:
+            raise ValueError(
+                f"{value} has several records in block {_named(over, block)}: add the axis that tells them apart, "
+                "or use latest()"
+            )
+        sides[value] = rest
+    return found
 
 
 def _check(df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], over: list[str]) -> None:
@@ -211,33 +237,9 @@ def _differing(one: object, other: object) -> str:
     return f"{one!r} and {other!r}"
 
 
-def _side(df: pd.DataFrame, metric: str, side: str, value: str, over: list[str], same: list[str]) -> pd.DataFrame:
-    """One side of the pairs, a row a block; refuses a block with two records."""
-    twice = df[df.duplicated(over)]
-    if len(twice):
-        block = twice.iloc[0][over].to_dict()
-        raise ValueError(
-            f"{value} has several records in block {block}: add the axis that tells them apart, or use latest()"
-        )
-    return df[over].assign(**{side: df[metric].astype(float)}, **{f"{field}_{side}": df[field] for field in same})
-
-
-def _check_same_work(both: pd.DataFrame, same: list[str], over: list[str], of: str, to: str) -> None:
-    for field in same:
-        one, other = both[f"{field}_of"], both[f"{field}_to"]
-        wrong = both[(one != other) & ~(one.isna() & other.isna())]
-        if len(wrong):
-            first = wrong.iloc[0]
-            values = _differing(first[f"{field}_of"], first[f"{field}_to"])
+def _check_same_work(sides: dict[str, tuple], same: list[str], block: dict, of: str, to: str) -> None:
+    for field, one, other in zip(same, sides[of][1:], sides[to][1:], strict=True):
+        if one != other and not (pd.isna(one) and pd.isna(other)):
             raise ValueError(
-                f"{of} and {to} did not do the same work in block {first[over].to_dict()}: {field} is {values}"
+                f"{of} and {to} did not do the same work in block {block}: {field} is {_differing(one, other)}"
             )
-
-
-def _why_unpaired(row: dict, over: list[str], of: str, to: str) -> dict:
-    """A block without a pair: which side is missing and why."""
-    why = []
-    for side, value in (("of", of), ("to", to)):
-        if pd.isna(row[side]):
-            why.append(f"{value}: {'null' if row[f'found_{side}'] == 'both' else 'no record'}")
-    return {name: row[name] for name in over} | {"why": "; ".join(why)}

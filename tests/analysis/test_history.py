@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlexp.analysis import history
+from mlexp.analysis import changepoints, history
 from mlexp.analysis.report import run
 
 NOISES = {
@@ -32,14 +32,14 @@ def energy_by_hand(x, y):
 @settings(max_examples=30)
 def test_energies_are_their_definition(n, seed):
     values = np.random.default_rng(seed).standard_normal(n)
-    found = history.energies(np.abs(values[:, None] - values))
+    found = changepoints.energies(np.abs(values[:, None] - values))
     by_hand = [energy_by_hand(values[:k], values[k:]) for k in range(2, n - 1)]
     np.testing.assert_allclose(found, by_hand, atol=1e-12)
 
 
 def test_energies_tell_one_split_from_another():
     values = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 5.0])
-    found = history.energies(np.abs(values[:, None] - values))
+    found = changepoints.energies(np.abs(values[:, None] - values))
     assert not np.allclose(found, energy_by_hand(values[:3], values[3:]))
     assert not np.allclose(found, found[::-1])
 
@@ -48,9 +48,9 @@ def test_energies_tell_one_split_from_another():
 def test_a_series_without_change_raises_few_alarms(noise):
     """At most 5 %: of 300 series, 25 or more would be alarming with a probability below 1 in 100."""
     series = [NOISES[noise](np.random.default_rng(i), 16) for i in range(300)]
-    alarms = sum(bool(history.change_points(values, 0.05, seed=i)) for i, values in enumerate(series))
+    alarms = sum(bool(changepoints.change_points(values, 0.05, seed=i)) for i, values in enumerate(series))
     assert alarms < 25
-    assert history.change_points(series[0] + 9.0 * (np.arange(16) > 7), 0.05) or noise == "heavy-tailed"
+    assert changepoints.change_points(series[0] + 9.0 * (np.arange(16) > 7), 0.05) or noise == "heavy-tailed"
 
 
 @given(n=st.integers(16, 40), where=st.floats(0.3, 0.7), sign=st.sampled_from([-1, 1]), seed=st.integers(0, 2**31 - 1))
@@ -58,35 +58,57 @@ def test_a_series_without_change_raises_few_alarms(noise):
 def test_a_planted_step_is_found_where_it_is(n, where, sign, seed):
     at, rng = int(n * where), np.random.default_rng(seed)
     values = 0.01 * rng.uniform(-1, 1, n) + sign * 0.1 * (np.arange(n) >= at)
-    assert at in [change.at for change in history.change_points(values, 0.01)]
+    assert at in [change.at for change in changepoints.change_points(values, 0.01)]
+
+
+@pytest.mark.parametrize("n", [12, 24])
+def test_values_that_resemble_the_one_before_raise_few_alarms(n):
+    """A first-order correlation of .7: the permutation of the values alone finds a change in every third or second."""
+    rng, alarms, runs = np.random.default_rng(3), 0, 120
+    for i in range(runs):
+        noise = rng.standard_normal(n + 20)
+        values = list(itertools.accumulate(noise, lambda last, new: 0.7 * last + new))[20:]
+        alarms += bool(changepoints.change_points(values, 0.05, seed=i))
+    assert alarms / runs < 0.3
+
+
+@pytest.mark.parametrize("n", [16, 32])
+def test_a_step_among_values_that_resemble_the_one_before_is_found_all_the_same(n):
+    rng, found = np.random.default_rng(4), 0
+    for i in range(20):
+        noise = rng.standard_normal(n + 20)
+        values = np.array(list(itertools.accumulate(noise, lambda last, new: 0.3 * last + new))[20:])
+        changes = changepoints.change_points(values + 8.0 * (np.arange(n) >= n // 2), 0.05, seed=i)
+        found += any(abs(change.at - n // 2) <= 1 for change in changes)
+    assert found >= 16
 
 
 def test_two_steps_are_two_changes_and_the_order_of_values_is_what_counts():
     rng = np.random.default_rng(3)
     values = np.repeat([0.0, 1.0, 0.4], 14) + 0.02 * rng.standard_normal(42)
-    assert [change.at for change in history.change_points(values)] == [14, 28]
-    assert [change.at for change in history.change_points(values[::-1])] == [14, 28]
-    assert history.change_points(rng.permutation(values)) == []
+    assert [change.at for change in changepoints.change_points(values)] == [14, 28]
+    assert [change.at for change in changepoints.change_points(values[::-1])] == [14, 28]
+    assert changepoints.change_points(rng.permutation(values)) == []
 
 
 def test_one_outlier_is_no_level():
     values = 0.01 * np.random.default_rng(0).standard_normal(20)
     values[9] = 5.0
-    assert history.change_points(values) == []
+    assert changepoints.change_points(values) == []
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001])
 def test_a_clean_step_shows_from_the_commits_needed_on(alpha):
-    n = history.commits_needed(alpha)
+    n = changepoints.commits_needed(alpha)
     step = np.arange(n) >= n // 2
-    assert not history.change_points(step[:-1].astype(float), alpha)
+    assert not changepoints.change_points(step[:-1].astype(float), alpha)
     assert 2 / len(list(itertools.combinations(range(n), n // 2))) <= alpha
 
 
 @pytest.mark.parametrize(("values", "alpha"), [([1.0, np.nan], 0.05), ([[1.0]], 0.05), ([1.0, 2.0], 0.0)])
 def test_what_is_no_series_is_refused(values, alpha):
     with pytest.raises(ValueError, match=r"flat list of finite numbers|alpha is"):
-        history.change_points(values, alpha)
+        changepoints.change_points(values, alpha)
 
 
 def commits(make, place, n=24, step_at=None, gain=1.2, flops_at=None, **fields):

@@ -311,7 +311,8 @@ def test_given_quantities_are_counts_shares_and_reasons():
         "absent": "no GPU here",
     }
     df = curve([0.5])
-    assert verdict(Above(Given("count"), 3), df, given_=given_).verdict == SUPPORTED  # a count is what it is
+    assert verdict(Above(Given("count"), 2.9), df, given_=given_).verdict == SUPPORTED  # a count is what it is
+    assert verdict(Above(Given("count"), 3), df, given_=given_).verdict == REFUTED
     assert verdict(Below(Given("count"), 2.9), df, given_=given_).verdict == REFUTED
     assert verdict(Above(Given("share"), 0.7), df, given_=given_).verdict == SUPPORTED
     low = scipy_stats.beta.ppf(0.0125, 19, 2)
@@ -347,6 +348,23 @@ def test_a_switch_is_refuted_just_where_no_turn_of_the_open_signs_is_one(signs):
     assert (found == REFUTED) == (not any(is_switch))
     if found == SUPPORTED:
         assert signs[0] == REFUTED and signs[-1] == SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("statement", "gains", "shown"),
+    [
+        (Above(At(GAIN)), (0.5, -0.9, -0.2), "small"),  # each of two refutes alone: the surer
+        (Any(Above(At(GAIN, Levels(("tiny",)))), Above(At(GAIN, Levels(("small",))))), (0.0, 0.9), "small"),
+        (Any(Above(At(GAIN, Levels(("tiny",)))), Above(At(GAIN, Levels(("small",))))), (0.2, -0.9), "tiny"),
+        (Above(At(GAIN)), (0.5, 0.2, 0.9), "small"),  # only all together support: the weakest
+        (Above(At(GAIN)), (0.5, 0.0, 0.9), "small"),
+    ],
+)
+def test_the_part_that_is_shown_is_the_one_that_decides(statement, gains, shown):
+    found = verdict(statement, curve(gains, noise=0.02))
+    assert found.deciding.label == f"base minus new at {shown}"
+    part = found.deciding
+    assert found.interval == f"{part.estimate.low:+.4f} to {part.estimate.high:+.4f}"
 
 
 # --- registration

@@ -86,7 +86,7 @@ def check(score, allowed):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_hundred_files_of_a_scenario_have_few_false_verdicts(name):
     """5 % of 200 is 10; 17 or fewer come with a probability of 98.7 % where it is."""
-    check(simulate(SCENARIOS[name], 200), 17)
+    check(simulate(SCENARIOS[name], 200, seed=11), 17)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
