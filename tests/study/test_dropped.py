@@ -1,4 +1,4 @@
-"""Whole reports, figures made but not drawn, of committed records that lost cells: none is lost, no verdict is false."""
+"""Whole reports of committed records that lost cells, figures made but not drawn: none is lost, no verdict is false."""
 
 import random
 
