@@ -110,7 +110,7 @@ def test_arrows_point_to_the_right(path):
 
 
 def test_a_wrong_arrow_is_seen(tmp_path, monkeypatch):
-    """The check itself: a subject that imports the harness, one wing that imports the other, a study that reads records."""
+    """The check itself: a subject that imports the harness, a wing that imports the other, a study that reads files."""
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     for name, text in {
         "mlexp/decoding/bad.py": "from mlexp.harness import cell",

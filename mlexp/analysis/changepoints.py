@@ -71,7 +71,8 @@ def energies(distances: Array) -> Array:
     between, right = rows - left, total - 2 * rows + left
     other = n - m
     within = left / (m * (m - 1)) + right / (other * (other - 1))
-    return m * other / n * (2 * between / (m * other) - within)
+    found: Array = m * other / n * (2 * between / (m * other) - within)
+    return found
 
 
 def _split(values: Array, alpha: float, rng: np.random.Generator) -> Change | None:

@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlexp.analysis import plots
@@ -64,10 +65,10 @@ def series_of(df: pd.DataFrame, metrics: Mapping[str, Metric], commits: pd.Index
     arm = axes(df)[-1:] or ["question"]
     found = []
     for value, mine in df.groupby(arm[0], sort=False):
-        tables = mine.groupby(["commit", "cell"])[names].median().unstack("cell")  # where measured twice, the middle
-        tables = tables.reindex(commits)
+        medians = mine.groupby(["commit", "cell"])[names].median()  # where measured twice, the middle
+        tables: Any = medians.unstack("cell").reindex(commits)
         for name in names:
-            table = tables[name].astype(float)
+            table: pd.DataFrame = tables[name].astype(float)
             table = table.where(np.isfinite(table))
             if table.notna().any(axis=1).sum() >= DRAWN_FROM:
                 found.append(_series(name, str(value), metrics[name], table))
@@ -77,7 +78,7 @@ def series_of(df: pd.DataFrame, metrics: Mapping[str, Metric], commits: pd.Index
 def _series(name: str, arm: str, metric: Metric, table: pd.DataFrame) -> Series:
     """`table` is commits x cells."""
     ratio = metric.unit != "fraction" and bool((table.min() > 0).all())
-    scaled = np.log(table) if ratio else table
+    scaled = pd.DataFrame(np.log(table)) if ratio else table
     before = table.ffill().shift()
     moved = (table.notna() & before.notna() & (table != before)).any(axis=1)
     return Series(name, arm, ratio, (scaled - scaled.median()).mean(axis=1).to_numpy(), moved.to_numpy())
@@ -97,7 +98,9 @@ def levels(series: Series, changes: list[Change]) -> list[tuple[int, int, float]
     return [(low, high, float(np.nanmean(series.values[low:high]))) for low, high in itertools.pairwise(ends)]
 
 
-def change_rows(series: Series, changes: list[Change], metric: Metric, when: pd.Series, df: pd.DataFrame) -> list[dict]:
+def change_rows(
+    series: Series, changes: list[Change], metric: Metric, when: pd.Series, df: pd.DataFrame
+) -> list[dict[str, Any]]:
     """A row a change, with the levels on both sides of it and what else differs between its two commits."""
     rows, parts = [], levels(series, changes)
     for change, (start, _, before), (_, end, after) in zip(changes, parts, parts[1:], strict=False):
@@ -167,7 +170,7 @@ def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str
     return f"{len(when)} commits, {len(rows)} change{'s' * (len(rows) != 1)} of level ({worse} for the worse)"
 
 
-def _words(rows: list[dict], every: list[Series], moving: list[Series], aside: int) -> list[str]:
+def _words(rows: list[dict[str, Any]], every: list[Series], moving: list[Series], aside: int) -> list[str]:
     words = [
         f"- {row['metric']} of {row['arm']}: {row['change']} from {row['commit']} on, {row['better_or_worse']} "
         + (f"(p = {row['p']:.2g})" if row["p"] else "(exact)")
@@ -210,14 +213,14 @@ def _figure(
     return fig
 
 
-def _draw(ax, one: Series, found: list[Change], look: plots.Look) -> None:
+def _draw(ax: Axes, one: Series, found: list[Change], look: plots.Look) -> None:
     values = np.exp(one.values) if one.ratio else one.values
     known = np.flatnonzero(np.isfinite(values))
-    style = {"color": look.colour, "linestyle": look.dash}
+    style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash}
     ax.plot(known, values[known], **style, marker=look.marker, markersize=3.2, linewidth=0.7, alpha=0.8)
     for low, high, mean in levels(one, found) if found else ():
         ax.plot([low - 0.4, high - 0.6], [_ratio(mean) if one.ratio else mean] * 2, **style, linewidth=2.2)
     for change in found:
         ax.axvline(change.at - 0.5, color=look.colour, linewidth=0.9, linestyle=":")
-        top = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+        top: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False}
         ax.plot(change.at - 0.5, 1.0, "v", color=look.colour, markersize=7, **top)

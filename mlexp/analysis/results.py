@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,7 +70,7 @@ def _axis_names(rows: list[Row]) -> dict[str, str]:
     return {name: f"param_{name}" if name in fields else name for name in names}
 
 
-def _typed(values: list, provenance: bool = False) -> pd.Series:
+def _typed(values: list[Any], provenance: bool = False) -> pd.Series:
     """Numbers as numbers, truth values as truth values, text as text; a mixed column keeps its objects."""
     kinds = {type(value) for value in values if value is not None}
     missing = None in values
@@ -102,7 +103,7 @@ def by_time(df: pd.DataFrame) -> pd.DataFrame:
     return df.iloc[df["when"].map(seconds).astype(float).argsort(kind="stable")]
 
 
-def contexts(df: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:
+def contexts(df: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """The frames of `df` whose records may be compared, each with what they share; the largest first."""
     if df.empty:
         return []
@@ -112,13 +113,13 @@ def contexts(df: pd.DataFrame) -> list[tuple[dict, pd.DataFrame]]:
     return sorted(found, key=lambda pair: (-len(pair[1]), describe(pair[0]), str(pair[0])))
 
 
-def _context(df: pd.DataFrame) -> dict:
+def _context(df: pd.DataFrame) -> dict[str, Any]:
     context = {field: None if pd.isna(df[field].iloc[0]) else df[field].iloc[0] for field in CONTEXT if field in df}
-    overrides = df["overrides"].dropna().unique() if "overrides" in df else []
+    overrides: Iterable[str] = df["overrides"].dropna().unique() if "overrides" in df else []
     return context | {"overrides": "; ".join(sorted(text for text in overrides if text))}
 
 
-def _tell_apart(found: list[dict]) -> None:
+def _tell_apart(found: list[dict[str, Any]]) -> None:
     """Where settings changed without an override (in the code, between runs), say in `overrides` which."""
     for line in [line for line, n in Counter(map(describe, found)).items() if n > 1]:
         alike = [context for context in found if describe(context) == line]
@@ -129,7 +130,7 @@ def _tell_apart(found: list[dict]) -> None:
             context["overrides"] = ", ".join(filter(None, told))
 
 
-def _object(text: object) -> dict:
+def _object(text: Any) -> dict[str, Any]:
     """A JSON object from its text; empty where it is none."""
     try:
         value = json.loads(text)
@@ -138,7 +139,7 @@ def _object(text: object) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def describe(context: dict) -> str:
+def describe(context: Mapping[str, Any]) -> str:
     """One line for people: machine, device, dtype, scale, weights, corpus, overrides."""
     weights = context.get("weights")
     parts = [context.get(field) for field in ("machine", "device", "dtype", "scale")]
@@ -178,16 +179,16 @@ def paired(df: pd.DataFrame, metric: str, arm: str, of: str, to: str, over: Sequ
     return result
 
 
-def _named(over: list[str], block: tuple) -> dict:
+def _named(over: list[str], block: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(over, block, strict=True))
 
 
 def _sides(
     df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], over: list[str], same: list[str]
-) -> dict[tuple, dict[str, tuple]]:
+) -> dict[tuple[Any, ...], dict[str, tuple[Any, ...]]]:
     """block -> arm value -> (metric, what both sides must share); in the order of the records. Plain tuples: merging
     frames of a few rows costs a hundred times what it takes to look at them."""
-    found: dict[tuple, dict[str, tuple]] = {}
+    found: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
     columns = [df[name].tolist() for name in (arm, *over, metric, *same)]
     for value, *row in zip(*columns, strict=True):
         if value not in values:
@@ -210,7 +211,7 @@ def _check(df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], ove
         if name not in df:
             raise ValueError(f"unknown axis {name!r}; choose from {', '.join(axes(df))}")
     if metric not in df:
-        numeric = [name for name in df.select_dtypes("number") if name not in (*axes(df), *PROVENANCE)]
+        numeric = [str(name) for name in df.select_dtypes("number") if name not in (*axes(df), *PROVENANCE)]
         raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(numeric)}")
     if not pd.api.types.is_numeric_dtype(df[metric]):
         raise ValueError(f"metric {metric!r} is not numeric: {df[metric].iloc[0]!r}")
@@ -237,7 +238,9 @@ def _differing(one: object, other: object) -> str:
     return f"{one!r} and {other!r}"
 
 
-def _check_same_work(sides: dict[str, tuple], same: list[str], block: dict, of: str, to: str) -> None:
+def _check_same_work(
+    sides: dict[str, tuple[Any, ...]], same: list[str], block: dict[str, Any], of: str, to: str
+) -> None:
     for field, one, other in zip(same, sides[of][1:], sides[to][1:], strict=True):
         if one != other and not (pd.isna(one) and pd.isna(other)):
             raise ValueError(
