@@ -176,7 +176,7 @@ def test_a_cell_has_the_key_and_the_record_the_name_of_the_machine_that_ran_it()
     plan = SimpleNamespace(name="c", key="key here")
     item = SimpleNamespace(stash={PLAN: plan})
     dispatch.state = SimpleNamespace(
-        key_on=lambda plan, machine: f"key on {machine}",
+        keys=SimpleNamespace(key_on=lambda plan, machine: f"key on {machine}"),
         journal=SimpleNamespace(start=lambda *line: started.append(line[:2])),
         new_entry=lambda plan, *ended: journal.Entry("c", plan.key, "q", {}, {"machine": "the driver's"}),
         swept=lambda plan, entry: ended.append(entry),
