@@ -102,7 +102,9 @@ def sentences(gains):
 
 def probe_table(records):
     names = ["accuracy", "uniform_gates_accuracy", "frozen_slow_accuracy", "routing_entropy"]
-    probed = records[records["uniform_gates_accuracy"].notna()]
+    if names[1] not in records:  # none of a gated arm
+        return pd.DataFrame(columns=["size", "arch", "as_trained", *names[1:]])
+    probed = records[records[names[1]].notna()]
     table = probed.groupby(["size", "arch"], as_index=False)[names].mean()
     return table.rename(columns={"accuracy": "as_trained"})
 

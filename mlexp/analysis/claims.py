@@ -93,7 +93,10 @@ def _estimate(quantity: Leaf | Given, data: Data, confidence: float, bar: float 
         given = data.estimates.get(quantity.name, f"no {quantity.name} in these records")
         if isinstance(given, str):
             raise Missing(given)
-        return given(confidence), math.nan
+        found = given(confidence)
+        if math.isnan(found.low) or math.isnan(found.high):
+            raise Missing(f"the interval of {quantity.name} is not known")
+        return found, math.nan
     unit = " x ".join(data.study.replicates)
     if data.study.independent:
         found = pooled_estimate(quantity, data, confidence, bar)

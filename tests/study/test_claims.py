@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from mlexp.analysis.claims import all_of, any_of, evaluate, switched
 from mlexp.analysis.findings import counted
 from mlexp.analysis.intervals import share_interval
-from mlexp.analysis.stats import Verdict
+from mlexp.analysis.stats import Estimate, Verdict
 from mlexp.study import (
     Above,
     All,
@@ -309,6 +309,7 @@ def test_given_quantities_are_counts_shares_and_reasons():
         "count": lambda confidence: counted(3),
         "share": lambda confidence: share_interval(19, 20, confidence),
         "absent": "no GPU here",
+        "unknown": lambda confidence: Estimate(1.0, math.nan, math.nan, 1, "one round"),
     }
     df = curve([0.5])
     assert verdict(Above(Given("count"), 2.9), df, given_=given_).verdict == SUPPORTED  # a count is what it is
@@ -320,6 +321,8 @@ def test_given_quantities_are_counts_shares_and_reasons():
     assert both.parts[0].estimate.low == pytest.approx(low)
     assert verdict(Above(Given("absent")), df, given_=given_).reason == "no GPU here"
     assert verdict(Above(Given("never")), df, given_=given_).reason == "no never in these records"
+    unknown = verdict(Above(Given("unknown")), df, given_=given_)
+    assert (unknown.verdict, unknown.reason) == (NOT_TESTED, "the interval of unknown is not known")
 
 
 # --- logic
