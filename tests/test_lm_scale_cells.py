@@ -41,7 +41,7 @@ def bench(monkeypatch):
 
 def settings(bench, **changes):
     some = {"sequence_chars": 900, "updates": STEPS, "validation": 300, "test": 400, "evaluate_every": 3, "checks": 3}
-    return replace(bench.SETTINGS["smoke"], **some, **changes)
+    return replace(bench.STUDY.settings["smoke"], **some, **changes)
 
 
 def log_of(row):
@@ -94,15 +94,15 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     cell = FakeCell(s)
     training = FakeTraining(cell)
     monkeypatch.setattr(train_module, "train", training)
-    monkeypatch.setattr(chars, "floors", told_floors)
+    monkeypatch.setattr(chars, "floors", made_floors)
     getattr(bench, function)(cell, value, SEED, name)
     tuned_as = "full" if name == "full_kappa0" else name.removesuffix("_twin")
     lr = bench.TUNED["smoke"]["learners"][tuned_as]["lr"]
     some, size = chars.excerpt(text.train, n_chars, SEED), replace(s, length=length)
     check_calls(training, cell, row, size, some, lr, length)
     model, log = training.model, log_of(row)
-    test, train = (evaluate(model, chars.scored(part, length, s.least))[0] for part in (text.test[:400], some[:300]))
-    floors = told_floors(some, text.test[:400], s.least)
+    test, train = (evaluate(model, chars.scored(part, length, s.min_context))[0] for part in (text.test[:400], some[:300]))
+    floors = made_floors(some, text.test[:400], s.min_context)
     want = {
         "loss_nats": test,
         "perplexity": math.exp(test),
@@ -144,7 +144,7 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     }  # fmt: skip
 
 
-def told_floors(train, held, least=1):
+def made_floors(train, held, least=1):
     """Numbers that tell what the floors were asked of: of these parts the real ones hardly differ."""
     return {
         "unigram": float(train.float().mean()) / 50,
@@ -153,7 +153,7 @@ def told_floors(train, held, least=1):
 
 
 def test_updates_are_those_made_where_the_settings_name_epochs(bench, monkeypatch):
-    cell = FakeCell(replace(settings(bench), updates=None, epochs=1, least_batches=STEPS))
+    cell = FakeCell(replace(settings(bench), updates=None, epochs=1, min_batches=STEPS))
     monkeypatch.setattr(train_module, "train", FakeTraining(cell))
     bench.test_data_size(cell, "n300", SEED, "backprop")
     assert cell.values["updates"] == STEPS and cell.values["n_tokens"] == STEPS * 4 * 16
@@ -272,7 +272,7 @@ def test_controls_run_where_the_settings_say(bench):
 
 
 def test_updates_and_planned_cells_are_the_settings(bench):
-    s = replace(settings(bench), updates=None, epochs=3, least_batches=10)
+    s = replace(settings(bench), updates=None, epochs=3, min_batches=10)
     assert s.steps(6400, 16) == 3 * 6400 // (4 * 16) and s.steps(64, 16) == 30 and s.steps(6463, 16) == 300
     assert replace(s, updates=5).steps(6400, 16) == 5
     s = replace(s, seeds=(1, 2, 3), controls=("full", "full_twin"), control_sizes=("n1000",), learners=("full",))
@@ -298,7 +298,7 @@ class Spies:
 
 
 @pytest.mark.parametrize("sweep", ["s1", "s3"])
-@pytest.mark.parametrize("stepper", module("bench_lm_scale_study").STEPPERS)
+@pytest.mark.parametrize("stepper", module("bench_lm_scale_study").declared.STEPPERS)
 def test_a_step_sweeps_as_often_as_it_says(bench, monkeypatch, stepper, sweep):
     name, count, spies = stepper.removesuffix("_unrolled"), int(sweep[1:]), Spies(monkeypatch)
     s, row = settings(bench, rounds=4), LEARNERS[name]

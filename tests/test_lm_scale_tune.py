@@ -29,7 +29,7 @@ def tune(monkeypatch):
 
 @pytest.mark.parametrize("name", ["backprop", "full"])
 def test_a_point_is_trained_on_its_seed_s_text_and_judged_on_validation(tune, monkeypatch, name):
-    s, calls = tune.SETTINGS["smoke"], []
+    s, calls = tune.STUDY.settings["smoke"], []
 
     def train(*args, **told):
         calls.append((args, told))
@@ -46,7 +46,7 @@ def test_a_point_is_trained_on_its_seed_s_text_and_judged_on_validation(tune, mo
     assert getattr(model, "drop", 0.5) == 0.5
     want = chars.batches(chars.excerpt(marked_text().train, 500, 4), s.batch, s.length, 4)
     assert all(torch.equal(batches(k)[0], want(k)[0]) for k in range(3)) and part_of(*batches(0)) == "train"
-    held = chars.scored(marked_text().validation[: s.validation], s.length, s.least)
+    held = chars.scored(marked_text().validation[: s.validation], s.length, s.min_context)
     assert all(torch.equal(a, b) for a, b in zip(windows, held, strict=True))
     assert part_of(*windows[:2]) == "validation"
 

@@ -31,6 +31,7 @@ class Data:
     settings: Mapping[str, object]
     estimates: Mapping[str, Callable[[float], Estimate] | str] = field(default_factory=dict)
     _tables: dict = field(default_factory=dict)
+    _layouts: dict = field(default_factory=dict)
 
     def axis(self, levels: Levels) -> str:
         """The curve axis that these levels are of; empty where the study has none."""
@@ -64,7 +65,7 @@ class Data:
 
     def under(self, **changes: object) -> "Data":
         """The same records under other terms: fields of the study replaced."""
-        return replace(self, study=replace(self.study, **changes), _tables={})
+        return replace(self, study=replace(self.study, **changes), _tables={}, _layouts={})
 
     def table(self, metric: str, axis: str) -> pd.DataFrame:
         """Blocks x (level, arm) of a metric, NaN where a cell is missing. Raises ValueError for two records in a cell,
@@ -78,12 +79,14 @@ class Data:
 
     def layout(self, metric: str) -> multiple.Pool:
         """The arms of a study of independent arms as one-way layout."""
-        table = self.table(metric, "")
-        samples = {arm: table[ONE, arm].dropna().to_numpy(float) for _, arm in table}
-        try:
-            return multiple.pool(samples)
-        except ValueError as error:
-            raise Missing(str(error)) from None
+        if metric not in self._layouts:
+            table = self.table(metric, "")
+            samples = {arm: table[ONE, arm].dropna().to_numpy(float) for _, arm in table}
+            try:
+                self._layouts[metric] = multiple.pool(samples)
+            except ValueError as error:
+                raise Missing(str(error)) from None
+        return self._layouts[metric]
 
     def levels(self, wanted: Levels, arms: Iterable[str] = ()) -> list[str]:
         """The levels that are meant, in order; `arms`: those that a complete level must have. Raises Missing where the
