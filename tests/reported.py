@@ -1,4 +1,4 @@
-"""Made-up records of a study on the path that `mlexp report` takes, figures not rendered; results as a reader finds them."""
+"""Made-up records on the path that `mlexp report` takes, figures not rendered; what it says as a reader finds it."""
 
 import io
 import json
@@ -32,7 +32,8 @@ def record(question, function, params, values, settings, series=None, **context)
     cell = f"benches/{question}/bench_{question}.py::{function}[{'-'.join(words)}]"
     known = {"status": "passed", "question": question, "cell": cell, "key": cell, "source": "made up",
              "settings": json.dumps(settings)}  # fmt: skip
-    return Row(params, CONTEXT | {"wall_s": 1.0, "rounds": 1} | values | known | context, series or {})
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    return Row(params, CONTEXT | {"wall_s": 1.0, "rounds": 1} | plain | known | context, series or {})
 
 
 class Reported:

@@ -216,7 +216,10 @@ def test_every_quantity_of_every_claim_is_found_again(seed):
 
 def test_a_family_of_pairs_is_scipy_s_own_tukey_test():
     """Without the arms that stand apart, the comparisons of C1 and their p are those of scipy.stats.tukey_hsd."""
-    rows = simple({"rope_small": -0.008, "nope": 0.3}, drop=APART, noise=0.004)
+    rows = [
+        row for row in made_up(2) if row.params["variant"] in COMPETING and tuple(row.params.values())[:2] == TERMS[2]
+    ]
+    rows.sort(key=lambda row: COMPETING.index(row.params["variant"]))
     losses = losses_of(rows)
     arms = list(losses)
     test = stats.tukey_hsd(*losses.values())
@@ -317,7 +320,9 @@ def check_pairs(table, pairs, whole, budget="finished"):
             assert row.p_tukey == pytest.approx(p, abs=1e-9)
         shift = row.detectable / (sd * math.sqrt(2 / row.seeds))
         assert stats.nct.sf(stats.t.ppf(0.975, df), df, shift) == pytest.approx(0.8, abs=1e-6)
-        falls = [-stats.linregress(range(20), curve[20:]).slope for curve in whole.series(row.against, "losses", budget)]
+        falls = [
+            -stats.linregress(range(20), curve[20:]).slope for curve in whole.series(row.against, "losses", budget)
+        ]
         assert row.steps == pytest.approx(value / np.mean(falls))
         both = [whole.series(arm, "document_losses", budget) for arm in (row.arm, row.against)]
         if len(both[0]) != len(both[1]):
@@ -453,15 +458,21 @@ def test_a_peak_is_named_for_known_gpus_in_bfloat16_alone(whole):
     some = [row for row in whole.rows if row.params["seed"] < 44 and tuple(row.params.values())[:2] == TERMS[2]
             and row.params["variant"] in ("baseline", "mla_plain")]  # fmt: skip
     for change, want in (({"machine": "NVIDIA A100-SXM4"}, 312e12), ({"machine": "RTX 4090"}, 165e12),
-                         ({"machine": "TPU"}, None), ({"dtype": "float32"}, None), ({"device": "cpu"}, None)):  # fmt: skip
+                         ({"machine": "TPU"}, None), ({"dtype": "float32"}, None),
+                         ({"device": "cpu"}, None)):  # fmt: skip
         rows = [cell(TERMS[2], row.params["seed"], row.params["variant"], row.values, row.series, **GPU | change)
                 for row in some]  # fmt: skip
         found = reported(QUESTION, rows)
         table = found.tables["cost.csv"].set_index("variant")
         assert ("mfu" in table) == (want is not None) == ("No MFU" not in found.words)
         if want:
-            rate = np.mean([row.values["flops"] / row.values["wall_s"] for row in some if row.params["variant"] == "baseline"])
-            assert table.loc["baseline", "mfu"] == pytest.approx(rate / want) and f"{want / 1e12:.0f} TFLOP/s" in found.words
+            rate = np.mean(
+                [row.values["flops"] / row.values["wall_s"] for row in some if row.params["variant"] == "baseline"]
+            )
+            assert (
+                table.loc["baseline", "mfu"] == pytest.approx(rate / want)
+                and f"{want / 1e12:.0f} TFLOP/s" in found.words
+            )
 
 
 def points(whole):
@@ -511,7 +522,7 @@ def test_losses_are_drawn_with_their_intervals_and_the_band_of_the_control(whole
     middle, half = whole.of("mla_plain").mean(), max(abs(low), abs(high))
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((middle - half, middle + half))
     texts = [text.get_text() for text in ax.texts]
-    assert "unigram 3.90" in texts and "out of sight: bayes 1.80" in texts or "bayes 1.80" in " ".join(texts)
+    assert ("unigram 3.90" in texts and "out of sight: bayes 1.80" in texts) or "bayes 1.80" in " ".join(texts)
 
 
 def test_curves_draw_means_over_seeds(whole):
@@ -615,8 +626,11 @@ def test_the_original_s_report_ranks_and_repeats_every_verdict(whole):
 def renamed(rows, new, *old):
     """Records in which arms have another name."""
     names = dict(zip(old, new, strict=True))
-    return [cell(tuple(row.params.values())[:2], row.params["seed"], names.get(row.params["variant"], row.params["variant"]),
-                 row.values, row.series, **GPU) for row in rows]  # fmt: skip
+    made = []
+    for row in rows:
+        budget, match, seed, arm = row.params.values()
+        made.append(cell((budget, match), seed, names.get(arm, arm), row.values, row.series, **GPU))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -642,8 +656,9 @@ def test_an_arm_that_the_study_does_not_know_stands_in_every_table_and_figure(un
 
 def test_a_claim_is_judged_with_unknown_arms_among_those_that_compete():
     rows = simple({"rope_small": -0.008})
-    more = [cell(TERMS[2], row.params["seed"], "an_added_arm", row.values | {"loss_nats": row.values["loss_nats"] + 0.1})
-            for row in rows if row.params["variant"] == "nope"]  # fmt: skip
+    nope = [row for row in rows if row.params["variant"] == "nope"]
+    losses = [row.values | {"loss_nats": row.values["loss_nats"] + 0.1} for row in nope]
+    more = [cell(TERMS[2], row.params["seed"], "an_added_arm", some) for row, some in zip(nope, losses, strict=True)]
     check_claims([*rows, *more], findings_of(QUESTION, [*rows, *more]))
 
 
@@ -656,7 +671,9 @@ def test_controls_alone_leave_nothing_to_rank():
 
 @pytest.mark.parametrize("drop", [("again",), ("mla_plain",), ("baseline", "half_size"), ("mla_q_pi",), ORIGINAL])
 def test_a_report_without_some_arms_has_the_rest(drop):
-    rows = [row for row in made_up() if row.params["variant"] not in drop and tuple(row.params.values())[:2] == TERMS[2]]
+    rows = [
+        row for row in made_up() if row.params["variant"] not in drop and tuple(row.params.values())[:2] == TERMS[2]
+    ]
     found = reported(QUESTION, rows)
     assert set(found.tables["arms_finished.csv"]["variant"]) == set(ALL) - set(drop)
     gone = [what for what, pair in FACTORS.items() if set(pair) & set(drop)]

@@ -101,7 +101,9 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     some, size = chars.excerpt(text.train, n_chars, SEED), replace(s, length=length)
     check_calls(training, cell, row, size, some, lr, length)
     model, log = training.model, log_of(row)
-    test, train = (evaluate(model, chars.scored(part, length, s.min_context))[0] for part in (text.test[:400], some[:300]))
+    test, train = (
+        evaluate(model, chars.scored(part, length, s.min_context))[0] for part in (text.test[:400], some[:300])
+    )
     floors = made_floors(some, text.test[:400], s.min_context)
     want = {
         "loss_nats": test,
