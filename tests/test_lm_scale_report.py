@@ -97,7 +97,8 @@ def test_a_claim_on_the_amount_of_text_is_as_planted(id):
     ("advantages", "want"),
     [(all_variants(*FALLING), "refuted"), (all_variants(*[-0.1] * 6), "refuted"),
      ({"full": (-0.1,) * 3 + (0.1,) * 3}, "supported"), ({"full": (-0.1, 0.1, -0.1, 0.1, 0.1, 0.1)}, "undecided"),
-     ({"looped_mlp": (-0.1, -0.1, 0, 0, 0.1, 0.1)}, "supported"), ({"full": (-0.1, 0, -0.1, 0, 0.1, 0.1)}, "undecided")],
+     ({"looped_mlp": (-0.1, -0.1, 0, 0, 0.1, 0.1)}, "supported"),
+     ({"full": (-0.1, 0, -0.1, 0, 0.1, 0.1)}, "undecided")],
 )  # fmt: skip
 def test_a_crossover_is_losses_first_and_wins_after(advantages, want):
     assert findings_of(QUESTION, simple(advantages))["Q"].verdict == want
