@@ -1,4 +1,4 @@
-"""Made-up records on the path that `mlexp report` takes, figures not rendered; what it says as a reader finds it."""
+"""Made-up records on the path that `mlexp report` takes, figures not rendered; what a reader finds in it."""
 
 import io
 import json

@@ -109,33 +109,33 @@ def test_what_is_read_is_part_of_the_key(grid, tmp_path):
     one, two = (tmp_path / f"{n}.txt" for n in "ab")
     one.write_text("first\n\nparagraph\n")
     two.write_text("second\n\nparagraph\n")
-    ask = lambda path, s=natural: grid.inputs({}, s, SimpleNamespace(corpus=path and str(path)))  # noqa: E731
+    identity = lambda path, s=natural: grid.inputs({}, s, SimpleNamespace(corpus=path and str(path)))  # noqa: E731
     corpora = {path: read_corpus(path) for path in (None, one, two)}
     for path, corpus in corpora.items():
-        assert ask(path) == {"corpus": corpus.name, "corpus_hash": corpus.hash}
+        assert identity(path) == {"corpus": corpus.name, "corpus_hash": corpus.hash}
     assert len({corpus.hash for corpus in corpora.values()}) == 3
     hashes = set()
     for end in ("<fin>", "<stop>"):
         folder = a_tokenizer(tmp_path / end.strip("<>"), end)
         for place in (folder, folder / "tokenizer.json"):
             mark = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()[:8]
-            found = ask(one, replace(natural, tokenizer=str(place)))
+            found = identity(one, replace(natural, tokenizer=str(place)))
             assert found == {"corpus": "a.txt", "corpus_hash": f"{corpora[one].hash}-{mark}"}
             hashes.add(found["corpus_hash"])
     assert len(hashes) == 2
-    assert ask(None, grid.STUDY.settings["smoke"]) == {"corpus": "multi_lag_v64"}
+    assert identity(None, grid.STUDY.settings["smoke"]) == {"corpus": "multi_lag_v64"}
     with pytest.raises(ValueError, match="text=synthetic reads none"):
-        ask(one, grid.STUDY.settings["smoke"])
+        identity(one, grid.STUDY.settings["smoke"])
 
 
-def test_natural_text_is_made_of_what_was_asked_for(grid, monkeypatch):
-    asked = []
-    monkeypatch.setattr(texts, "natural_text", lambda *args: asked.append(args) or len(asked))
-    s = replace(grid.declared.Settings(shape="natural", held_out=77), tokenizer="mine.json")
+def test_natural_text_is_made_as_the_settings_say(grid, monkeypatch):
+    calls = []
+    monkeypatch.setattr(texts, "natural_text", lambda *args: calls.append(args) or len(calls))
+    s = replace(grid.declared.Settings(shape="natural", held_out=77), tokenizer="own.json")
     assert grid.material(s, 42, "corpus.txt") == grid.material(s, 43, "corpus.txt") == 1  # tokenised once
     assert grid.material(s, 42, "other.txt") == 2
     held_out = {"tune": 77, "validation": 77, "test": 77}
-    assert asked == [(held_out, 1024, "corpus.txt", "mine.json"), (held_out, 1024, "other.txt", "mine.json")]
+    assert calls == [(held_out, 1024, "corpus.txt", "own.json"), (held_out, 1024, "other.txt", "own.json")]
     grid.material.cache_clear(), grid.natural.cache_clear()
 
 
@@ -290,8 +290,8 @@ def test_a_cell_whose_text_is_shared_fails(grid, monkeypatch):
     parts = grid.material(cell.settings, 42, None).parts
     for part in grid.PARTS:
         grid.shared_windows.cache_clear()
-        held = parts[part].tokens
-        monkeypatch.setattr(texts, "shared_windows", lambda a, b, held=held: 7 * (b is held))
+        tokens = parts[part].tokens
+        monkeypatch.setattr(texts, "shared_windows", lambda a, b, tokens=tokens: 7 * (b is tokens))
         assert grid.shared_windows(cell.settings, 42, None) == 7, part
     grid.shared_windows.cache_clear()
     with pytest.raises(AssertionError, match="7 stretches of 32 tokens stand in the training text and in a held-out"):
@@ -320,7 +320,7 @@ def test_dtype_and_compile_reach_training_and_what_is_measured(grid, monkeypatch
     grid.kept_bytes.cache_clear()
 
 
-def test_bytes_kept_are_the_arm_s_own(grid):
+def test_stored_bytes_are_the_arm_s_own(grid):
     """A cache that is keyed without one of its parameters gives another's."""
     base = (VARIANTS["baseline"], SHAPES["quick"], 4, 2, torch.float32, "cpu")
     found = {str(grid.kept_bytes(*base))}
@@ -330,7 +330,7 @@ def test_bytes_kept_are_the_arm_s_own(grid):
 
 
 @pytest.mark.parametrize("scale", ["quick", "full"])
-def test_parameters_and_flops_can_be_held_equal(grid, scale):
+def test_parameters_and_flops_can_be_equal(grid, scale):
     settings, reference = grid.STUDY.settings[scale], grid.VARIANTS[grid.REFERENCE]
     shape = grid.SHAPES[settings.shape]
     flops = settings.steps * training_flops_per_token(reference, shape)
@@ -359,16 +359,16 @@ def test_an_effect_that_is_planted_is_found_and_a_control_under_two_names_ties(g
 
 
 def test_the_tuner_judges_on_the_tune_part_of_a_finished_training(grid, tune, monkeypatch):
-    settings, asked, train = replace(grid.STUDY.settings["smoke"], **NEW), [], learn.train
+    settings, calls, train = replace(grid.STUDY.settings["smoke"], **NEW), [], learn.train
 
     def noted(model, batches, *args):
         first = {name: p.clone() for name, p in model.state_dict().items()}
-        asked.append((model, first, batches, args))
+        calls.append((model, first, batches, args))
         return train(model, batches, *args)
 
     monkeypatch.setattr(learn, "train", noted)
     found = tune.loss(settings, "lora_small", 0.02, 7, None, "cpu")
-    ((model, first, batches, args),) = asked
+    ((model, first, batches, args),) = calls
     assert args == (23, 0.02, "finished", torch.float32)
     twin = build(VARIANTS["lora_small"], SHAPES["quick"], 7)
     assert all(torch.equal(p, first[name]) for name, p in twin.state_dict().items())
@@ -386,15 +386,15 @@ def test_the_tuner_judges_on_the_tune_part_of_a_finished_training(grid, tune, mo
      (9.0, [0.005, 0.01, 0.02, 0.04, 0.08, 0.16])],
 )  # fmt: skip
 def test_the_grid_grows_until_it_holds_the_best_or_three_times(tune, monkeypatch, best, rates):
-    asked = []
+    calls = []
 
     def loss(settings, arm, lr, seed, corpus, device):
-        asked.append((lr, seed))
+        calls.append((lr, seed))
         return abs(math.log(lr / best)) + seed * (1 if lr < 0.01 else -1) * 1e-3
 
     monkeypatch.setattr(tune, "loss", loss)
     found = tune.curve(None, (7, 8), [0.005, 0.01, 0.02], None, "cpu", "gqa")
-    assert sorted(found) == pytest.approx(rates) and sorted(asked) == [(lr, s) for lr in sorted(found) for s in (7, 8)]
+    assert sorted(found) == pytest.approx(rates) and sorted(calls) == [(lr, s) for lr in sorted(found) for s in (7, 8)]
     assert all(found[lr] == [loss(0, 0, lr, seed, 0, 0) for seed in (7, 8)] for lr in found)
 
 
@@ -417,21 +417,21 @@ class OneProcess:
 
 
 def test_arms_that_are_tuned_are_left_and_the_rest_is_written_with_its_curve(tune, monkeypatch, tmp_path, capsys):
-    rates, asked = tmp_path / "rates.json", []
+    rates, calls = tmp_path / "rates.json", []
     where = "quick-multi_lag_v64-100x32"
     rates.write_text(json.dumps({where: {"seeds": [7, 8], "rates": {"gqa": 0.5}, "curves": {}}}))
     monkeypatch.setattr(tune, "RATES", rates)
     monkeypatch.setattr(tune, "ProcessPoolExecutor", OneProcess)
 
     def curve(settings, seeds, grid, corpus, device, arm):
-        asked.append((arm, seeds, grid, settings.steps))
+        calls.append((arm, seeds, grid, settings.steps))
         return {0.01: [1.0, 2.0], 0.005: [1.0, 3.0]}
 
     monkeypatch.setattr(tune, "curve", curve)
     argv = ["tune.py", "--variants", "gqa,mqa", "--rates", "0.01,0.005", "--seeds", "7,8"]
     monkeypatch.setattr("sys.argv", argv)
     tune.main()
-    assert asked == [("mqa", (7, 8), [0.005, 0.01], 100)]
+    assert calls == [("mqa", (7, 8), [0.005, 0.01], 100)]
     entry = json.loads(rates.read_text())[where]
     assert entry["rates"] == {"gqa": 0.5, "mqa": 0.01}
     assert entry["curves"] == {"mqa": {"0.005": [1.0, 3.0], "0.01": [1.0, 2.0]}}
@@ -497,7 +497,7 @@ def test_one_arm_may_diverge_or_run_out_of_memory_and_the_rest_stands(tmp_path):
         ({"shape": "huge"}, "unknown shape 'huge'; choose from full, natural, quick"),
         ({"text": "natural"}, "text=natural needs 257 tokens or more; shape=quick has 64: give --set shape=natural"),
         ({"shape": "natural"}, "text=synthetic has 64 tokens; shape=natural has 1024: give --set text=natural too"),
-        ({"tokenizer": "mine"}, "tokenizer=mine: text=synthetic was never text; give --set text=natural too"),
+        ({"tokenizer": "own"}, "tokenizer=own: text=synthetic was never text; give --set text=natural too"),
         ({"micro_batch": 9}, "micro_batch is 9; 1 to batch=8"),
         ({"steps": 0}, "steps is 0; at least 1"),
         ({"lr": 0.0}, "lr is 0.0; above 0"),

@@ -453,9 +453,9 @@ def made_up(seed=0):
             row["unconverged_fraction"] = random.uniform() if learner in RULED else None
             for name in ("gradient_cosine", "inner_cosine"):
                 row[name] = random.uniform(0.985, 1) if learner in SETTLED else None
-            held = [4.0 + random.uniform(), 2.0 + random.uniform(), 3.0 + random.uniform()]
+            validation = [4.0 + random.uniform(), 2.0 + random.uniform(), 3.0 + random.uniform()]
             checks = [0.999, 0.99, float(random.uniform(0.9, 0.98))]
-            series = {"held_out": held, "held_out_steps": [25, 50, 75], "checked_steps": [0, 50, 100],
+            series = {"held_out": validation, "held_out_steps": [25, 50, 75], "checked_steps": [0, 50, 100],
                       "gradient_cosine": checks, "inner_cosine": [0.99, 0.9, 0.5]}  # fmt: skip
             rows.append(cell(axis, n, s, learner, row, series))
     random.shuffle(rows)
@@ -710,8 +710,8 @@ def test_curves_draw_means_over_seeds_and_the_whole_gradient(whole):
         drawn = lines(ax)
         assert set(drawn) == {"backprop", *VARIANTS}
         for name, (x, y) in drawn.items():
-            held = [arrays["held_out"] for arrays in whole.of("n_chars", n, name)["arrays"]]
-            assert list(x) == [25, 50, 75] and list(y) == pytest.approx(list(np.exp(np.mean(held, axis=0))))
+            validation = [arrays["held_out"] for arrays in whole.of("n_chars", n, name)["arrays"]]
+            assert list(x) == [25, 50, 75] and list(y) == pytest.approx(list(np.exp(np.mean(validation, axis=0))))
         dots = [line.get_xydata()[0].tolist() for line in ax.get_lines() if len(line.get_xdata()) == 1]
         np.testing.assert_allclose(sorted(dots), sorted([50, y[1]] for _, y in drawn.values()))
     panels = whole.report.figures["gradient_course.png"].axes
@@ -757,7 +757,7 @@ def test_the_original_s_files_hold_every_training_once(whole):
     assert len(seen) == 358 and len(whole.report.tables["results_final.csv"]) == 358
 
 
-def test_a_finished_study_is_told_from_a_part_of_it():
+def test_a_finished_study_has_another_file_than_a_part_of_it():
     rows = [row for row in made_up() if row.params.get("n_chars") == "n1000" and row.params["seed"] == 42]
     for row in rows:
         row.values["planned_cells"] = len(rows)

@@ -49,7 +49,7 @@ def infos(place, grid):
 
 
 def test_a_few_cells_of_every_grid_leave_their_records(place):
-    """What is in them is held by test_lm_scale_cells; here it went through the plugin into the file."""
+    """test_lm_scale_cells checks what is in them; here it went through the plugin into the file."""
     found = infos(place, "")
     grids = {"data_size": 2, "controls": 1, "sequence_length": 2, "step": 6, "gradient": 2}
     assert {grid: sum(name.startswith(grid + "[") for name in found) for grid in grids} == grids
@@ -145,20 +145,20 @@ def test_an_interrupted_study_keeps_its_cells_and_resumes(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=60)
-    kept = finished(journal)
-    assert process.returncode == 2 and 3 <= kept < 8, text
+    done_before = finished(journal)
+    assert process.returncode == 2 and 3 <= done_before < 8, text
     status, text = run(tmp_path, "mlexp", "report", str(journal), "--out", str(tmp_path / "part"))
     folder = tmp_path / "part" / "lm_scale_study"
     assert status == 0, text
     part = json.loads((folder / "results_intermediate.json").read_text())
-    assert not part["finished"] and (part["cells"], part["planned_cells"]) == (kept, 8)
-    assert len((folder / "results_final.csv").read_text().splitlines()) == kept + 1
+    assert not part["finished"] and (part["cells"], part["planned_cells"]) == (done_before, 8)
+    assert len((folder / "results_final.csv").read_text().splitlines()) == done_before + 1
     assert (folder / "summary.md").exists() and not (folder / "results_final.json").exists()
     words = [*map(str, words), "--resume"]
     status, text = run(tmp_path, *words)
     assert status == 0, text
     done = [b["extra_info"] for b in json.loads((tmp_path / "a.json").read_text())["benchmarks"]]
-    assert len(done) == 8 and sum(bool(info.get("replayed")) for info in done) == kept
+    assert len(done) == 8 and sum(bool(info.get("replayed")) for info in done) == done_before
     status, text = run(tmp_path, "mlexp", "report", str(tmp_path / "a.json"), "--out", str(tmp_path / "whole"))
     whole = json.loads((tmp_path / "whole" / "lm_scale_study" / "results_final.json").read_text())
     assert status == 0 and whole["finished"] and whole["cells"] == 8
@@ -194,7 +194,7 @@ def test_bad_settings_name_what_is_allowed(bench_module, change, message):
         override(bench_module.STUDY.settings["smoke"], [parse_override(change)])
 
 
-def test_what_the_text_cannot_give_is_told_before_the_first_cell(tmp_path):
+def test_what_the_text_cannot_give_is_an_error_before_the_first_cell(tmp_path):
     status, text = run(tmp_path, *question(tmp_path, "--set", "data_sizes=n9000000"))
     assert status == 4 and "n_chars=9000000: the training text has" in text and "Traceback" not in text
 
