@@ -1,5 +1,6 @@
 """The attention study on made-up records, found again by scipy and plain arithmetic; the published numbers."""
 
+import functools
 import json
 import math
 import subprocess
@@ -53,183 +54,6 @@ def cell(terms, seed, arm, values, series=None, **context):
     floors = {f"{name}_loss_nats": at for name, at in FLOORS.items()}
     values = {"attention_kernel": "flash", **floors, **values}
     return record(QUESTION, "test_train", params, values, SETTINGS, series, **context)
-
-
-# --- every claim, by planted effects
-
-
-def simple(effects, drop=(), n=4, noise=0.002, seed=0):
-    """Cells of one set of terms: losses 3 + effect of the arm, means exact, with an odd seed fewer in two arms."""
-    random, rows = np.random.default_rng(seed), []
-    for arm in (name for name in ALL if name not in drop):
-        count = n - (arm in ("gqa", "lora_medium") and n > 3)
-        off = random.normal(0, noise, count)
-        for i, value in enumerate(off - off.mean() * (count > 1)):
-            rows.append(cell(TERMS[2], 42 + i, arm, {
-                "loss_nats": 3 + effects.get(arm, 0) + value, "n_params": 10, "micro_activation_bytes": 100 + len(arm),
-                **dict.fromkeys(MEASURED, 1.0), "saved_activation_bytes": 1, "active_params": 1,
-                "attention_params": 20 if arm.startswith("lora") else 10, "kv_bytes_per_token": 64,
-            }))  # fmt: skip
-    return rows
-
-
-def losses_of(rows):
-    found = {}
-    for row in rows:
-        found.setdefault(row.params["variant"], []).append(row.values["loss_nats"])
-    return found
-
-
-LORA = ("lora_small", "lora_medium", "lora_large", "lora_xl")
-ROPE = ("rope_only", "rope_small", "rope_large")
-CASES = {  # claim: effects that make it supported, refuted, undecided; an arm that it needs
-    "C1": ({"rope_small": -0.1}, {"baseline": -0.1}, {}, "rope_only"),
-    "C2": ({"rope_large": -0.1}, {"rope_large": 0.1}, {}, "baseline"),
-    "C3": ({"mha_pi": -0.1}, {"mha_pi": 0.1}, {}, "mha_pi"),
-    "C4": ({"lora_xl": -0.002}, {"lora_xl": -0.1}, {"lora_xl": -0.005}, "lora_xl"),
-    "C5": ({"enhanced_medium": -0.1}, {"enhanced_xl": -0.1}, {}, "enhanced_large"),
-    "C6": ({"enhanced_medium": -0.1}, {"lora_medium": -0.1}, {}, "lora_medium"),
-    "C7": ({"enhanced_xl": 0.1}, {"enhanced_xl": -0.1}, {}, "enhanced_small"),
-    "C8": ({"lora_xl": 0.1}, {"baseline": 0.1}, {}, "bias_only"),
-    "C9": ({"bias_only": -0.1}, {"mla_plain": -0.1}, {}, "mla_plain"),
-    "C10": ({"lora_xl": 0.1}, {"rope_only": 0.1}, {}, "lora_large"),
-    "C13": ({"half_size": 0.2, "lora_xl": 0.1}, {"half_size": 0.05, "lora_xl": 0.2}, {"half_size": 0.0}, "half_size"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("id", CASES)
-def test_a_claim_is_supported_refuted_or_undecided_as_planted(id):
-    for word, effects in zip(("supported", "refuted", "undecided"), CASES[id], strict=False):
-        finding = findings_of(QUESTION, simple(effects))[id]
-        assert (str(finding.verdict), finding.rank) == (word, "primary" if id in ("C1", "C10", "C13") else "secondary")
-        if word == "undecided":
-            assert finding.more_blocks is None or finding.more_blocks >= 1
-
-
-@pytest.mark.parametrize("id", CASES)
-def test_a_claim_without_one_of_its_arms_is_not_tested_and_names_it(id):
-    found, arm = findings_of(QUESTION, simple(CASES[id][0], drop=(CASES[id][3],))), CASES[id][3]
-    assert found[id].verdict == "not tested" and found[id].why == f"no loss_nats of {arm}" and not found[id].parts
-    assert found["C6" if id != "C6" else "C9"].verdict in ("undecided", "supported")
-
-
-def test_counts_decide_the_claims_on_parameters_and_memory():
-    """Counts have no noise, so neither claim is ever undecided."""
-
-    def verdicts(drop=(), seeds=1, **of):
-        rows = simple({}, drop, n=seeds)
-        for row in rows:
-            row.values |= of.get(row.params["variant"], {})
-        return {id: str(f.verdict) for id, f in findings_of(QUESTION, rows).items()}, findings_of(QUESTION, rows)
-
-    lean = {"enhanced_small": {"micro_activation_bytes": 200, "n_params": 1}}  # 216 bytes; the others need 264 and more
-    found, findings = verdicts(**lean)
-    assert (found["C11"], found["C12"]) == ("supported", "supported")
-    assert [p.estimate.value for p in findings["C11"].parts] == [10] * 4
-    want = [100 + len(arm) + 160 - 216 for arm in ORIGINAL if arm != "enhanced_small"]
-    assert [p.estimate.value for p in findings["C12"].parts] == want and "counted" in findings["C12"].reason
-    more = {"enhanced_small": {"micro_activation_bytes": 100, "n_params": 11}}  # 276 against 265 of gqa's like
-    found, _ = verdicts(**more, lora_xl={"attention_params": 10})
-    assert (found["C11"], found["C12"]) == ("refuted", "refuted")  # as many are no more
-    found, findings = verdicts(drop=("enhanced_small", "lora_large"))
-    assert {found["C11"], found["C12"]} == {"not tested"}
-    assert findings["C11"].why == "no attention parameters of lora_large over the baseline in these records"
-    assert findings["C12"].why == "no bytes to train baseline over enhanced_small in these records"
-    del_base, findings = verdicts(drop=("baseline",))
-    assert del_base["C11"] == "not tested" and "lora_small over the baseline" in findings["C11"].why
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_fewer_than_three_seeds_test_nothing_that_has_noise(n):
-    found = findings_of(QUESTION, simple({"rope_small": -0.2}, n=n))
-    assert {f.verdict for id, f in found.items() if id not in ("C11", "C12")} == {"not tested"}
-    assert "3 seeds of every arm are needed, one has 2" in found["C1"].why or n == 1
-
-
-def test_two_of_the_13_arms_name_what_is_missing():
-    finding = findings_of(QUESTION, simple({}, drop=set(ALL) - {"rope_small", "gqa"}))["C1"]
-    rest = [arm for arm in ORIGINAL if arm != "rope_small"]
-    assert finding.verdict == "not tested" and finding.why == f"no loss_nats of {rest[0]}"
-
-
-def weights(plus, minus):
-    made = {}
-    for names, sign in ((plus, 1), (minus, -1)):
-        for name in names:
-            made[name] = made.get(name, 0) + sign / len(names)
-    return made
-
-
-def added(one, other):
-    made = {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
-    return {name: weight for name, weight in made.items() if weight}
-
-
-OTHERS = [arm for arm in ORIGINAL if arm != "rope_small"]
-ENHANCED = ("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl")
-PARTS = {  # claim: (weights of each quantity, its lower bound, error of the claim, whether Tukey's)
-    "C1": ([weights([a], ["rope_small"]) for a in OTHERS], 0, 0.05 / 3, True),
-    "C2": ([weights(["baseline"], ROPE)], 0, 0.05, False),
-    "C3": ([weights(["baseline"], ["mha_pi"])], 0, 0.05, False),
-    "C4": ([weights(["lora_xl"], ["lora_small"])], -0.005, 0.05, False),
-    "C5": ([weights([a], ["enhanced_medium"]) for a in ENHANCED if a != "enhanced_medium"], 0, 0.05, True),
-    "C6": ([weights(["lora_medium"], ["enhanced_medium"])], 0, 0.05, False),
-    "C7": ([weights(["enhanced_xl"], ENHANCED[:3])], 0, 0.05, False),
-    "C8": ([weights([a], ["baseline"]) for a in ORIGINAL[1:]], 0, 0.05, True),
-    "C9": ([weights(["mla_plain"], ["bias_only"])], 0, 0.05, False),
-    "C10": ([weights(LORA, ROPE)], 0, 0.05 / 3, False),
-    "C13": ([added(weights(["half_size"], ["baseline"]), weights([better], [worse]))
-             for worse in ORIGINAL for better in ORIGINAL if worse != better], 0, 0.05 / 3, False),
-}  # fmt: skip
-
-
-def check_claims(rows, findings):
-    """Every quantity of every claim by scipy: value, interval, number of seeds, verdict; the claim by its logic."""
-    losses = losses_of(rows)
-    competing = [arm for arm in losses if arm not in APART]
-    for id, (quantities, bound, error, tukey) in PARTS.items():
-        finding, confidence, bar = findings[id], 1 - error / len(quantities), None
-        if tukey:  # over the arms that compete, with the spread of all
-            confidence = 1 - error
-            degrees = sum(len(x) - 1 for x in losses.values())
-            bar = stats.studentized_range.ppf(confidence, len(competing), degrees) / math.sqrt(2)
-        assert finding.confidence == pytest.approx(confidence) and len(finding.parts) == len(quantities), id
-        words = []
-        for found, weighted in zip(finding.parts, quantities, strict=True):
-            value, low, high = contrast(losses, weighted, confidence, bar)
-            assert found.estimate[:3] == pytest.approx((value, low, high), abs=1e-10), (id, found.label)
-            assert found.estimate.n == min(len(losses[arm]) for arm in weighted) and found.low == bound, id
-            words.append(verdict(low, high, above=bound))
-            assert found.verdict == words[-1], (id, found.label)
-        every, some = ("refuted", "supported") if id != "C8" else ("supported", "refuted")
-        want = every if every in words else some if set(words) == {some} else "undecided"
-        assert finding.verdict == want, id
-
-
-@settings(max_examples=3, deadline=None, phases=[Phase.generate])  # a failure has nothing to shrink
-@given(st.integers(0, 2**32 - 1))
-def test_every_quantity_of_every_claim_is_found_again(seed):
-    random = np.random.default_rng(seed)
-    rows = simple(dict(zip(ALL, random.normal(0, 0.006, len(ALL)), strict=True)), noise=0.004, seed=seed)
-    check_claims(rows, findings_of(QUESTION, rows))
-
-
-def test_a_family_of_pairs_is_scipy_s_own_tukey_test():
-    """Without the arms that stand apart, the comparisons of C1 and their p are those of scipy.stats.tukey_hsd."""
-    rows = [
-        row for row in made_up(2) if row.params["variant"] in COMPETING and tuple(row.params.values())[:2] == TERMS[2]
-    ]
-    rows.sort(key=lambda row: COMPETING.index(row.params["variant"]))
-    losses = losses_of(rows)
-    arms = list(losses)
-    test = stats.tukey_hsd(*losses.values())
-    interval, at = test.confidence_interval(1 - 0.05 / 3), arms.index("rope_small")
-    for found, arm in zip(findings_of(QUESTION, rows)["C1"].parts, OTHERS, strict=True):
-        ends = (interval.low[arms.index(arm), at], interval.high[arms.index(arm), at])
-        assert (found.estimate.low, found.estimate.high) == pytest.approx(ends)
-    table = reported(QUESTION, rows).tables["against_baseline_finished.csv"].set_index("arm")
-    for arm in arms[1:]:
-        assert table.loc[arm, "p_tukey"] == pytest.approx(test.pvalue[arms.index(arm), 0], abs=1e-9)
 
 
 # --- a whole report
@@ -620,6 +444,192 @@ def test_the_original_s_report_ranks_and_repeats_every_verdict(whole):
     assert f"Not beaten in both parameters and loss: {', '.join(front)}." in text
 
 
+# --- every claim, by planted effects
+
+
+CLAIMED = (*ORIGINAL, "mla_plain", "mha_pi", "gqa", *APART)  # what claims are about, and an arm besides
+
+
+def simple(effects, drop=(), n=4, noise=0.002, seed=0):
+    """Cells of one set of terms: losses 3 + effect of the arm, means exact, with an odd seed fewer in two arms."""
+    random, rows = np.random.default_rng(seed), []
+    for arm in (name for name in CLAIMED if name not in drop):
+        count = n - (arm in ("gqa", "lora_medium") and n > 3)
+        off = random.normal(0, noise, count)
+        for i, value in enumerate(off - off.mean() * (count > 1)):
+            rows.append(cell(TERMS[2], 42 + i, arm, {
+                "loss_nats": 3 + effects.get(arm, 0) + value, "n_params": 10, "micro_activation_bytes": 100 + len(arm),
+                **dict.fromkeys(MEASURED, 1.0), "saved_activation_bytes": 1, "active_params": 1,
+                "attention_params": 20 if arm.startswith("lora") else 10, "kv_bytes_per_token": 64,
+            }))  # fmt: skip
+    return rows
+
+
+def losses_of(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row.params["variant"], []).append(row.values["loss_nats"])
+    return found
+
+
+LORA = ("lora_small", "lora_medium", "lora_large", "lora_xl")
+ROPE = ("rope_only", "rope_small", "rope_large")
+CASES = {  # claim: effects that make it supported, refuted, undecided; an arm that it needs
+    "C1": ({"rope_small": -0.1}, {"baseline": -0.1}, {}, "rope_only"),
+    "C2": ({"rope_large": -0.1}, {"rope_large": 0.1}, {}, "baseline"),
+    "C3": ({"mha_pi": -0.1}, {"mha_pi": 0.1}, {}, "mha_pi"),
+    "C4": ({"lora_xl": -0.002}, {"lora_xl": -0.1}, {"lora_xl": -0.005}, "lora_xl"),
+    "C5": ({"enhanced_medium": -0.1}, {"enhanced_xl": -0.1}, {}, "enhanced_large"),
+    "C6": ({"enhanced_medium": -0.1}, {"lora_medium": -0.1}, {}, "lora_medium"),
+    "C7": ({"enhanced_xl": 0.1}, {"enhanced_xl": -0.1}, {}, "enhanced_small"),
+    "C8": ({"lora_xl": 0.1}, {"baseline": 0.1}, {}, "bias_only"),
+    "C9": ({"bias_only": -0.1}, {"mla_plain": -0.1}, {}, "mla_plain"),
+    "C10": ({"lora_xl": 0.1}, {"rope_only": 0.1}, {}, "lora_large"),
+    "C13": ({"half_size": 0.2, "lora_xl": 0.1}, {"half_size": 0.05, "lora_xl": 0.2}, {"half_size": 0.0}, "half_size"),
+}  # fmt: skip
+
+
+@functools.cache
+def findings_for(*effects):
+    """Of planted (arm, effect) alone; all claims at once."""
+    return findings_of(QUESTION, simple(dict(effects)))
+
+
+@pytest.mark.parametrize("id", CASES)
+def test_a_claim_is_supported_refuted_or_undecided_as_planted(id):
+    for word, effects in zip(("supported", "refuted", "undecided"), CASES[id], strict=False):
+        finding = findings_for(*effects.items())[id]
+        assert (str(finding.verdict), finding.rank) == (word, "primary" if id in ("C1", "C10", "C13") else "secondary")
+        if word == "undecided":
+            assert finding.more_blocks is None or finding.more_blocks >= 1
+
+
+@pytest.mark.parametrize("id", CASES)
+def test_a_claim_without_one_of_its_arms_is_not_tested_and_names_it(id):
+    found, arm = findings_of(QUESTION, simple(CASES[id][0], drop=(CASES[id][3],))), CASES[id][3]
+    assert found[id].verdict == "not tested" and found[id].why == f"no loss_nats of {arm}" and not found[id].parts
+    assert found["C6" if id != "C6" else "C9"].verdict in ("undecided", "supported")
+
+
+def test_counts_decide_the_claims_on_parameters_and_memory():
+    """Counts have no noise, so neither claim is ever undecided."""
+
+    def verdicts(drop=(), seeds=1, **of):
+        rows = simple({}, drop, n=seeds)
+        for row in rows:
+            row.values |= of.get(row.params["variant"], {})
+        return {id: str(f.verdict) for id, f in findings_of(QUESTION, rows).items()}, findings_of(QUESTION, rows)
+
+    lean = {"enhanced_small": {"micro_activation_bytes": 200, "n_params": 1}}  # 216 bytes; the others need 264 and more
+    found, findings = verdicts(**lean)
+    assert (found["C11"], found["C12"]) == ("supported", "supported")
+    assert [p.estimate.value for p in findings["C11"].parts] == [10] * 4
+    want = [100 + len(arm) + 160 - 216 for arm in ORIGINAL if arm != "enhanced_small"]
+    assert [p.estimate.value for p in findings["C12"].parts] == want and "counted" in findings["C12"].reason
+    more = {"enhanced_small": {"micro_activation_bytes": 100, "n_params": 11}}  # 276 against 265 of gqa's like
+    found, _ = verdicts(**more, lora_xl={"attention_params": 10})
+    assert (found["C11"], found["C12"]) == ("refuted", "refuted")  # as many are no more
+    found, findings = verdicts(drop=("enhanced_small", "lora_large"))
+    assert {found["C11"], found["C12"]} == {"not tested"}
+    assert findings["C11"].why == "no attention parameters of lora_large over the baseline in these records"
+    assert findings["C12"].why == "no bytes to train baseline over enhanced_small in these records"
+    del_base, findings = verdicts(drop=("baseline",))
+    assert del_base["C11"] == "not tested" and "lora_small over the baseline" in findings["C11"].why
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_fewer_than_three_seeds_test_nothing_that_has_noise(n):
+    found = findings_of(QUESTION, simple({"rope_small": -0.2}, n=n))
+    assert {f.verdict for id, f in found.items() if id not in ("C11", "C12")} == {"not tested"}
+    assert "3 seeds of every arm are needed, one has 2" in found["C1"].why or n == 1
+
+
+def test_two_of_the_13_arms_name_what_is_missing():
+    finding = findings_of(QUESTION, simple({}, drop=set(CLAIMED) - {"rope_small", "gqa"}))["C1"]
+    rest = [arm for arm in ORIGINAL if arm != "rope_small"]
+    assert finding.verdict == "not tested" and finding.why == f"no loss_nats of {rest[0]}"
+
+
+def weights(plus, minus):
+    made = {}
+    for names, sign in ((plus, 1), (minus, -1)):
+        for name in names:
+            made[name] = made.get(name, 0) + sign / len(names)
+    return made
+
+
+def added(one, other):
+    made = {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+    return {name: weight for name, weight in made.items() if weight}
+
+
+OTHERS = [arm for arm in ORIGINAL if arm != "rope_small"]
+ENHANCED = ("enhanced_small", "enhanced_medium", "enhanced_large", "enhanced_xl")
+PARTS = {  # claim: (weights of each quantity, its lower bound, error of the claim, whether Tukey's)
+    "C1": ([weights([a], ["rope_small"]) for a in OTHERS], 0, 0.05 / 3, True),
+    "C2": ([weights(["baseline"], ROPE)], 0, 0.05, False),
+    "C3": ([weights(["baseline"], ["mha_pi"])], 0, 0.05, False),
+    "C4": ([weights(["lora_xl"], ["lora_small"])], -0.005, 0.05, False),
+    "C5": ([weights([a], ["enhanced_medium"]) for a in ENHANCED if a != "enhanced_medium"], 0, 0.05, True),
+    "C6": ([weights(["lora_medium"], ["enhanced_medium"])], 0, 0.05, False),
+    "C7": ([weights(["enhanced_xl"], ENHANCED[:3])], 0, 0.05, False),
+    "C8": ([weights([a], ["baseline"]) for a in ORIGINAL[1:]], 0, 0.05, True),
+    "C9": ([weights(["mla_plain"], ["bias_only"])], 0, 0.05, False),
+    "C10": ([weights(LORA, ROPE)], 0, 0.05 / 3, False),
+    "C13": ([added(weights(["half_size"], ["baseline"]), weights([better], [worse]))
+             for worse in ORIGINAL for better in ORIGINAL if worse != better], 0, 0.05 / 3, False),
+}  # fmt: skip
+
+
+def check_claims(rows, findings):
+    """Every quantity of every claim by scipy: value, interval, number of seeds, verdict; the claim by its logic."""
+    losses = losses_of(rows)
+    competing = [arm for arm in losses if arm not in APART]
+    for id, (quantities, bound, error, tukey) in PARTS.items():
+        finding, confidence, bar = findings[id], 1 - error / len(quantities), None
+        if tukey:  # over the arms that compete, with the spread of all
+            confidence = 1 - error
+            degrees = sum(len(x) - 1 for x in losses.values())
+            bar = stats.studentized_range.ppf(confidence, len(competing), degrees) / math.sqrt(2)
+        assert finding.confidence == pytest.approx(confidence) and len(finding.parts) == len(quantities), id
+        words = []
+        for found, weighted in zip(finding.parts, quantities, strict=True):
+            value, low, high = contrast(losses, weighted, confidence, bar)
+            assert found.estimate[:3] == pytest.approx((value, low, high), abs=1e-10), (id, found.label)
+            assert found.estimate.n == min(len(losses[arm]) for arm in weighted) and found.low == bound, id
+            words.append(verdict(low, high, above=bound))
+            assert found.verdict == words[-1], (id, found.label)
+        every, some = ("refuted", "supported") if id != "C8" else ("supported", "refuted")
+        want = every if every in words else some if set(words) == {some} else "undecided"
+        assert finding.verdict == want, id
+
+
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])  # a failure has nothing to shrink
+@given(st.integers(0, 2**32 - 1))
+def test_every_quantity_of_every_claim_is_found_again(seed):
+    random = np.random.default_rng(seed)
+    rows = simple(dict(zip(CLAIMED, random.normal(0, 0.006, len(CLAIMED)), strict=True)), noise=0.004, seed=seed)
+    check_claims(rows, findings_of(QUESTION, rows))
+
+
+def test_a_family_of_pairs_is_scipy_s_own_tukey_test():
+    """Without the arms that stand apart, the comparisons of C1 and their p are those of scipy.stats.tukey_hsd."""
+    rows = [
+        row for row in made_up(2) if row.params["variant"] in COMPETING and tuple(row.params.values())[:2] == TERMS[2]
+    ]
+    rows.sort(key=lambda row: COMPETING.index(row.params["variant"]))
+    losses = losses_of(rows)
+    arms = list(losses)
+    test = stats.tukey_hsd(*losses.values())
+    interval, at = test.confidence_interval(1 - 0.05 / 3), arms.index("rope_small")
+    for found, arm in zip(findings_of(QUESTION, rows)["C1"].parts, OTHERS, strict=True):
+        ends = (interval.low[arms.index(arm), at], interval.high[arms.index(arm), at])
+        assert (found.estimate.low, found.estimate.high) == pytest.approx(ends)
+    table = reported(QUESTION, rows).tables["against_baseline_finished.csv"].set_index("arm")
+    for arm in arms[1:]:
+        assert table.loc[arm, "p_tukey"] == pytest.approx(test.pvalue[arms.index(arm), 0], abs=1e-9)
+
+
 # --- arms that the study does not know, and few of those that it knows
 
 
@@ -656,9 +666,9 @@ def test_an_arm_that_the_study_does_not_know_stands_in_every_table_and_figure(un
 
 def test_a_claim_is_judged_with_unknown_arms_among_those_that_compete():
     rows = simple({"rope_small": -0.008})
-    nope = [row for row in rows if row.params["variant"] == "nope"]
-    losses = [row.values | {"loss_nats": row.values["loss_nats"] + 0.1} for row in nope]
-    more = [cell(TERMS[2], row.params["seed"], "an_added_arm", some) for row, some in zip(nope, losses, strict=True)]
+    gqa = [row for row in rows if row.params["variant"] == "gqa"]
+    losses = [row.values | {"loss_nats": row.values["loss_nats"] + 0.1} for row in gqa]
+    more = [cell(TERMS[2], row.params["seed"], "an_added_arm", some) for row, some in zip(gqa, losses, strict=True)]
     check_claims([*rows, *more], findings_of(QUESTION, [*rows, *more]))
 
 
