@@ -67,7 +67,7 @@ def made_up(rng=0, seeds=4):
         costs[arm]["kv_bytes_per_token"] = costs["mla_plain"]["kv_bytes_per_token"]
     for terms in TERMS:
         effect = dict(zip(ALL, random.permutation(len(ALL)) / 100, strict=True)) | {"again": 0.0, "mla_plain": 0.0}
-        effect |= {"gqa": effect["baseline"] + 0.0028, "mqa": effect["baseline"] + 0.001}
+        effect |= {"gqa": effect["baseline"] + 0.0028, "mqa": effect["baseline"] + 0.001, "half_size": -0.05}
         lowest = min(effect, key=lambda arm: effect[arm] + (arm in APART))
         effect["lora_xl"] = effect[lowest] + 0.004  # near enough to tie with the best
         for seed in range(42, 42 + seeds):
