@@ -1,4 +1,4 @@
-"""What the tests of the language-model question share: its modules, a text whose parts are told apart, a fake cell."""
+"""What the tests of the language-model question share: its modules, a text whose parts differ, a fake cell."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from mlexp.eqprop.chars import Text
 
 from .stand_ins import OneCell, load
 
-CORPUS = "a folder of mine"
+CORPUS = "a folder"
 RANGES = {"train": (1, 40), "validation": (41, 60), "test": (61, 90)}  # no part has a character of another
 
 

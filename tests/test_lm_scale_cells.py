@@ -41,7 +41,7 @@ def bench(monkeypatch):
 
 def settings(bench, **changes):
     some = {"sequence_chars": 900, "updates": STEPS, "validation": 300, "test": 400, "evaluate_every": 3, "checks": 3}
-    return replace(bench.SETTINGS["smoke"], **some, **changes)
+    return replace(bench.STUDY.settings["smoke"], **some, **changes)
 
 
 def log_of(row):
@@ -64,9 +64,9 @@ class FakeTraining:
     def __init__(self, cell):
         self.cell, self.calls = cell, []
 
-    def __call__(self, row, model, batches, windows, steps, **told):
+    def __call__(self, row, model, batches, windows, steps, **named):
         start = {name: p.clone() for name, p in model.state_dict().items()}
-        self.calls.append((self.cell.timing, row, start, batches, windows, steps, told, torch.get_rng_state()))
+        self.calls.append((self.cell.timing, row, start, batches, windows, steps, named, torch.get_rng_state()))
         torch.rand(3)
         with torch.no_grad():
             for p in model.parameters():
@@ -94,15 +94,17 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     cell = FakeCell(s)
     training = FakeTraining(cell)
     monkeypatch.setattr(train_module, "train", training)
-    monkeypatch.setattr(chars, "floors", told_floors)
+    monkeypatch.setattr(chars, "floors", made_floors)
     getattr(bench, function)(cell, value, SEED, name)
     tuned_as = "full" if name == "full_kappa0" else name.removesuffix("_twin")
     lr = bench.TUNED["smoke"]["learners"][tuned_as]["lr"]
     some, size = chars.excerpt(text.train, n_chars, SEED), replace(s, length=length)
     check_calls(training, cell, row, size, some, lr, length)
     model, log = training.model, log_of(row)
-    test, train = (evaluate(model, chars.scored(part, length, s.least))[0] for part in (text.test[:400], some[:300]))
-    floors = told_floors(some, text.test[:400], s.least)
+    test, train = (
+        evaluate(model, chars.scored(part, length, s.min_context))[0] for part in (text.test[:400], some[:300])
+    )
+    floors = made_floors(some, text.test[:400], s.min_context)
     want = {
         "loss_nats": test,
         "perplexity": math.exp(test),
@@ -144,16 +146,16 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     }  # fmt: skip
 
 
-def told_floors(train, held, least=1):
-    """Numbers that tell what the floors were asked of: of these parts the real ones hardly differ."""
+def made_floors(train, scored, least=1):
+    """Numbers that differ by what the floors are of: of these parts the real ones hardly differ."""
     return {
         "unigram": float(train.float().mean()) / 50,
-        "bigram": float(held.float().mean()) / 50 + least / 8 + len(held) / 1000,
+        "bigram": float(scored.float().mean()) / 50 + least / 8 + len(scored) / 1000,
     }
 
 
 def test_updates_are_those_made_where_the_settings_name_epochs(bench, monkeypatch):
-    cell = FakeCell(replace(settings(bench), updates=None, epochs=1, least_batches=STEPS))
+    cell = FakeCell(replace(settings(bench), updates=None, epochs=1, min_batches=STEPS))
     monkeypatch.setattr(train_module, "train", FakeTraining(cell))
     bench.test_data_size(cell, "n300", SEED, "backprop")
     assert cell.values["updates"] == STEPS and cell.values["n_tokens"] == STEPS * 4 * 16
@@ -165,16 +167,16 @@ def check_calls(training, cell, row, size, some, lr, length):
     assert cell.timed == [(1, False)]
     fresh = network(row, size, cell.seed, TUNED["dropout"]).state_dict()
     states = []
-    for _, mine, start, batches, windows, _, told, state in training.calls:
-        assert mine is row and all(torch.equal(start[key], fresh[key]) for key in fresh)
-        told = {name: value for name, value in told.items() if name != "progress"}
-        assert told == {"lr": lr, "weight_decay": 0.07, "checks": 3, "evaluate_every": 3}
+    for _, own, start, batches, windows, _, named, state in training.calls:
+        assert own is row and all(torch.equal(start[key], fresh[key]) for key in fresh)
+        named = {name: value for name, value in named.items() if name != "progress"}
+        assert named == {"lr": lr, "weight_decay": 0.07, "checks": 3, "evaluate_every": 3}
         want = chars.batches(some, 4, length, cell.seed)
         for step in range(5):
             assert all(torch.equal(a, b) for a, b in zip(batches(step), want(step), strict=True))
             assert part_of(*batches(step)) == "train"
-        held = chars.scored(marked_text().validation[:300], length, 4)
-        assert all(torch.equal(a, b) for a, b in zip(windows, held, strict=True))
+        scored = chars.scored(marked_text().validation[:300], length, 4)
+        assert all(torch.equal(a, b) for a, b in zip(windows, scored, strict=True))
         assert part_of(*windows[:2]) == "validation"
         states.append(state)
     assert torch.equal(*states)
@@ -214,10 +216,10 @@ def test_the_judged_texts_are_the_test_text_and_what_was_trained_on(bench, monke
         bench.test_data_size(cell, "n500", SEED, name)
         assert seen == [(False, "validation"), (True, "validation"), (True, "validation"), (False, "test"),
                         (False, "train")]  # fmt: skip
-        held = cell.arrays["held_out"]
+        losses = cell.arrays["held_out"]
         assert cell.arrays["held_out_steps"] == [3, 6] and len(cell.arrays["losses"]) == STEPS
-        assert cell.values["validation_perplexity"] == pytest.approx(math.exp(min(held)))
-        assert cell.values["last_validation_perplexity"] == pytest.approx(math.exp(held[-1]))
+        assert cell.values["validation_perplexity"] == pytest.approx(math.exp(min(losses)))
+        assert cell.values["last_validation_perplexity"] == pytest.approx(math.exp(losses[-1]))
         assert len(cell.arrays["gradient_cosine"]) == (3 if name == "full" else 0)
 
 
@@ -272,7 +274,7 @@ def test_controls_run_where_the_settings_say(bench):
 
 
 def test_updates_and_planned_cells_are_the_settings(bench):
-    s = replace(settings(bench), updates=None, epochs=3, least_batches=10)
+    s = replace(settings(bench), updates=None, epochs=3, min_batches=10)
     assert s.steps(6400, 16) == 3 * 6400 // (4 * 16) and s.steps(64, 16) == 30 and s.steps(6463, 16) == 300
     assert replace(s, updates=5).steps(6400, 16) == 5
     s = replace(s, seeds=(1, 2, 3), controls=("full", "full_twin"), control_sizes=("n1000",), learners=("full",))
@@ -298,7 +300,7 @@ class Spies:
 
 
 @pytest.mark.parametrize("sweep", ["s1", "s3"])
-@pytest.mark.parametrize("stepper", module("bench_lm_scale_study").STEPPERS)
+@pytest.mark.parametrize("stepper", module("bench_lm_scale_study").declared.STEPPERS)
 def test_a_step_sweeps_as_often_as_it_says(bench, monkeypatch, stepper, sweep):
     name, count, spies = stepper.removesuffix("_unrolled"), int(sweep[1:]), Spies(monkeypatch)
     s, row = settings(bench, rounds=4), LEARNERS[name]
@@ -319,9 +321,9 @@ def test_a_step_sweeps_as_often_as_it_says(bench, monkeypatch, stepper, sweep):
         want, calls = saved_bytes(lambda: contrast(model, x, y, rule)), spies.contrasts
         assert {call[3] for call in calls} == {rule} and not spies.unrolls
         limit = step_limit(1 if name == "full_kappa0" else count, count, row.nudge)
-    for mine, *batch, _ in calls:
+    for own, *batch, _ in calls:
         assert torch.equal(batch[0], x) and torch.equal(batch[1], y)
-        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), model.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(own.parameters(), model.parameters(), strict=True))
     n_params = sum(p.numel() for p in model.parameters())
     assert cell.values == {"n_params": n_params, "saved_bytes": want, "step_limit": limit}
 
@@ -355,20 +357,20 @@ def test_a_gradient_cell_records_the_alignment_and_phases_of_its_rule(bench, mon
 
 def test_gradients_are_looked_at_after_exact_updates_and_on_a_batch_not_seen(bench, monkeypatch):
     s, calls = settings(bench, state_updates=3), []
-    monkeypatch.setattr(train_module, "train", lambda *args, **told: calls.append((args, told)))
+    monkeypatch.setattr(train_module, "train", lambda *args, **named: calls.append((args, named)))
     cell = FakeCell(s)
     model, (x, y) = bench.moved(cell, "full")
-    (((row, trained, batches, windows, steps), told),) = calls
+    (((row, trained, batches, windows, steps), named),) = calls
     assert trained is model and row == replace(LEARNERS["full"], rule="exact")
-    assert steps == 3 and told == {"evaluate_every": 3}
+    assert steps == 3 and named == {"evaluate_every": 3}
     assert part_of(*windows[:2]) == "validation" and part_of(x, y) == "train" and len(windows[0]) > 1
     want = chars.batches(chars.excerpt(marked_text().train, 900, 0), 4, 16, 0)
     assert all(torch.equal(batches(k)[0], want(k)[0]) for k in range(3)) and torch.equal(x, want(3)[0])
     assert not any(torch.equal(x, batches(k)[0]) for k in range(3))
 
 
-def test_a_moved_network_is_kept_for_the_cells_that_share_all_it_depends_on(bench, monkeypatch):
-    monkeypatch.setattr(train_module, "train", lambda *args, **told: None)
+def test_a_moved_network_serves_the_cells_that_share_all_it_depends_on(bench, monkeypatch):
+    monkeypatch.setattr(train_module, "train", lambda *args, **named: None)
     monkeypatch.setattr(bench, "text", lambda corpus: marked_text())
     s = settings(bench)
     first = bench.moved(FakeCell(s), "full")
@@ -381,8 +383,8 @@ def test_a_moved_network_is_kept_for_the_cells_that_share_all_it_depends_on(benc
         (other, "full"),
     ):
         assert bench.moved(FakeCell(s), "full") is bench.moved(FakeCell(s), "full")
-        kept = bench.moved(FakeCell(s), "full")
-        assert bench.moved(cell, name) is not kept, name
+        before = bench.moved(FakeCell(s), "full")
+        assert bench.moved(cell, name) is not before, name
 
 
 def test_the_tuned_file_has_what_the_cells_take_from_it():

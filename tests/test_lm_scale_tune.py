@@ -29,25 +29,25 @@ def tune(monkeypatch):
 
 @pytest.mark.parametrize("name", ["backprop", "full"])
 def test_a_point_is_trained_on_its_seed_s_text_and_judged_on_validation(tune, monkeypatch, name):
-    s, calls = tune.SETTINGS["smoke"], []
+    s, calls = tune.STUDY.settings["smoke"], []
 
-    def train(*args, **told):
-        calls.append((args, told))
+    def train(*args, **named):
+        calls.append((args, named))
         log = Log(gradient_cosine=[0.999, 0.97, 0.98] if name == "full" else [])
         return Fit([9.0, 8.0], {2: 3.0, 4: 1.5, 6: 2.0}, 4), log
 
     monkeypatch.setattr(tune, "train", train)
     assert tune.judge(s, name, (0.2, 0.5, 0.3), 4, OPTIONS) == (1.5, 0.97 if name == "full" else 1.0)
-    (((row, model, batches, windows, steps), told),) = calls
+    (((row, model, batches, windows, steps), named),) = calls
     assert row == LEARNERS[name] and steps == s.steps(500, s.length)
-    assert told == {"lr": 0.2, "weight_decay": 0.3, "evaluate_every": s.evaluate_every}
+    assert named == {"lr": 0.2, "weight_decay": 0.3, "evaluate_every": s.evaluate_every}
     fresh = network(row, s, 4, 0.5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
     assert getattr(model, "drop", 0.5) == 0.5
     want = chars.batches(chars.excerpt(marked_text().train, 500, 4), s.batch, s.length, 4)
     assert all(torch.equal(batches(k)[0], want(k)[0]) for k in range(3)) and part_of(*batches(0)) == "train"
-    held = chars.scored(marked_text().validation[: s.validation], s.length, s.least)
-    assert all(torch.equal(a, b) for a, b in zip(windows, held, strict=True))
+    scored = chars.scored(marked_text().validation[: s.validation], s.length, s.min_context)
+    assert all(torch.equal(a, b) for a, b in zip(windows, scored, strict=True))
     assert part_of(*windows[:2]) == "validation"
 
 
@@ -104,8 +104,8 @@ def test_what_is_found_is_written_at_its_scale_beside_the_rest(tune, monkeypatch
 
     found = run("--scale", "full", "--learners", "full", "--rates", "0.5", "0.25", "0.75", "--seeds", "8", "9")
     assert found["quick"] == {"tuned": False, "learners": {}} and not found["full"]["tuned"]
-    mine = found["full"]["learners"].pop("full")
-    assert (mine["lr"], mine["seeds"], mine["n_chars"], mine["updates"]) == (0.25, [8, 9], 10_000, 300)
+    row = found["full"]["learners"].pop("full")
+    assert (row["lr"], row["seeds"], row["n_chars"], row["updates"]) == (0.25, [8, 9], 10_000, 300)
     assert found["full"]["learners"] == {name: row for name, row in rest.items() if name != "full"}
     found = run("--scale", "full", "--learners", "backprop_matched", "--n-chars", "50000")
     assert found["full"]["tuned"] and found["full"]["learners"]["backprop_matched"]["updates"] == 720

@@ -40,7 +40,7 @@ def estimates(records) -> dict[str, Callable | str]:
             found[f"bytes stored by {name}, most sweeps over fewest"] = lambda confidence, grows=grows: counted(grows)
         if (row := nearest(rows, records, name)) is not None:
             found[f"step of {name} over its limit"] = timing(row.over, row.spread, row.rounds)
-    plain = timed[(timed["stepper"] == "full_kappa0") & (timed["sweeps"] == 2) & (timed["rounds"] >= MIN_ROUNDS)]
+    plain = timed[(timed["stepper"] == "full_kappa0") & (timed["sweeps"] == 2) & timed["spread_backprop"].notna()]
     for row in plain.itertuples():  # two nudged sweeps: what it makes in training
         found["step of full_kappa0 over backprop's"] = timing(row.over_backprop, row.spread_backprop, row.rounds)
     return found
@@ -53,7 +53,7 @@ def timing(value, spread, rounds) -> Callable:
 def nearest(rows, records, name):
     """The step at the sweeps nearest to those that training makes, the worst where nothing was trained; None where none
     was timed often enough."""
-    rows = rows[rows["over"].notna() & (rows["rounds"] >= MIN_ROUNDS)]
+    rows = rows[rows["spread"].notna()]
     if rows.empty:
         return None
     made = records.loc[records["learner"] == name, "nudged_sweeps"].astype(float).mean()

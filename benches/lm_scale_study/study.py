@@ -228,7 +228,9 @@ def derive(records):
     if "control" in records:
         learner = records["learner"] if "learner" in records else pd.Series(np.nan, records.index)
         records = records.assign(learner=learner.fillna(records["control"])).drop(columns="control")
-    for name in ("learner", "gradient_cosine", "free_sweeps", "nudged_sweeps", "last_validation_perplexity"):
+    of_settling = ("gradient_cosine", "inner_cosine", "free_sweeps", "nudged_sweeps", "free_residual",
+                   "nudged_residual", "unconverged_fraction")  # fmt: skip
+    for name in ("learner", "last_validation_perplexity", *of_settling):
         if name not in records:  # no column where all the cells are backprop's, or none was trained
             records[name] = np.nan
     records["last_nats"] = np.log(records["last_validation_perplexity"].astype(float))

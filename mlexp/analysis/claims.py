@@ -53,8 +53,8 @@ def _tested(id: str, claim: Claim, data: Data, alpha: float, stand_in: str) -> F
         meant = ", ".join(f"{name} {value}" for name, value in claim.settings.items())
         raise Missing(f"the claim is about {meant}; here {', '.join(f'{n} is {v}' for n, v in other.items())}")
     wanted = list(dict.fromkeys(_quantities(claim.statement, data)))
-    confidence = 1 - alpha / len(wanted)
     bar = _tukey(wanted, data, 1 - alpha)
+    confidence = 1 - alpha / (len(wanted) if bar is None else 1)  # Tukey's intervals hold together
     estimates = {quantity: _estimate(quantity, data, confidence, bar) for quantity in wanted}
     verdict, parts = _judged(claim.statement, data, estimates)
     finding = Finding(id, claim, verdict, confidence, tuple(parts), unit=unit_of(data.study), units=_units(parts, data))
