@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from mlexp.analysis.contrasts import estimate, leaves, noise_floor, paired_estimate, values
 from mlexp.analysis.data import Missing, number, ordered
+from mlexp.analysis.tables import quantity_table
 from mlexp.study import At, Contrast, FromMean, Levels, Mean, Slope, Steps, arm, mean, ratio
 from tests.study.made import SIZES, data, records, study
 
@@ -63,6 +64,18 @@ def test_the_slope_of_differences_is_theirs_on_the_number_in_the_level_s_name():
     (found,) = all_values(Slope(arm("new")), df)
     want = [scipy_stats.linregress(np.log([100, 1000, 20000]), block).slope for block in y[:, 1].T]
     assert found == pytest.approx(want)
+
+
+def test_every_quantity_of_a_table_is_named_by_its_level_or_step():
+    df, y = draw(6)
+    rows = {quantity: quantity_table(data(df), quantity(arm("new"))) for quantity in (At, Steps, FromMean, Mean)}
+    assert list(rows[At]["label"]) == list(SIZES)
+    assert list(rows[Steps]["label"]) == ["from tiny to small", "from small to medium", "from medium to large"]
+    assert list(rows[FromMean]["label"]) == list(SIZES) and list(rows[Mean]["label"]) == [""]
+    want = [scipy_stats.ttest_1samp(step, 0).confidence_interval() for step in np.diff(y[:, 1], axis=0)]
+    assert rows[Steps][["low", "high"]].to_numpy() == pytest.approx(np.array([tuple(each) for each in want]))
+    assert list(rows[Steps]["value"]) == pytest.approx(list(np.diff(y[:, 1].mean(axis=1))))
+    assert quantity_table(data(df), At(arm("gone"))).empty
 
 
 def test_levels_are_chosen_by_number_with_the_low_end_in_and_the_high_end_out():
