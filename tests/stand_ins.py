@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from mlexp import study
 from mlexp.flops import count_flops
 from mlexp.record import metrics_of, validate
 
@@ -36,7 +37,7 @@ class OneCell:
 
     def __init__(self, bench, settings, seed, dtype="float32", device="cpu", options=OPTIONS):
         self.settings, self.seed, self.dtype, self.device, self.options = settings, seed, dtype, device, options
-        self.values, self.arrays, self.timed, self._table = {}, {}, [], metrics_of(bench.METRICS)
+        self.values, self.arrays, self.timed, self._table = {}, {}, [], metrics_of(study.of(bench).metrics)
         self.timing = False  # whether `time` runs now
 
     def time(self, run, rounds=1, warmup=True, **_):
