@@ -273,6 +273,51 @@ def test_a_trend_is_that_of_the_speedup_of_time_and_of_tokens(curve, verdict):
     assert str(found(df, weights="random")["H1"].verdict) == verdict  # what it costs is no matter of the text
 
 
+@pytest.mark.parametrize(
+    ("verdict", "place", "gain"), [("supported", 0.5, 2), ("refuted", 1.5, 0.5), ("undecided", 0, 1)]
+)
+def test_every_band_and_every_comparison_can_be_true_false_and_open(verdict, place, gain):
+    """place: where in its band a speed-up lies; gain: over the arms that share the prompt, with samples as good."""
+    level = {model: low + place * (high - low) for model, (low, high) in BANDS.items()} | {"gpt2_nano": 9}
+
+    def times(model, decoder, i):
+        slower = {"sequential": level[model], "dedup": gain, "shared_prefill": gain}.get(decoder, 1.0)
+        return slower * math.exp(0.01 * (i - 2) * (decoder != "eab_particles"))
+
+    df = records(SIZES, 5, times, arms=(*PAIR, *SHARED), worst_effective_samples=20.0)
+    out = {id: str(row.verdict) for id, row in found(df).items() if id.startswith(("H2", "H3"))}
+    assert len(out) == 14 and set(out.values()) == {verdict}, out
+
+
+@pytest.mark.parametrize("lost", ["sequential", "eab_particles", "dedup", "shared_prefill"])
+def test_a_claim_without_its_arms_is_not_tested(lost):
+    verdicts = found(records(SIZES, 5, arms=(*PAIR, *SHARED)).query(f"decoder != '{lost}'"))
+    for id, row in verdicts.items():
+        needs = SHARED if id.startswith("H3") else ("sequential",)
+        needed = lost == "eab_particles" or (lost in needs and (not id.startswith("H3") or id.endswith(lost)))
+        assert (row.verdict == "not tested") == needed, id
+        assert not needed or f" of {lost} at gpt2_" in row.reason
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "not (model == 'gpt2_xl' and decoder == 'eab_particles')",
+        "prompt == 'p00' or decoder != 'eab_paper'",
+        "decoder != 'sequential'",
+        "model == 'gpt2_nano' and prompt == 'p00'",
+    ],
+)
+def test_an_unbalanced_file_has_its_whole_report(keep, whole):
+    part = whole[0].query(keep).reset_index(drop=True)
+    out = filled("decoding_speedup", part, series)
+    assert set(out.tables) == set(whole[1].tables) and set(out.figures) == set(whole[1].figures)
+    assert set(out.findings) == set(whole[1].findings) and out.answer
+    table = out.tables["quality.csv"].set_index(["model", "decoder"])["unique_samples"]
+    for model, decoder in part[["model", "decoder"]].drop_duplicates().itertuples(index=False):
+        assert table[model, decoder] == pytest.approx(column(part, model, decoder, "unique_samples").mean())
+
+
 def test_a_trend_over_fewer_sizes_is_not_tested():
     for lost in BANDS:
         for id in ("H1", "H1b"):
