@@ -181,6 +181,7 @@ def test_primary_claims_share_five_percent_and_parts_share_the_claim_s():
     found = evaluate(data(df, study(claims=claims)), "", {})
     assert [f.confidence for f in found.values()] == pytest.approx([1 - 0.05 / 3] * 3 + [0.95, 0.975, 0.95])
     assert [f.rank for f in found.values()] == ["primary"] * 3 + ["secondary"] * 3
+    assert all(f"; {100 * each.confidence:.4g} % interval" in each.reason for each in found.values())
     for each in found.values():
         table = df.pivot(index=["size", "seed"], columns="arm", values="loss_nats").loc["tiny"]
         sample = table["base"] - table["new"]
@@ -344,6 +345,12 @@ def test_what_a_claim_shows_is_the_quantity_nearest_to_its_bound():
     ):
         found = verdict(Above(At(GAIN)), curve(gains))
         assert found.verdict == word and found.deciding.label == f"base minus new at {shown}"
+
+
+def test_the_distance_that_counts_is_to_the_nearer_bound():
+    for low, high, distance in ((0.4, 0.7, 0.1), (0.2, 0.55, 0.05), (0.4, None, 0.1), (None, 0.55, 0.05)):
+        (part,) = verdict(Within(FIRST, low, high), curve([0.5], noise=0.0)).parts
+        assert part.distance == pytest.approx(distance)
 
 
 def test_quantities_that_are_no_plain_differences_have_no_range_of_tukey():

@@ -97,8 +97,8 @@ def test_levels_are_chosen_by_number_with_the_low_end_in_and_the_high_end_out():
 def test_levels_stand_by_number_or_by_size_whatever_their_order_in_the_file():
     df, _ = draw(0, sizes=("large", "tiny", "medium", "small"))
     assert ordered(df, "size") == list(SIZES)
-    df, _ = draw(0, sizes=("n20000", "n100", "n1000"))
-    assert ordered(df, "size") == ["n100", "n1000", "n20000"]
+    df, _ = draw(0, sizes=("n20000", "n500", "n1000"))
+    assert ordered(df, "size") == ["n500", "n1000", "n20000"]
     assert number("beta0_03") == 0.03
     with pytest.raises(ValueError, match="'tiny' holds no number"):
         number("tiny")
