@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 
 from mlexp.analysis.contrasts import estimate, leaves, noise_floor, paired_estimate, values
 from mlexp.analysis.data import Missing, number, ordered
+from mlexp.analysis.sections import derived
 from mlexp.analysis.tables import pair_table, quantity_table
 from mlexp.study import At, Contrast, FromMean, Levels, Mean, Slope, Steps, arm, mean, ratio
 from tests.referees import adjusted
@@ -261,3 +262,10 @@ def test_the_p_of_independent_arms_is_tukey_s_over_those_that_compete():
         range_ = abs(gap) / (s / math.sqrt(5))
         assert row.p_adjusted == pytest.approx(scipy_stats.studentized_range.sf(range_, arms, 16))
         assert row.value == pytest.approx(gap) and row.sd == pytest.approx(s * math.sqrt(2))
+
+
+def test_what_a_study_derives_still_knows_the_axes_of_its_records():
+    df, _ = draw(11)
+    made = derived(study(derive=lambda records: pd.DataFrame({**records, "double": 2 * records["loss_nats"]})), df)
+    assert made.attrs == df.attrs and list(made["double"]) == pytest.approx(list(2 * df["loss_nats"]))
+    assert "double" not in df and derived(study(), df) is df
