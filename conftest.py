@@ -2,7 +2,7 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from mlexp.harness.measure import gpu_present
 from mlexp.harness.plugin import (
@@ -14,7 +14,10 @@ from mlexp.harness.plugin import (
 # Shared machines make deadlines meaningless; CI must see the same examples on every run.
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+settings.register_profile(  # a planted fault is noticed by the first example that shows it
+    "planted", deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 if not gpu_present():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is imported, so it must stand first

@@ -1,6 +1,7 @@
 """The questions about the harness itself: their bench functions record what was measured, their report counts it."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,8 @@ from mlexp.harness import grid
 from mlexp.journal import Entry, Journal
 
 from .command import ROOT, run
-from .stand_ins import OneCell, Pages, load
+from .stand_ins import OneCell, load
+from .study.filled import filled, words
 
 QUESTION = "benches/harness/bench_gate.py"
 FIELDS = {"status": "passed", "reason": None, "scale": "full", "settings": "{}", "device": "cpu", "machine": "m"}
@@ -40,27 +42,93 @@ def reported(journal, out, capsys):
 
 def test_the_report_counts_what_each_rule_said(tmp_path, capsys):
     journal = tmp_path / "j.jsonl"
-    plant(journal, "same", 40, ab="SAME", mean=1.04, runs=1.06)
-    plant(journal, "longer", 10, ab="WORSE", mean=1.2, runs=1.0)
+    plant(journal, "same", 50, ab="SAME", mean=1.04, runs=1.06)
+    plant(journal, "longer", 12, ab="WORSE", mean=1.2, runs=1.0)
     text = reported(journal, tmp_path / "results", capsys)
     assert "unfinished" not in text + (tmp_path / "results/index.html").read_text()
     lines = (tmp_path / "results/harness/rules.csv").read_text().splitlines()
     assert lines[1:] == [
-        "same,mlexp ab,40,0",
-        'same,"mean:5%, same rounds",40,0',
-        'same,"mean:5%, two runs",40,40',
-        "longer,mlexp ab,10,10",
-        'longer,"mean:5%, same rounds",10,10',
-        'longer,"mean:5%, two runs",10,0',
+        "same,mlexp ab,50,0",
+        'same,"mean:5%, same rounds",50,0',
+        'same,"mean:5%, two runs",50,50',
+        "longer,mlexp ab,12,12",
+        'longer,"mean:5%, same rounds",12,12',
+        'longer,"mean:5%, two runs",12,0',
     ]
-    assert [line.split()[1] for line in text.splitlines() if line.startswith("  H")] == ["supported:"] * 3
+    assert (tmp_path / "results/harness/ab.csv").read_text().splitlines() == [
+        "truth,SAME,WORSE", "longer,0,12", "same,50,0"
+    ]  # fmt: skip
+    found = json.loads((tmp_path / "results/harness/claims.json").read_text())
+    verdicts = {row["id"]: row["verdict"] for row in found}
+    assert verdicts == {"H1": "not tested", "H2": "not tested"} | dict.fromkeys(("H3", "H4", "H5"), "supported")
+    assert "H3 supported" in text
 
 
-def test_a_gate_that_is_often_wrong_is_said_to_be(tmp_path, capsys):
-    journal = tmp_path / "j.jsonl"
-    plant(journal, "same", 40, ab="WORSE", mean=1.0, runs=1.0)
-    plant(journal, "longer", 10, ab="AMBIGUOUS", mean=1.0, runs=1.0)
-    assert reported(journal, tmp_path / "results", capsys).count("refuted: ") == 3
+# Each rule's errors, as independent trials.
+
+
+def trials(truth, worse, of, separate=0):
+    """So many comparisons of a truth, of which `mlexp ab` says WORSE of the first, mean:5% of the last ones."""
+    rows = []
+    for i in range(of):
+        row = {"trial": f"{truth}{i:02d}", "truth": truth, "ab_verdict": "WORSE" if i < worse else "SAME"}
+        row |= {"ab_ratio": 1.0, "base_mean_s": 2.0, "head_mean_s": 2.2 if i >= of - separate else 2.0}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def exact(count, n, confidence):
+    """Clopper and Pearson's interval from quantiles of the beta distribution."""
+    tail = (1 - confidence) / 2
+    low = scipy_stats.beta.ppf(tail, count, n - count + 1) if count else 0.0
+    return low, scipy_stats.beta.isf(tail, count + 1, n - count) if count < n else 1.0
+
+
+@pytest.mark.parametrize(
+    ("same", "longer", "verdicts"),
+    [
+        ((0, 50, 0), (12, 12, 0), "supported, supported, not tested"),
+        ((0, 50, 0), (10, 10, 0), "supported, undecided, not tested"),
+        ((20, 50, 0), (1, 10, 0), "refuted, refuted, refuted"),
+        ((5, 50, 0), (7, 10, 0), "undecided, undecided, undecided"),
+        ((0, 50, 20), (8, 10, 0), "supported, undecided, supported"),
+        ((0, 50, 2), (55, 60, 0), "supported, supported, undecided"),
+        ((20, 50, 20), (0, 10, 10), "refuted, refuted, undecided"),
+        ((20, 50, 50), (0, 10, 10), "refuted, refuted, supported"),  # 30 of the 30 in which one rule does
+    ],
+)
+def test_verdicts_on_the_gate(same, longer, verdicts):
+    records = pd.concat([trials("same", *same), trials("longer", *longer)], ignore_index=True)
+    found = filled("harness", records, report=False).findings
+    assert ", ".join(str(found[id].verdict) for id in ("H3", "H4", "H5")) == verdicts
+    alone = {i for i in range(same[1]) if (i < same[0]) != (i >= same[1] - same[2])}
+    separate = sum(i >= same[1] - same[2] for i in alone)
+    for id, count, n, confidence, bounds in (
+        ("H3", same[0], same[1], 0.975, (None, 0.1)),
+        ("H4", longer[0], longer[1], 0.975, (2 / 3, None)),
+        ("H5", separate, len(alone), 0.95, (0.5, None)),
+    ):
+        if not n:
+            assert "no share in which mean:5% says WORSE" in found[id].reason
+            continue
+        (part,) = found[id].parts
+        assert part.estimate[:4] == pytest.approx((count / n, *exact(count, n, confidence), n))
+        assert (part.low, part.high) == bounds and found[id].confidence == confidence
+    assert [found[id].rank for id in found] == ["check", "check", "primary", "primary", "secondary"]
+    assert found["H1"].reason == "no share added to a 100 ms cell in these records"
+
+
+def test_the_full_scale_has_trials_enough_to_support_its_primary_claims():
+    full = load("harness", "bench_gate").SETTINGS["full"].trials
+    same, longer = (sum(trial.startswith(kind) for trial in full) for kind in ("same", "longer"))
+    assert exact(0, same, 0.975)[1] < 0.1 and exact(longer, longer, 0.975)[0] > 2 / 3
+
+
+def test_without_slower_code_its_claim_is_not_tested():
+    found = words(filled("harness", trials("same", 0, 50), report=False))
+    assert (found["H3"], found["H4"]) == ("supported", "not tested")
+    found = words(filled("harness", trials("longer", 12, 12), report=False))
+    assert (found["H3"], found["H4"], found["H5"]) == ("not tested", "supported", "not tested")
 
 
 @pytest.mark.slow
@@ -170,29 +238,56 @@ def test_a_session_measures_under_both_rulers(seconds):
     assert order == (interleaved if seconds else ["test_bare[0]", "test_bare[1]", "test_cell[0]", "test_cell[1]"])
 
 
-@pytest.mark.parametrize(("factor", "said"), [(1.01, "supported"), (1.5, "refuted"), (0.9, "supported")])
-def test_the_ruler_s_share_is_its_duration_over_the_bare_one(factor, said):
-    bare = np.linspace(0.1, 0.2, 12)
-    series = {"k": {"bare_s": bare, "cell_s": factor * bare}}
-    out = Pages(series)
-    load("harness", "report").overhead(frame(work="spin"), out)
-    found = out.verdicts["H1"]
-    assert (found.said, found.effect) == (said, f"{100 * (factor - 1):+.3f} %")
-    assert found.interval == pytest.approx((100 * (factor - 1),) * 2)
+# What the harness adds, as values that follow one another in time.
 
 
-@pytest.mark.parametrize(("ours", "said"), [(0.12, "supported"), (0.2, "refuted"), (0.166, "undecided")])
-def test_what_the_ruler_adds_is_a_difference_of_gaps(ours, said):
+def worth(values):
+    """How many independent values these are worth: n (1 - r) / (1 + r) where r, from one to the next, is positive."""
+    centred = values - values.mean()
+    r = max(0.0, (centred[1:] * centred[:-1]).sum() / (centred**2).sum())
+    return max(2, math.floor(len(values) * (1 - r) / (1 + r)))
+
+
+def in_time(values):
+    """(mean, low, high, number of independent values) by Student's t."""
+    n = worth(values)
+    half = scipy_stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return values.mean(), values.mean() - half, values.mean() + half, n
+
+
+@pytest.mark.parametrize(
+    ("share", "drift", "verdict"),
+    [(0.01, 0.0, "supported"), (0.05, 0.0, "refuted"), (-0.02, 0.0, "supported"), (0.0195, 0.0, "undecided"),
+     (0.012, 0.03, "undecided")],
+)  # fmt: skip
+def test_the_share_of_the_harness_is_its_duration_over_that_of_its_neighbour(share, drift, verdict):
+    rng = np.random.default_rng(1)
+    ratio = 1 + share + rng.normal(0, 0.005, 20) + np.linspace(-drift, drift, 20)
+    bare = np.linspace(0.1, 0.2, 20)
+    out = filled("harness", frame(work="spin"), {"k": {"bare_s": bare, "cell_s": ratio * bare}})
+    (part,) = out.findings["H1"].parts
+    assert part.estimate[:4] == pytest.approx(in_time(ratio - 1)) and (part.low, part.high) == (None, 0.02)
+    assert (str(out.findings["H1"].verdict), out.findings["H2"].verdict) == (verdict, "not tested")
+    assert (worth(ratio - 1) < 20) or not drift  # what drifts is worth fewer values
+    (row,) = out.tables["overhead.csv"].to_dict("records")
+    assert row["what"] == "share added to a 100 ms cell"
+    assert [row[name] for name in ("value", "low", "high", "n")] == pytest.approx(in_time(ratio - 1))
+    assert set(out.figures) == {"share.png"}
+    (dots, _, _) = out.figures["share.png"].axes[0].get_lines()
+    assert list(dots.get_ydata()) == pytest.approx(list(ratio))
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(0.12, "supported"), (0.2, "refuted"), (0.158, "undecided")])
+def test_what_the_harness_adds_is_a_difference_of_gaps(ours, verdict):
     rng = np.random.default_rng(0)
     gaps = {"bare": 0.1 + rng.normal(0, 0.004, 9), "cell": ours + rng.normal(0, 0.02, 9)}
     series = {"k": {f"{name}_began_s": np.cumsum([0.0, *values]) for name, values in gaps.items()}}
-    out = Pages(series)
-    load("harness", "report").overhead(frame(work="noop"), out)
+    out = filled("harness", frame(work="noop"), series)
     added = gaps["cell"] - np.median(gaps["bare"])
-    want = scipy_stats.ttest_1samp(added, 0).confidence_interval()
-    found = out.verdicts["H2"]
-    assert (found.said, found.effect) == (said, f"{1e3 * added.mean():.1f} ms")
-    assert found.interval == pytest.approx((1e3 * want.low, 1e3 * want.high))
+    (part,) = out.findings["H2"].parts
+    assert part.estimate[:4] == pytest.approx(in_time(added)) and (part.low, part.high) == (None, 0.05)
+    assert (str(out.findings["H2"].verdict), out.findings["H1"].verdict) == (verdict, "not tested")
+    assert list(out.tables["overhead.csv"]["value"]) == pytest.approx([added.mean()]) and not out.figures
 
 
 def frame(**columns):

@@ -19,6 +19,7 @@ from mlexp.decoding.settings import BranchRule
 
 from .command import ROOT
 from .stand_ins import OneCell, load
+from .study.filled import filled
 
 QUESTION = ROOT / "benches" / "kernel_speed"
 PLUGINS = ("-p", "no:cacheprovider", "-p", "mlexp.harness.plugin")  # named, for where the package is not installed
@@ -26,7 +27,7 @@ FIGURES = ("entropy_sample.png", "fork.png", "tree_attention.png")
 SMOKE = ("entropy_sample-rows20-eager", "fork-paths20-eager", "tree_attention-heads12_depth25-eager")
 
 
-bench, report = load("kernel_speed", "bench_kernel_speed"), load("kernel_speed", "report")
+bench = load("kernel_speed", "bench_kernel_speed")
 
 
 def run(*words, env=()):
@@ -281,7 +282,7 @@ def test_the_command_line_gives_a_record_and_a_report_that_decides_nothing_witho
     assert info["timer"] == "host_clock" and info["kernel_backend"] == "reference"
     assert info["bytes_moved"] == bench.Forest(1).bytes_moved(4) and info["copy_bytes_per_s"] > 1e8
     status, text = run("mlexp", "report", str(output), "--out", str(tmp_path / "results"))
-    assert status == 0 and len(re.findall(r"H\d undecided", text)) == 3, text
+    assert status == 0 and len(re.findall(r"H\d not tested", text)) == 3, text
     folder = tmp_path / "results" / "kernel_speed"
     summary = (folder / "summary.md").read_text()
     assert "no GPU records" in summary and "unfinished grid" not in summary
@@ -303,28 +304,6 @@ def gpu_records(seconds, iqr=0.02, device="cuda"):
     ])  # fmt: skip
 
 
-class Out:
-    """What a report says, as it says it."""
-
-    def __init__(self):
-        self.verdicts, self.tables, self.figures, self.texts = {}, {}, {}, []
-
-    def verdict(self, id, claim, verdict, effect="", interval=None, why=""):
-        self.verdicts[id] = SimpleNamespace(verdict=str(verdict), effect=effect, interval=interval, why=why)
-
-    def table(self, df, name, caption):
-        self.tables[name] = df
-
-    def figure(self, fig, name, caption):
-        self.figures[name] = (fig, caption)
-
-    def text(self, text):
-        self.texts.append(text)
-
-    def heading(self, text):
-        pass
-
-
 BASE = {
     (kernel, shape, backend): bench.SHAPES[kernel][shape].bytes_moved(2) / 4e12 * slower + 2e-6
     for kernel, shape, backend in collected("quick", "cuda")
@@ -333,10 +312,8 @@ BASE = {
 
 
 def judged(seconds, **more):
-    """The verdicts alone: tables without figures."""
-    df, out = gpu_records(seconds, **more), Out()
-    report.verdicts(df, report.speed_table(df), out)
-    return out.verdicts
+    """The findings alone: no tables and figures."""
+    return filled("kernel_speed", gpu_records(seconds, **more), report=False).findings
 
 
 def ends(value, spreads, level=0.975):
@@ -346,8 +323,8 @@ def ends(value, spreads, level=0.975):
 
 
 def test_the_table_and_the_figures_are_the_records_times_and_ratios():
-    df, out = gpu_records(BASE), Out()
-    report.report(df, out)
+    df = gpu_records(BASE)
+    out = filled("kernel_speed", df)
     table = out.tables["kernel_speed.csv"]
     assert len(table) == len(df) and list(table["kernel"].unique()) == list(bench.KERNELS)
     for row in table.itertuples():
@@ -360,72 +337,90 @@ def test_the_table_and_the_figures_are_the_records_times_and_ratios():
         else:
             ratio = BASE[row.kernel, row.shape, "eager"] / wall
             assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((ratio, *ends(ratio, [0.02] * 2)))
-    assert set(out.figures) == set(FIGURES) and "CUDA events" in out.texts[0] and "moves 4000 GB/s" in out.texts[0]
+    assert set(out.figures) == set(FIGURES) and "CUDA events" in out.words and "moves 4000 GB/s" in out.words
     for kernel in bench.KERNELS:
-        fig, caption = out.figures[f"{kernel}.png"]
-        mine = table[table["kernel"] == kernel]
+        fig, caption = out.figures[f"{kernel}.png"], out.captions[f"{kernel}.png"]
+        rows = table[table["kernel"] == kernel]
         assert "cuda, bfloat16" in caption
         for ax, name in zip(fig.axes, ("time_us", "share"), strict=True):
             drawn = {line.get_label(): line[0].get_ydata() for line in ax.containers}
-            assert set(drawn) == set(mine["backend"])
+            assert set(drawn) == set(rows["backend"])
             for backend, y in drawn.items():
-                assert list(y) == pytest.approx(list(mine[mine["backend"] == backend][name]))
+                assert list(y) == pytest.approx(list(rows[rows["backend"] == backend][name]))
 
 
 XL, ROWS = ("tree_attention", "heads25_depth49", "triton"), ("entropy_sample", "rows20", "eager")
+BYTES = bench.Logits(4096).bytes_moved(2)
+
+
+def rows20(triton, cuda):
+    return {("entropy_sample", "rows20", b): wall for b, wall in (("triton", triton), ("cuda", cuda))}
 
 
 @pytest.mark.parametrize(
     ("change", "verdicts"),
     [
-        ({}, "supported supported supported"),
-        ({("entropy_sample", "rows20", b): 4e-6 for b in ("triton", "cuda")}, "refuted supported supported"),
+        ({}, "supported, supported, supported"),
+        (rows20(4e-6, 4e-6), "refuted, supported, supported"),
+        (rows20(None, 4e-6), "not tested, supported, supported"),
+        (rows20(BASE[ROWS] / 3, BASE[ROWS] / 3), "undecided, supported, supported"),
+        (rows20(BASE[ROWS], BASE[ROWS] / 3.2), "supported, supported, supported"),  # one is enough
+        (rows20(BASE[ROWS] / 3.2, BASE[ROWS]), "supported, supported, supported"),
+        (rows20(BASE[ROWS], BASE[ROWS] / 3), "undecided, supported, supported"),
+        (rows20(BASE[ROWS] / 2.6, BASE[ROWS] / 2.6), "refuted, supported, supported"),
+        ({("entropy_sample", "rows4096", b): 1e-3 for b in ("triton", "cuda")}, "supported, refuted, supported"),
+        ({("entropy_sample", "rows4096", b): None for b in ("triton", "cuda")}, "supported, not tested, supported"),
         (
-            {("entropy_sample", "rows20", b): t for b, t in (("triton", None), ("cuda", 4e-6))},
-            "refuted supported supported",
+            {("entropy_sample", "rows4096", b): BYTES / 4e12 / 0.7 for b in ("triton", "cuda")},
+            "supported, undecided, supported",
         ),
-        (
-            {("entropy_sample", "rows20", b): BASE[ROWS] / 3 for b in ("triton", "cuda")},
-            "undecided supported supported",
-        ),
-        (
-            {("entropy_sample", "rows20", b): BASE[ROWS] / t for b, t in (("triton", 1.0), ("cuda", 3.2))},
-            "supported supported supported",
-        ),
-        (
-            {("entropy_sample", "rows20", b): BASE[ROWS] / 2.6 for b in ("triton", "cuda")},
-            "refuted supported supported",
-        ),
-        ({("entropy_sample", "rows4096", b): 1e-3 for b in ("triton", "cuda")}, "supported refuted supported"),
-        ({XL: 1.0}, "supported supported refuted"),
-        ({XL: BASE[*XL[:2], "eager"]}, "supported supported undecided"),
-        ({XL: None}, "supported supported undecided"),
-        ({ROWS: None}, "undecided supported supported"),
+        ({XL: 1.0}, "supported, supported, refuted"),  # all are needed
+        ({XL: BASE[*XL[:2], "eager"]}, "supported, supported, undecided"),
+        ({XL: None}, "supported, supported, not tested"),
+        ({ROWS: None}, "not tested, supported, supported"),
     ],
 )
 def test_verdicts_on_a_gpu(change, verdicts):
     found = judged({cell: wall for cell, wall in (BASE | change).items() if wall})
-    assert " ".join(row.verdict for row in found.values()) == verdicts and list(found) == ["H1", "H2", "H3"]
+    assert ", ".join(str(row.verdict) for row in found.values()) == verdicts and list(found) == ["H1", "H2", "H3"]
+    assert {row.rank for row in found.values()} == {"check"}
 
 
-def test_effects_and_intervals_are_of_the_better_backend_and_of_the_worst_shape():
+def test_intervals_hold_for_all_quantities_of_a_claim_together():
     found = judged(BASE | {XL: BASE[*XL[:2], "eager"] / 1.5})
-    ratio = BASE[ROWS] / BASE["entropy_sample", "rows20", "cuda"]
-    assert found["H1"].effect == f"x{ratio:.2f}" and found["H1"].why.startswith("cuda, the faster of 2; 30 rounds")
-    assert found["H1"].interval == pytest.approx(tuple(ends(ratio, [0.02] * 2, 1 - 0.05 / 4)))  # Bonferroni over two
-    wall = BASE["entropy_sample", "rows4096", "cuda"]
-    share = bench.Logits(4096).bytes_moved(2) / wall / 4e12
-    assert found["H2"].effect == f"{share:.0%} of a copy"
-    assert found["H2"].interval == pytest.approx(tuple(ends(share, [0.02], 1 - 0.05 / 4)))
-    assert found["H3"].effect == "at least x1.50" and found["H3"].interval == pytest.approx(
-        tuple(ends(1.5, [0.02] * 2))
-    )
-    assert found["H3"].why == "triton, 6 shapes, least at heads25_depth49"
+    n = {"H1": 2, "H2": 2, "H3": 6}
+    for id, finding in found.items():
+        assert finding.confidence == pytest.approx(1 - 0.05 / n[id]) and len(finding.parts) == n[id]
+    for part, backend in zip(found["H1"].parts, ("triton", "cuda"), strict=True):
+        ratio = BASE[ROWS] / BASE["entropy_sample", "rows20", backend]
+        assert part.label == f"entropy_sample rows20: eager over {backend}" and (part.low, part.high) == (3.0, None)
+        assert part.estimate[:4] == pytest.approx((ratio, *ends(ratio, [0.02] * 2, 1 - 0.05 / 4), 30))
+    for part, backend in zip(found["H2"].parts, ("triton", "cuda"), strict=True):
+        share = BYTES / BASE["entropy_sample", "rows4096", backend] / 4e12
+        assert part.label.endswith(f"{backend}'s share of the copy bandwidth") and (part.low, part.high) == (0.7, None)
+        assert part.estimate[:3] == pytest.approx((share, *ends(share, [0.02], 1 - 0.05 / 4)))
+    for part, shape in zip(found["H3"].parts, bench.SHAPES["tree_attention"], strict=True):
+        ratio = 1.5 if shape == XL[1] else BASE["tree_attention", shape, "eager"] / BASE["tree_attention", shape, XL[2]]
+        assert part.label == f"tree_attention {shape}: eager over triton" and (part.low, part.high) == (1.0, None)
+        assert part.estimate[:3] == pytest.approx((ratio, *ends(ratio, [0.02] * 2, 1 - 0.05 / 12)))
+    assert float(found["H3"].effect.split()[0]) == pytest.approx(1.5)  # the nearest to its bound
+    assert "heads25_depth49: eager over triton; n = 30, spread of the rounds of one process" in found["H3"].reason
 
 
-def test_records_of_a_cpu_decide_nothing():
+def test_wide_rounds_decide_nothing():
+    found = judged(BASE | rows20(BASE[ROWS] / 3.3, BASE[ROWS] / 3.3))["H1"]
+    wide = judged(BASE | rows20(BASE[ROWS] / 3.3, BASE[ROWS] / 3.3), iqr=0.4)["H1"]
+    assert (str(found.verdict), str(wide.verdict)) == ("supported", "undecided")
+
+
+def test_records_of_a_cpu_test_nothing():
     found = judged({ROWS: 1e-3}, device="cpu")
-    assert {row.verdict for row in found.values()} == {"undecided"} and len(found) == 3
+    assert {id: str(row.verdict) for id, row in found.items()} == dict.fromkeys(("H1", "H2", "H3"), "not tested")
+    assert {row.reason for row in found.values()} == {
+        "no GPU records: these are of a CPU, where only the reference runs"
+    }
+    missing = judged({cell: wall for cell, wall in BASE.items() if cell != XL})["H3"].reason
+    assert missing == "no tree_attention heads25_depth49: eager over triton in these records"
 
 
 @pytest.mark.needs_gpu

@@ -1,15 +1,22 @@
 """The maze report on made-up records: every table, figure, file and verdict found again by plain arithmetic."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
+from mlexp.study import load
+
+from .command import ROOT
 from .referees import adjusted, t_interval
-from .stand_ins import Pages, lines, load
+from .stand_ins import lines
+from .study.filled import check, filled
 
 SIZES = {"tiny": 4e5, "small": 2e6, "medium": 1e7, "large": 4e7}
 BETTER = {"poh_hrm": 0.2, "poh_r1": 0.01, "poh_uniform": 0.15, "poh_static": 0.13, "poh_t_inf": 0.17,
@@ -27,9 +34,7 @@ PARTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def report():
-    return load("maze_scaling", "report")
+report = load(ROOT / "benches/maze_scaling/report.py")
 
 
 def made_up(sizes=SIZES, seeds=4, arms=("baseline", *BETTER), rng=1):
@@ -66,17 +71,15 @@ def made_up(sizes=SIZES, seeds=4, arms=("baseline", *BETTER), rng=1):
 
 
 @pytest.fixture(scope="module")
-def all_of_it(report):
+def all_of_it():
     records, series = made_up()
-    pages = Pages(series)
-    report.report(records, pages)
-    return records, series, pages
+    return records, series, filled("maze_scaling", records, series, scale="smoke")
 
 
 def values(records, size, arm, metric="accuracy"):
     """A metric of an arm, by seed."""
-    mine = records[(records["size"] == size) & (records["arch"] == arm)]
-    return mine.set_index("seed")[metric].sort_index()
+    rows = records[(records["size"] == size) & (records["arch"] == arm)]
+    return rows.set_index("seed")[metric].sort_index()
 
 
 def test_the_accuracy_table_is_means_over_seeds(all_of_it):
@@ -109,17 +112,17 @@ def test_gains_are_paired_differences_with_the_arm_first(all_of_it):
     np.testing.assert_allclose(table["p_holm"], adjusted(p))
 
 
-def test_the_cause_is_said_in_points_and_what_is_not_told_from_nothing_is_marked(report):
+def test_parts_are_given_in_points_and_those_that_may_be_nothing_are_marked():
     base = {"arm": "", "against": "", "seeds": 3, "p_holm": 0.01}
     rows = [("the whole of PoH-HRM", 0.2, 0.1, 0.3), ("iterating (effective depth)", 0.15, 0.05, 0.25),
             ("routing, of any kind", 0.05, -0.01, 0.11),
             ("the slow state (hierarchy)", -0.03, -0.05, -0.01)]  # fmt: skip
     gains = pd.DataFrame([base | {"size": "tiny", "part": p, "difference": d, "low": lo, "high": hi}
                           for p, d, lo, hi in rows])  # fmt: skip
-    (line,) = report.cause_words(gains)
+    (line,) = report.sentences(gains)
     assert line == ("- tiny: PoH-HRM is +20.0 points over the baseline [+10.0, +30.0]; iterating alone gives +15.0; "
                     "routing adds +5.0, not told from 0; the slow state adds -3.0.")  # fmt: skip
-    (line,) = report.cause_words(gains.assign(low=np.nan))
+    (line,) = report.sentences(gains.assign(low=np.nan))
     assert "nothing can be said" in line
 
 
@@ -134,10 +137,11 @@ def test_the_probe_table_is_means_of_the_trained_and_the_probed(all_of_it):
             assert row[column] == pytest.approx(values(records, size, arm, metric).astype(float).mean())
 
 
-def test_efficiency_reads_the_baseline_between_its_sizes_on_a_log_scale(report):
-    records, _ = made_up({"tiny": 100, "small": 200, "medium": 800}, arms=("baseline", "poh_hrm"))
+def test_efficiency_reads_the_baseline_between_its_sizes_on_a_log_scale():
+    records, series = made_up({"tiny": 100, "small": 200, "medium": 800}, arms=("baseline", "poh_hrm"))
     records["n_params"] = records["size"].map({"tiny": 100, "small": 200, "medium": 800})
-    table = report.efficiency_table(records).set_index(["size", "times"])
+    out = filled("maze_scaling", records, series)
+    table = out.tables["efficiency.csv"].set_index(["size", "times"])
     base, poh = ({size: values(records, size, arm).mean() for size in ("tiny", "small", "medium")}
                  for arm in ("baseline", "poh_hrm"))  # fmt: skip
     assert set(table.index) == {("tiny", 1.5), ("tiny", 2.0), ("small", 1.5), ("small", 2.0)}
@@ -154,24 +158,23 @@ def test_efficiency_reads_the_baseline_between_its_sizes_on_a_log_scale(report):
 # --- verdicts
 
 
-def arms_of(baseline, poh, seeds=5, spread=0.001):
-    """Records of the two main arms by accuracy at tiny, small, medium, large; exact means, the same spread of pairs."""
+def main_arms(baseline, poh, seeds=5, spread=0.001, test=10**8, floor=0.1):
+    """Records of the two main arms by accuracy at tiny, small, medium, large: exact means, the same spread of pairs."""
     rows = []
     for arm, accuracies in (("baseline", baseline), ("poh_hrm", poh)):
         for (size, n), mean in zip(SIZES.items(), accuracies, strict=False):
             for seed in range(seeds):
                 off = spread * (seed - (seeds - 1) / 2) * (1 if arm == "poh_hrm" else -1)
                 rows.append({"size": size, "arch": arm, "seed": seed, "n_params": n, "accuracy": mean + off,
-                             "random_accuracy": 0.05, "manhattan_accuracy": 0.1})  # fmt: skip
+                             "optimality": (mean + off) / 2, "random_accuracy": floor / 2, "manhattan_accuracy": floor,
+                             "settings": json.dumps({"maze_size": 5, "test": test})})  # fmt: skip
     records = pd.DataFrame(rows)
     records.attrs["axes"] = ["size", "seed", "arch"]
     return records
 
 
-def said(report, *curves, **more):
-    pages = Pages()
-    report.verdicts(arms_of(*curves, **more), pages)
-    return pages.verdicts
+def found(records):
+    return filled("maze_scaling", records, report=False).findings
 
 
 @pytest.mark.parametrize(
@@ -179,58 +182,186 @@ def said(report, *curves, **more):
     [
         ((0.4, 0.5, 0.6, 0.7), (0.3, 0.5, 0.7, 0.8), {"H1": "supported", "H2": "refuted", "H3": "refuted"}),
         ((0.4, 0.5, 0.6, 0.7), (0.3, 0.5, 0.6, 0.7), {"H1": "undecided"}),
+        ((0.4, 0.5, 0.6, 0.7), (0.3, 0.5, 0.5, 0.9), {"H1": "refuted"}),  # not at medium
         ((0.4, 0.5, 0.6, 0.7), (0.3, 0.5, 0.6, 0.6), {"H1": "refuted", "Q": "refuted"}),
         ((0.4, 0.5, 0.6, 0.7), (0.5, 0.6, 0.7, 0.8), {"H1": "refuted", "H2": "supported", "H3": "refuted"}),
-        ((0.4, 0.5, 0.6, 0.7), (0.5, 0.6, 0.7, 0.83), {"H2": "refuted"}),
-        ((0.4, 0.5, 0.6, 0.3), (0.5, 0.6, 0.7, 0.4), {"H2": "refuted"}),
+        ((0.4, 0.5, 0.6, 0.7), (0.5, 0.6, 0.7, 0.83), {"H2": "refuted"}),  # the advantage grows
+        ((0.4, 0.5, 0.6, 0.3), (0.5, 0.6, 0.7, 0.4), {"H2": "refuted"}),  # they fall in the end
+        ((0.4, 0.5, 0.51, 0.7), (0.5, 0.6, 0.61, 0.8), {"H2": "refuted"}),  # a step of one point
+        ((0.4, 0.5, 0.52, 0.7), (0.5, 0.6, 0.62, 0.8), {"H2": "undecided"}),  # of two, the bound
         ((0.4, 0.6, 0.7, 0.7), (0.5, 0.7, 0.8, 0.8), {"H1": "refuted", "H3": "supported", "Q": "supported"}),
         ((0.4, 0.6, 0.7, 0.73), (0.5, 0.7, 0.8, 0.8), {"H3": "refuted"}),
+        ((0.4, 0.6, 0.7, 0.66), (0.5, 0.7, 0.8, 0.8), {"H3": "refuted"}),
+        ((0.4, 0.6, 0.7, 0.72), (0.5, 0.7, 0.8, 0.8), {"H3": "undecided"}),
+        ((0.2, 0.4, 0.9), (0.2, 0.4, 0.9), {"H3": "refuted"}),  # 20 -> 40 -> 90 %: the last of three is medium
+        ((0.2, 0.9, 0.9), (0.2, 0.9, 0.9), {"H3": "supported"}),
         ((0.4, 0.4, 0.4, 0.4), (0.4, 0.4, 0.4, 0.4), {"H1": "undecided", "H3": "supported", "Q": "undecided"}),
         ((0.2, 0.2, 0.2, 0.2), (0.5, 0.5, 0.5, 0.5), {"H0 baseline": "refuted", "H0 poh_hrm": "supported"}),
+        ((0.5, 0.5, 0.5, 0.5), (0.2, 0.2, 0.2, 0.2), {"H0 baseline": "supported", "H0 poh_hrm": "refuted"}),
         ((0.28, 0.28, 0.28, 0.28), (0.32, 0.32, 0.32, 0.32), {"H0 baseline": "refuted", "H0 poh_hrm": "supported"}),
+        ((0.3, 0.3, 0.3, 0.3), (0.3, 0.3, 0.3, 0.3), {"H0 baseline": "undecided", "H0 poh_hrm": "undecided"}),
+    ],
+)  # fmt: skip
+def test_curves_planted_on_either_side_of_a_claim(baseline, poh, want):
+    verdicts = found(main_arms(baseline, poh))
+    assert {id: str(verdicts[id].verdict) for id in want} == want
+
+
+@pytest.mark.parametrize(
+    ("keep", "missing"),
+    [
+        ("arch == 'baseline'", dict.fromkeys(("Q", "H1", "H2", "H3"), "no accuracy of poh_hrm")),
+        ("arch == 'baseline'", {"H0 poh_hrm": "no accuracy_over_floor of poh_hrm at tiny", "H0 baseline": ""}),
+        ("arch == 'poh_hrm'", {"H0 baseline": "no accuracy_over_floor of baseline at tiny", "H0 poh_hrm": ""}),
+        ("size in ('tiny', 'small')", dict.fromkeys(("H1", "H3"), "three sizes are needed, there are 2")),
+        ("size in ('tiny', 'small')", {"H2": "3 sizes are needed, there are 2", "Q": ""}),
+        ("size != 'large' or arch == 'baseline'", {"H1": "no accuracy of poh_hrm at large", "H0 baseline": ""}),
+        ("seed < 2", dict.fromkeys(("Q", "H1", "H2", "H3", "H0 baseline"), "3 complete seeds are needed for")),
+        ("seed < 3 or arch == 'baseline'", {"Q": ""}),
     ],
 )
-def test_the_hypotheses_are_told_from_each_other(report, baseline, poh, want):
-    found = said(report, baseline, poh)
-    assert {id: found[id].said for id in want} == want
+def test_a_claim_without_its_arms_sizes_or_seeds_is_not_tested(keep, missing):
+    verdicts = found(main_arms((0.4, 0.5, 0.6, 0.7), (0.3, 0.5, 0.7, 0.8)).query(keep))
+    for id, message in missing.items():
+        assert (verdicts[id].verdict == "not tested") == bool(message), id
+        assert message in verdicts[id].reason
 
 
-def test_verdicts_carry_the_effects_that_they_rest_on(report):
-    baseline, poh = (0.4, 0.5, 0.6, 0.7), (0.3, 0.45, 0.75, 0.9)
-    found, records = said(report, baseline, poh), arms_of(baseline, poh)
-    gaps = {size: values(records, size, "poh_hrm") - values(records, size, "baseline") for size in SIZES}
-    whole = sum(gaps.values()) / 4
-    assert found["Q"].effect == "+5.0 points"
-    assert found["Q"].interval == pytest.approx([100 * end for end in t_interval(whole)])
-    assert found["H1"].effect == "-10.0 points at tiny, +20.0 at large"
-    assert found["H1"].interval == pytest.approx([100 * end for end in t_interval(gaps["tiny"])])
-    assert found["H2"].effect == "advantage changes by +30.0 points"
-    assert "baseline +30.0 points" in found["H2"].why and "poh_hrm +60.0 points" in found["H2"].why
-    assert found["H3"].effect == "baseline +10.0; poh_hrm +15.0" and "from medium to large" in found["H3"].why
-    assert (found["H0 baseline"].effect, found["H0 poh_hrm"].effect) == ("x5.5", "x6.0")  # of the better floor, .1
-    ratio = values(records, "tiny", "poh_hrm")
-    assert found["H0 poh_hrm"].interval == pytest.approx(
-        t_interval(records[records["arch"] == "poh_hrm"]["accuracy"] / 0.1), rel=0.15
-    )
-    assert len(ratio) == 5
+def test_without_mazes_that_a_walk_solves_nobody_learns_or_not():
+    """A floor of 0 in every cell; in those of one seed alone, that seed is left out."""
+    records = main_arms((0.4,) * 4, (0.4,) * 4, floor=0.0)
+    for arm in ("baseline", "poh_hrm"):
+        finding = found(records)[f"H0 {arm}"]
+        assert finding.verdict == "not tested" and f"no accuracy_over_floor of {arm} at tiny" in finding.reason
+    known = records["seed"] > 0
+    finding = found(records.assign(manhattan_accuracy=known * 0.1))["H0 baseline"]
+    of_seeds = records[known & (records["arch"] == "baseline")].groupby("seed")["accuracy"].mean() / 0.1
+    check(finding, {"baseline": of_seeds}, (3.0, math.inf))
 
 
-def test_the_floor_is_the_better_of_both_in_each_cell(report):
-    records = arms_of((0.4,) * 4, (0.4,) * 4)
+def test_the_floor_is_the_better_of_both_in_each_cell():
+    records = main_arms((0.4,) * 4, (0.4,) * 4)
     first = records["seed"] == 0
     records.loc[first, ["random_accuracy", "manhattan_accuracy"]] = [0.2, 0.1]
-    pages = Pages()
-    report.verdicts(records, pages)
-    ratio = records["accuracy"] / np.where(first, 0.2, 0.1)
-    assert pages.verdicts["H0 baseline"].effect == f"x{ratio[records['arch'] == 'baseline'].mean():.1f}"
+    own = records["arch"] == "baseline"
+    ratio = (records["accuracy"] / np.where(first, 0.2, 0.1))[own].groupby(records["seed"][own]).mean()
+    check(found(records)["H0 baseline"], {"baseline": ratio}, (3.0, math.inf))
 
 
-@pytest.mark.parametrize(("sizes", "seeds"), [(2, 5), (4, 1)])
-def test_little_decides_nothing(report, sizes, seeds):
-    found = said(report, (0.4,) * sizes, (0.9,) * sizes, seeds=seeds)
-    assert {found[id].said for id in ("H1", "H2", "H3")} == {"undecided"}
-    assert f"has {sizes} and {seeds}" in found["H2"].why
-    assert ("Q" in found) == (seeds > 1)
+GAP = "poh_hrm minus baseline"
+
+
+def wanted(records):
+    """Claim -> (its quantities by block, its bounds), by plain arithmetic."""
+    y = {arm: np.array([values(records, size, arm) for size in SIZES]) for arm in ("baseline", "poh_hrm")}
+    gap = y["poh_hrm"] - y["baseline"]
+    names = list(SIZES)
+    step = lambda arm, i: (f"{arm} from {names[i]} to {names[i + 1]}", y[arm][i + 1] - y[arm][i])  # noqa: E731
+    at = {size: f"{GAP} at {size}" for size in SIZES}
+    from_mean = {f"{GAP} at {size}, from its mean": gap[i] - gap.mean(axis=0) for i, size in enumerate(SIZES)}
+    steps = dict(step(arm, i) for arm in y for i in range(3))
+    wins = {at[size]: gap[i] for i, size in ((0, "tiny"), (2, "medium"), (3, "large"))}
+    over = {arm: y[arm].mean(axis=0) / 0.1 for arm in y}
+    return {
+        "Q": ({GAP: gap.mean(axis=0)}, (0, math.inf)),
+        "H0 baseline": ({"baseline": over["baseline"]}, (3, math.inf)),
+        "H0 poh_hrm": ({"poh_hrm": over["poh_hrm"]}, (3, math.inf)),
+        "H1": (wins, {name: (-math.inf, 0) if name == at["tiny"] else (0, math.inf) for name in wins}),
+        "H2": (
+            steps | from_mean,
+            {n: (-0.02, 0.02) if n in from_mean else (0.02, math.inf) for n in steps | from_mean},
+        ),
+        "H3": (dict(step(arm, 2) for arm in y), (-0.02, 0.02)),
+    }
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**31 - 1))
+def test_every_interval_and_verdict_is_scipy_s(seed):
+    rng = np.random.default_rng(seed)
+    base, gap = rng.uniform(0.25, 0.35) + np.cumsum(rng.uniform(-0.01, 0.1, 4)), rng.uniform(-0.05, 0.1, 4)
+    records = main_arms(base, base + gap)
+    records["accuracy"] += rng.choice([0.001, 0.01, 0.05]) * rng.standard_normal(len(records))
+    verdicts, claims = found(records), wanted(records)
+    assert list(verdicts) == list(claims)
+    for id, (quantities, bounds) in claims.items():
+        check(verdicts[id], quantities, bounds)
+    assert [verdicts["H2"].verdict, verdicts["H3"].verdict] != ["supported"] * 2
+
+
+def test_verdicts_have_the_effects_that_they_rest_on():
+    records = main_arms((0.4, 0.5, 0.6, 0.7), (0.3, 0.45, 0.75, 0.9))
+    out = filled("maze_scaling", records, report=False)
+    whole = sum(values(records, size, "poh_hrm") - values(records, size, "baseline") for size in SIZES) / 4
+    low, high = t_interval(whole)
+    q = out.findings["Q"]
+    assert (q.effect, q.interval) == ("+5.0 points", f"{100 * low:+.1f} to {100 * high:+.1f}")
+    assert q.reason == "poh_hrm minus baseline; 5 seeds; 95 % interval" and q.rank == "primary"
+    assert out.answer.startswith(f"PoH-HRM solves more mazes than the baseline: +5.0 points [{q.interval}]")
+    assert out.findings["H3"].effect in ("+10.0 points", "+15.0 points")  # a step that refutes it
+    assert out.findings["H0 baseline"].effect == "5.50x"  # of the better floor, .1
+    for keep, text in (("arch == 'baseline'", "Not answered by these records: no accuracy of poh_hrm at tiny"),):
+        assert filled("maze_scaling", records.query(keep), report=False).answer.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("poh", "text"),
+    [(0.3, "does not solve more mazes than the baseline: -10.0 points"), (0.4, "cannot be told from the baseline")],
+)
+def test_the_answer_is_that_of_the_main_claim(poh, text):
+    out = filled("maze_scaling", main_arms((0.4,) * 4, (poh,) * 4), report=False)
+    assert out.answer.startswith(f"PoH-HRM {text}")
+
+
+def test_few_test_mazes_hide_a_difference_that_seeds_agree_on():
+    """The spread of a seed's difference is at least that of counting 100 mazes an arm at each of four sizes."""
+    records = main_arms((0.4,) * 4, (0.43,) * 4, seeds=3, test=100)
+    q = found(records)["Q"]
+    near = [(100 * p + 2) / 104 for p in (0.4, 0.43)]
+    sd = math.sqrt(sum(4 * p * (1 - p) / 100 / 16 for p in near))
+    half = stats.t.ppf(0.975, 2) * sd / math.sqrt(3)
+    assert q.parts[0].estimate[:3] == pytest.approx((0.03, 0.03 - half, 0.03 + half)) and q.verdict == "undecided"
+    assert found(main_arms((0.4,) * 4, (0.43,) * 4, seeds=3))["Q"].verdict == "supported"
+
+
+# --- files that lack cells
+
+
+def test_blocks_are_paired_by_the_name_of_their_seed():
+    """Five seeds an arm, three of them in common: what the others say counts in no difference."""
+    records, series = made_up(seeds=5, arms=("baseline", "poh_hrm"))
+    records["seed"] += 2 * (records["arch"] == "poh_hrm")
+    out = filled("maze_scaling", records, series)
+    gaps = [values(records, size, "poh_hrm") - values(records, size, "baseline") for size in SIZES]
+    assert all(list(gap.dropna().index) == [2, 3, 4] for gap in gaps)
+    floor_free = found(records.assign(settings=json.dumps({"maze_size": 5, "test": 10**8})))["Q"]
+    check(floor_free, {GAP: sum(gaps).dropna() / 4}, (0, math.inf))
+    for row, gap in zip(out.tables["gains.csv"].itertuples(), gaps, strict=True):
+        assert (row.difference, row.low, row.high) == pytest.approx((gap.mean(), *t_interval(gap.dropna())))
+        assert row.seeds == 3
+    counts = out.tables["accuracy.csv"].set_index(["size", "arch"])["seeds"]
+    assert counts["tiny", "baseline"] == counts["large", "poh_hrm"] == 5
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "not (size == 'large' and arch == 'poh_hrm')",
+        "seed == 0 or arch != 'poh_hrm'",
+        "arch != 'baseline'",
+        "size == 'tiny' and seed == 0",
+        "seed < 3 or size == 'tiny'",
+    ],
+)
+def test_an_unbalanced_file_has_its_whole_report(keep, all_of_it):
+    records, series, whole = all_of_it
+    out = filled("maze_scaling", records.query(keep).reset_index(drop=True), series, scale="smoke")
+    assert set(out.tables) == set(whole.tables) and set(out.figures) == set(whole.figures)
+    assert out.headings == whole.headings and set(out.findings) == set(whole.findings) and out.answer
+    table = out.tables["accuracy.csv"].set_index(["size", "arch"])["accuracy"]
+    part = records.query(keep)
+    for size, arm in part[["size", "arch"]].drop_duplicates().itertuples(index=False):
+        assert table[size, arm] == pytest.approx(values(part, size, arm).mean())
 
 
 # --- figures and files
@@ -314,7 +445,7 @@ def test_the_original_s_files_hold_means_in_percent(all_of_it):
         for m in ("acc", "opt"):
             want[f"poh_advantage_{m}"] = want[f"poh_{m}"] - want[f"baseline_{m}"]
         assert row == pytest.approx(want)
-    text, rows = pages.files["scaling_summary_maze5.txt"], content["results"]
+    text, rows = pages.files["scaling_summary_maze5.txt"].decode(), content["results"]
     assert f"average PoH advantage: {np.mean([row['poh_advantage_acc'] for row in rows]):+.1f} points" in text
     best = [max(rows, key=lambda row: row[f"{name}_acc"])["size"] for name in ("baseline", "poh")]
     assert "best: baseline at {}, PoH-HRM at {}".format(*best) in text
@@ -324,23 +455,35 @@ def test_the_original_s_files_hold_means_in_percent(all_of_it):
         assert re.findall(r"\d+\.\d / \d+\.\d", line) == sides and line.endswith(f"{row['poh_advantage_acc']:+.1f}")
 
 
-def test_the_checklist_says_what_the_gaps_are(report):
+def test_the_checklist_says_what_the_gaps_are():
     baseline, poh = (0.4, 0.5, 0.6, 0.7), (0.3, 0.45, 0.75, 0.9)
-    records = arms_of(baseline, poh).assign(optimality=lambda d: d["accuracy"] / 2)
+    records = main_arms(baseline, poh)
     records["n_params"] = records["size"].map({"tiny": 100, "small": 200, "medium": 400, "large": 800})
-    text = "\n".join(report.checklist(records))
-    assert "all sizes? tiny -10.0 points [" in text and "small -5.0" in text and "large +20.0" in text
+    text = checklist(records)
+    gap = values(records, "tiny", "poh_hrm") - values(records, "tiny", "baseline")
+    low, high = (100 * end for end in t_interval(gap))
+    assert f"all sizes? tiny -10.0 points [{low:+.1f}, {high:+.1f}]" in text
+    assert "small -5.0" in text and "large +20.0" in text
     assert "start winning? From medium." in text
-    assert "grow with size? From smallest to largest by +30.0 points" in text
-    assert "Last step in size: baseline +10.0 points" in text and "poh_hrm +15.0 points" in text
-    assert "+5.0 points" in text and "+2.5 points" in text.partition("in accuracy")[2]
+    changes = re.search(r"The advantage changes (.*?); accuracy", text)[1]
+    assert re.sub(r"\[.*?\] ", "", changes) == (
+        "by +5.0 points from tiny to small; by +20.0 points from small to medium; by +5.0 points from medium to large"
+    )
+    assert "in the last step in size: baseline +10.0 points" in text and "poh_hrm +15.0 points" in text
+    assert "+5.0 points" in text and "+2.5 points" in text.partition("in accuracy,")[2]
     assert "against the baseline at 2N: tiny -20.0 points; small -15.0 points; medium +5.0 points." in text
-    text = "\n".join(report.checklist(records[records["size"].isin(["tiny", "small"])]))
+    text = checklist(records[records["size"].isin(["tiny", "small"])])
     assert "At none with an interval above 0" in text and "2 size(s): cannot be said" in text
-    assert "not in these records" in "\n".join(report.checklist(records[records["arch"] == "baseline"]))
+    assert "not in these records" in checklist(records[records["arch"] == "baseline"])
+    assert "tiny -9.8 points one seed" in checklist(records[records["seed"] == 3])
+
+
+def checklist(records):
+    data = filled("maze_scaling", records, report=False).data
+    return "\n".join(report.original.checklist(data, report.efficiency_table(data)))
 
 
 def test_the_words_name_what_the_tables_show(all_of_it):
-    words = all_of_it[2].words
-    assert "Does the advantage exist at all sizes?" in words and "- tiny: PoH-HRM is" in words
+    text = all_of_it[2].words
+    assert "Does the advantage exist at all sizes?" in text and "- tiny: PoH-HRM is" in text
     assert set(all_of_it[2].tables) == {"accuracy.csv", "gains.csv", "probes.csv", "efficiency.csv"}

@@ -23,6 +23,7 @@ from .command import run
 from .maze.plain import outcomes, share
 from .stand_ins import OneCell, load
 
+declared = load("maze_scaling", "study")
 SEED, CELL_SEED = 7, 11
 
 
@@ -50,30 +51,30 @@ def one_process_and_a_cache(tmp_path_factory):
 # --- settings
 
 
-SEEDS_OWN = {"maze_size": 16, "generator": "dfs", "min_path": 0.4, "train": 1000, "epochs": 50, "batch": 32, "R": 4,
+ORIGINAL = {"maze_size": 16, "generator": "dfs", "min_path": 0.4, "train": 1000, "epochs": 50, "batch": 32, "R": 4,
              "T": 4, "heads": None, "lr": None, "augment": True, "loss": "dense", "seeds": (42, 43, 44, 45, 46),
              "compile": False, "test": 1000, "larger": (20, 24),
              "sizes": ("tiny", "small", "medium", "large", "xl")}  # fmt: skip
-SMALLER = {"sizes": ("tiny",), "seeds": (42, 43, 44), "archs": ("baseline", "poh_hrm", "poh_uniform"), "maze_size": 8,
+SMALLER = {"sizes": ("tiny",), "archs": ("baseline", "poh_hrm", "poh_uniform"), "maze_size": 8,
            "test": 300, "epochs": 8, "batch": 8, "larger": (10,)}  # fmt: skip
 SMOKE = {"seeds": (42,), "archs": tuple(ARMS), "maze_size": 5, "train": 32, "test": 20, "epochs": 1, "larger": (6,)}
 
 
-def test_scales_are_the_original_s_numbers_and_what_is_said_to_be_smaller(bench):
-    full = SEEDS_OWN | {"archs": tuple(ARMS)}
-    assert asdict(bench.SETTINGS["full"]) == asdict(bench.Settings()) == full
-    assert asdict(bench.SETTINGS["quick"]) == full | SMALLER
-    assert asdict(bench.SETTINGS["smoke"]) == full | SMALLER | SMOKE
-    assert bench.AXES == {"size": "sizes", "seed": "seeds", "arch": "archs"}
-    assert set(bench.ARCHS) == set(ARMS) and set(bench.FIVE) < set(SIZES)
+def test_scales_are_the_original_s_numbers_and_what_is_smaller(bench):
+    full = ORIGINAL | {"archs": tuple(ARMS)}
+    assert asdict(bench.STUDY.settings["full"]) == asdict(declared.Settings()) == full
+    assert asdict(bench.STUDY.settings["quick"]) == full | SMALLER
+    assert asdict(bench.STUDY.settings["smoke"]) == full | SMALLER | SMOKE
+    assert bench.STUDY.axes == {"size": "sizes", "seed": "seeds", "arch": "archs"}
+    assert bench.STUDY.arms == tuple(ARMS) and set(declared.FIVE) < set(SIZES)
 
 
 @pytest.mark.parametrize("n", [5, 6, 8, 16, 20])
 def test_the_filter_is_a_share_of_the_cells_and_with_loops_twice_the_side(bench, n):
-    assert bench.Settings().least(n) == math.floor(0.4 * n * n + 1e-9)
-    assert bench.Settings(min_path=0.6).least(n) == math.floor(0.6 * n * n + 1e-9)
-    assert bench.Settings(min_path=0.0).least(n) == 2
-    assert bench.Settings(generator="dfs_loops").least(n) == 2 * n
+    assert declared.Settings().min_length(n) == math.floor(0.4 * n * n + 1e-9)
+    assert declared.Settings(min_path=0.6).min_length(n) == math.floor(0.6 * n * n + 1e-9)
+    assert declared.Settings(min_path=0.0).min_length(n) == 2
+    assert declared.Settings(generator="dfs_loops").min_length(n) == 2 * n
 
 
 BAD = [
@@ -93,7 +94,7 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_settings_name_what_is_allowed(bench, change, message):
     with pytest.raises(ValueError, match=message):
-        replace(bench.SETTINGS["smoke"], **change)
+        replace(bench.STUDY.settings["smoke"], **change)
 
 
 # --- one cell
@@ -115,7 +116,7 @@ class Ran:
 
     def __init__(self, bench, made, arch, **options):
         self.arch, self.arm = arch, ARMS[arch]
-        self.settings = s = replace(bench.SETTINGS["smoke"], **TINY | CELLS[arch])
+        self.settings = s = replace(bench.STUDY.settings["smoke"], **TINY | CELLS[arch])
         self.cell, self.states, train = OneCell(bench, s, CELL_SEED, **options), {}, learn.train
         made.clear()
         with pytest.MonkeyPatch.context() as patch:
@@ -264,7 +265,7 @@ def test_what_a_cell_records_can_be_told_apart(bench, one_process_and_a_cache, f
 @pytest.mark.parametrize("side", [6, 8])
 def test_a_cell_that_would_be_judged_on_its_training_mazes_fails(bench, monkeypatch, side):
     change = TINY | {"maze_size": side, "test": 12, "larger": ()}
-    cell = OneCell(bench, replace(bench.SETTINGS["smoke"], **change), CELL_SEED)
+    cell = OneCell(bench, replace(bench.STUDY.settings["smoke"], **change), CELL_SEED)
     make = data.mazes
     monkeypatch.setattr(data, "mazes", lambda recipe, **_: make(replace(recipe, seed=SEED)))
     with pytest.raises(AssertionError, match="a test maze was trained on"):
@@ -277,7 +278,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(("dtype", "compiled"), [("bfloat16", False), ("float32", True)])
 def test_dtype_compile_and_progress_reach_training(bench, monkeypatch, dtype, compiled):
-    cell, asked = OneCell(bench, replace(bench.SETTINGS["smoke"], **TINY, compile=compiled), 0, dtype=dtype), []
+    cell, asked = OneCell(bench, replace(bench.STUDY.settings["smoke"], **TINY, compile=compiled), 0, dtype=dtype), []
 
     def stop(model, batches, steps, lr, dtype, *, compiled, after, progress):
         asked.append((dtype, compiled, progress))
@@ -296,7 +297,7 @@ def test_what_happened_to_memory_is_recorded(bench, monkeypatch, relieved):
         return SimpleNamespace(losses=[1.0] * steps, micro_batch=3, captured=not relieved)
 
     monkeypatch.setattr(learn, "train", train)
-    cell = OneCell(bench, replace(bench.SETTINGS["smoke"], **TINY | {"larger": ()}), 0)
+    cell = OneCell(bench, replace(bench.STUDY.settings["smoke"], **TINY | {"larger": ()}), 0)
     bench.test_train(cell, "tiny", SEED, "baseline")
     assert [cell.values[name] for name in ("micro_batch", "captured", "checkpointing")] == [3, not relieved, relieved]
 
@@ -323,7 +324,10 @@ def test_cells_run_and_are_reported_on(tmp_path):
     assert status == 0, text
     folder = tmp_path / "results" / "maze_scaling"
     assert json.loads((folder / "scaling_results_maze5.json").read_text())["seeds"] == 2
-    assert "needs three sizes and two seeds" in (folder / "summary.md").read_text()
+    found = {row["id"]: row for row in json.loads((folder / "claims.json").read_text())}
+    assert {row["verdict"] for row in found.values()} == {"not tested"} and all(r["registered"] for r in found.values())
+    assert "3 complete seeds are needed for poh_hrm minus baseline, there are 2" in found["Q"]["needs"]
+    assert "three sizes are needed, there are 1" in (folder / "summary.md").read_text()
     for name in ("scaling_plot_maze5", "learning", "iterations", "length", "larger", "mazes"):
         assert (folder / f"{name}.png").stat().st_size > 1000, name
 

@@ -33,7 +33,7 @@ class Settings(Base):
     """Trials whose names begin with `same` compare identical code; in those that begin with `longer` the head is slower
     by `slowdown`."""
 
-    trials: tuple[str, ...] = (*(f"same{i:02d}" for i in range(50)), *(f"longer{i:02d}" for i in range(10)))
+    trials: tuple[str, ...] = (*(f"same{i:02d}" for i in range(50)), *(f"longer{i:02d}" for i in range(12)))
     truths: Annotated[tuple[str, ...], OneOf(("same", "longer"))] = ("same", "longer")
     slowdown: float = 0.1
     budget_s: float = 8.0

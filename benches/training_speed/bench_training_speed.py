@@ -56,6 +56,8 @@ CLAIMS = {
 def answer(findings, arms) -> str:
     """One sentence: how many of the targets are reached on this device."""
     tested = [found for found in findings.values() if found.verdict != "not tested"]
+    if not tested:
+        return "No target is tested by these records."
     reached = sum(found.verdict == "supported" for found in tested)
     return f"The speed that was asked for is reached for {reached} of {len(tested)} workloads on this device."
 

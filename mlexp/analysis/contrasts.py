@@ -48,9 +48,9 @@ def leaves(quantity: Quantity, data: Data) -> list[Leaf]:
 
     def leaf(label: str, weights: Mapping[str, float], level: str = "") -> Leaf:
         columns: dict[tuple[str, str], float] = {}
-        for level, factor in weights.items():
+        for at, factor in weights.items():
             for arm, weight in contrast.weights:
-                columns[level, arm] = columns.get((level, arm), 0.0) + factor * weight
+                columns[at, arm] = columns.get((at, arm), 0.0) + factor * weight
         return Leaf(label, metric, contrast.log, tuple((c, w) for c, w in columns.items() if w), axis, level)
 
     if isinstance(quantity, At):
@@ -67,7 +67,7 @@ def leaves(quantity: Quantity, data: Data) -> list[Leaf]:
         raise Missing(f"{needed} {axis}s are needed, there are {len(levels)}: {', '.join(levels)}")
     if isinstance(quantity, FromMean):
         share = 1 / len(levels)
-        return [leaf(f"{name} at {level}, from its mean", {other: (other == level) - share for other in levels})
+        return [leaf(f"{name} at {level}, from its mean", {at: (at == level) - share for at in levels}, level)
                 for level in levels]  # fmt: skip
     x = np.log(data.sizes(axis, quantity.size, levels))
     x = x - x.mean()

@@ -54,7 +54,7 @@ class Cell(OneCell):
 
     def __init__(self, prompts, **settings):
         options = SimpleNamespace(weights=None, prompts=prompts, corpus=None, model={})
-        super().__init__(bench, replace(bench.SETTINGS["smoke"], **ASKED | settings), seed=11, options=options)
+        super().__init__(bench, replace(bench.STUDY.settings["smoke"], **ASKED | settings), seed=11, options=options)
         self.rounds, self.said = None, []
 
     def time(self, run, rounds):
@@ -402,7 +402,7 @@ def test_a_key_covers_weights_corpus_training_and_prompts(prompts, monkeypatch):
     seen = []
     monkeypatch.setattr(bench, "identity", lambda *args: seen.append(args) or {"weights_hash": "made"})
     monkeypatch.setattr(bench, "checkpoint_identity", lambda folder: {"weights_hash": folder})
-    settings = replace(bench.SETTINGS["smoke"], nano_steps=7)
+    settings = replace(bench.STUDY.settings["smoke"], nano_steps=7)
     options = SimpleNamespace(model={"mine": "folder"}, weights=None, corpus="own.txt", prompts=prompts)
     digest = hashlib.sha256(prompts.read_bytes()).hexdigest()[:16]
     got = bench.inputs({"model": "gpt2_nano"}, settings, options)
@@ -419,7 +419,7 @@ def test_a_key_covers_weights_corpus_training_and_prompts(prompts, monkeypatch):
 
 
 def test_full_is_the_original_s_numbers():
-    full = bench.SETTINGS["full"]
+    full = bench.STUDY.settings["full"]
     numbers = {"samples": 20, "max_new_tokens": 50, "temperature": 0.8, "threshold": 0.4, "branch_factor": 3,
                "max_paths": 20, "top_k": 0, "top_p": 1.0, "stop_tokens": (), "prompt_tokens": 200, "rounds": 3,
                "replicates": 128, "batch_prompts": 10}  # fmt: skip
@@ -427,14 +427,14 @@ def test_full_is_the_original_s_numbers():
     sizes = ("gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl")
     assert full.models == full.replicate_models == full.batch_models == ("gpt2_nano", *sizes)
     assert full.prompts == tuple(f"p0{i}" for i in range(10)) and full.batches == ("b00", "b01", "b02")
-    for settings in bench.SETTINGS.values():
+    for settings in bench.STUDY.settings.values():
         assert settings.decoders == DECODER_NAMES and settings.models == full.models
         assert (settings.temperature, settings.threshold, settings.top_k) == (0.8, 0.4, 0)
         assert settings.replicates >= 16  # below, nothing is estimated
 
 
 def test_what_is_collected():
-    settings = bench.SETTINGS["quick"]
+    settings = bench.STUDY.settings["quick"]
     collects = lambda **params: bench.collects(params, settings, "cpu")  # noqa: E731
     assert all(collects(model=m, prompt="p00", decoder=d) for m in settings.models for d in DECODER_NAMES)
     together = {(m, d) for m in settings.models for d in DECODER_NAMES if collects(model=m, batch="b00", decoder=d)}
@@ -458,9 +458,9 @@ def test_what_is_collected():
         ({"batches": ("p1",)}, "unknown batch 'p1'; choose from b00, b01, b02, ... .any number."),
         ({"rounds": 0}, "rounds is 0; at least 1"),
         ({"batch_prompts": 0}, "batch_prompts is 0; at least 1"),
-        ({"replicates": 1}, "replicates is 1; a variance needs at least 2"),
+        ({"replicates": 1}, "replicates is 1; at least 2"),
     ],
 )
 def test_bad_settings_name_what_is_allowed(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(bench.SETTINGS["smoke"], **change)
+        replace(bench.STUDY.settings["smoke"], **change)

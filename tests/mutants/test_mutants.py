@@ -40,6 +40,7 @@ class Checkout:
         self.root, self._log = root, root / "pytest.log"
         env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         env |= {"PYTHONPATH": str(root), "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        env["HYPOTHESIS_PROFILE"] = "planted"
         argv = [sys.executable, str(Path(__file__).with_name("warm.py")), str(root), *imports]
         self._warm = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

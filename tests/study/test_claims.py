@@ -1,6 +1,7 @@
 """The rules of a verdict, each with the records that break it; verdicts against intervals worked out here."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy import stats as scipy_stats
 from mlexp.analysis.claims import all_of, any_of, evaluate, switched
 from mlexp.analysis.findings import counted
 from mlexp.analysis.intervals import share_interval
+from mlexp.analysis.sections import registered
 from mlexp.analysis.stats import Estimate, Verdict
 from mlexp.study import (
     Above,
@@ -29,6 +31,7 @@ from mlexp.study import (
     Switch,
     Within,
     arm,
+    mean,
     ratio,
 )
 from tests.study.made import SIZES, data, records, study
@@ -178,6 +181,7 @@ def test_primary_claims_share_five_percent_and_parts_share_the_claim_s():
     found = evaluate(data(df, study(claims=claims)), "", {})
     assert [f.confidence for f in found.values()] == pytest.approx([1 - 0.05 / 3] * 3 + [0.95, 0.975, 0.95])
     assert [f.rank for f in found.values()] == ["primary"] * 3 + ["secondary"] * 3
+    assert all(f"; {100 * each.confidence:.4g} % interval" in each.reason for each in found.values())
     for each in found.values():
         table = df.pivot(index=["size", "seed"], columns="arm", values="loss_nats").loc["tiny"]
         sample = table["base"] - table["new"]
@@ -301,6 +305,66 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide_it(seed):
     assert f"about {found.more_blocks} more would decide" in found.reason
 
 
+def decides(distance, sd, confidence=0.95):
+    """The fewest blocks whose t interval is narrower than this."""
+    half = lambda n: scipy_stats.t.ppf(0.5 + confidence / 2, n - 1) * sd / math.sqrt(n)  # noqa: E731
+    return next(n for n in range(2, 10_000) if half(n) < distance)
+
+
+def test_the_least_certain_of_several_quantities_says_how_many_seeds_are_needed():
+    df = curve([0.05, 0.03], noise=0.1, seed=3).assign(rounds=3)
+    found = verdict(Above(At(GAIN)), df)
+    table = df.pivot(index="seed", columns=["size", "arm"], values="loss_nats")
+    samples = [table[size, "base"] - table[size, "new"] for size in ("tiny", "small")]
+    needed = [decides(abs(sample.mean()), sample.std(ddof=1), 0.975) for sample in samples]
+    assert found.verdict == UNDECIDED and needed[0] != needed[1]
+    assert found.more_blocks == max(needed) - 5 and found.more_seconds == found.more_blocks * 2 * 2 * 2.0 * 3
+
+
+def test_further_seeds_of_few_items_are_counted_with_the_noise_of_the_items():
+    df = records({("tiny", "base"): 0.50, ("tiny", "new"): 0.45}, seeds=3, noise=0.001, metric="accuracy")
+    found = verdict(Above(FIRST), df, declared=study(outcome="accuracy", items={"accuracy": "test"}))
+    means = df.groupby("arm")["accuracy"].mean()
+    floor = math.sqrt(sum(p * (1 - p) / 100 for p in (100 * means + 2) / 104))
+    assert found.more_blocks == decides(means["base"] - means["new"], floor) - 3
+
+
+def test_further_seeds_of_independent_arms():
+    found = verdict(Above(At(GAIN)), independent({"base": 0.1, "new": 0.0}), declared=study(over=(), independent=True))
+    (part,) = found.parts
+    half = (part.estimate.high - part.estimate.low) / 2
+    assert found.verdict == UNDECIDED
+    assert found.more_blocks == max(1, math.ceil(5 * (half / abs(part.estimate.value)) ** 2) - 5)
+
+
+def test_what_a_claim_shows_is_the_quantity_nearest_to_its_bound():
+    for gains, word, shown in (
+        ((0.5, 0.1, 0.9), SUPPORTED, "small"),
+        ((0.5, -0.5, 0.9), REFUTED, "small"),
+        ((0.5, 0.9, 0.0), UNDECIDED, "medium"),
+    ):
+        found = verdict(Above(At(GAIN)), curve(gains))
+        assert found.verdict == word and found.deciding.label == f"base minus new at {shown}"
+
+
+def test_the_distance_that_counts_is_to_the_nearer_bound():
+    for low, high, distance in ((0.4, 0.7, 0.1), (0.2, 0.55, 0.05), (0.4, None, 0.1), (None, 0.55, 0.05)):
+        (part,) = verdict(Within(FIRST, low, high), curve([0.5], noise=0.0)).parts
+        assert part.distance == pytest.approx(distance)
+
+
+def test_quantities_that_are_no_plain_differences_have_no_range_of_tukey():
+    names = ("a", "b", "c")
+    declared = study(arms=names, baseline="a", over=(), independent=True)
+    df = independent(dict.fromkeys(names, 0.0))
+    found = verdict(All(Above(At(arm("a") - mean("b", "c"))), Above(At(arm("a") - arm("b")))), df, declared=declared)
+    groups = {name: g["loss_nats"] for name, g in df.groupby("arm")}
+    s = math.sqrt(sum(g.var(ddof=1) for g in groups.values()) / 3)
+    for part, share in zip(found.parts, (1 / 5 + 2 * 0.25 / 5, 2 / 5), strict=True):
+        half = scipy_stats.t.ppf(1 - 0.05 / 4, 12) * s * math.sqrt(share)
+        assert part.estimate.high - part.estimate.value == pytest.approx(half)
+
+
 # --- quantities that a study computes itself
 
 
@@ -371,6 +435,12 @@ def test_the_part_that_is_shown_is_the_one_that_decides(statement, gains, shown)
 
 
 # --- registration
+
+
+def test_a_claim_is_registered_where_each_record_has_its_fingerprint():
+    rows = [SimpleNamespace(study={"claims": claims}) for claims in ({"A": "1", "B": "2"}, {"A": "1", "B": "3"})]
+    assert registered(rows) == {"A": "1"} and registered(rows[:1]) == {"A": "1", "B": "2"}
+    assert registered([*rows, SimpleNamespace(study={})]) == registered([]) == {}
 
 
 def test_a_claim_that_is_new_or_was_changed_is_post_hoc():

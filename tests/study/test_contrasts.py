@@ -5,13 +5,16 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from mlexp.analysis.contrasts import estimate, leaves, noise_floor, paired_estimate, values
 from mlexp.analysis.data import Missing, number, ordered
+from mlexp.analysis.sections import derived
+from mlexp.analysis.tables import pair_table, quantity_table
 from mlexp.study import At, Contrast, FromMean, Levels, Mean, Slope, Steps, arm, mean, ratio
+from tests.referees import adjusted
 from tests.study.made import SIZES, data, records, study
 
 SIZE_NAMES = tuple(SIZES)
@@ -30,6 +33,7 @@ def all_values(quantity, df, **more):
     return [values(leaf, found) for leaf in leaves(quantity, found)]
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**31 - 1))
 def test_every_quantity_is_its_closed_form(seed):
     df, y = draw(seed)
@@ -65,6 +69,18 @@ def test_the_slope_of_differences_is_theirs_on_the_number_in_the_level_s_name():
     assert found == pytest.approx(want)
 
 
+def test_every_quantity_of_a_table_is_named_by_its_level_or_step():
+    df, y = draw(6)
+    rows = {quantity: quantity_table(data(df), quantity(arm("new"))) for quantity in (At, Steps, FromMean, Mean)}
+    assert list(rows[At]["label"]) == list(SIZES)
+    assert list(rows[Steps]["label"]) == ["from tiny to small", "from small to medium", "from medium to large"]
+    assert list(rows[FromMean]["label"]) == list(SIZES) and list(rows[Mean]["label"]) == [""]
+    want = [scipy_stats.ttest_1samp(step, 0).confidence_interval() for step in np.diff(y[:, 1], axis=0)]
+    assert rows[Steps][["low", "high"]].to_numpy() == pytest.approx(np.array([tuple(each) for each in want]))
+    assert list(rows[Steps]["value"]) == pytest.approx(list(np.diff(y[:, 1].mean(axis=1))))
+    assert quantity_table(data(df), At(arm("gone"))).empty
+
+
 def test_levels_are_chosen_by_number_with_the_low_end_in_and_the_high_end_out():
     df, y = draw(4, sizes=("n100", "n1000", "n20000"))
     gain = y[:, 0] - y[:, 1]
@@ -82,8 +98,8 @@ def test_levels_are_chosen_by_number_with_the_low_end_in_and_the_high_end_out():
 def test_levels_stand_by_number_or_by_size_whatever_their_order_in_the_file():
     df, _ = draw(0, sizes=("large", "tiny", "medium", "small"))
     assert ordered(df, "size") == list(SIZES)
-    df, _ = draw(0, sizes=("n20000", "n100", "n1000"))
-    assert ordered(df, "size") == ["n100", "n1000", "n20000"]
+    df, _ = draw(0, sizes=("n20000", "n500", "n1000"))
+    assert ordered(df, "size") == ["n500", "n1000", "n20000"]
     assert number("beta0_03") == 0.03
     with pytest.raises(ValueError, match="'tiny' holds no number"):
         number("tiny")
@@ -190,3 +206,66 @@ def test_one_block_has_a_value_and_no_interval():
     got = estimate(leaves(At(arm("base")), found)[0], found)
     assert got.value == pytest.approx(y[0, 0, 0]) and math.isnan(got.low) and got.n == 1
     assert estimate(leaves(At(arm("gone")), found)[0], found) is None
+
+
+def test_claims_are_about_the_fixed_value_of_a_further_axis_or_the_only_one_there_is():
+    df, y = draw(7)
+    both = pd.concat([df.assign(match="a"), df.assign(match="b", loss_nats=df["loss_nats"] + 1)], ignore_index=True)
+    declared = study(fixed={"match": "b"})
+    (found,) = all_values(Mean(arm("new")), both, declared=declared)
+    assert found == pytest.approx(y[:, 1].mean(axis=0) + 1)
+    (found,) = all_values(Mean(arm("new")), both[both["match"] == "a"], declared=declared)
+    assert found == pytest.approx(y[:, 1].mean(axis=0))
+
+
+def test_a_level_is_as_large_as_its_smallest_arm():
+    df, y = draw(8)
+    df["n_params"] *= np.where(df["arm"] == "other", df["size"].map({"large": 9.0}).fillna(1.0), 1.0)
+    (found,) = all_values(Slope(arm("new"), "n_params"), df)
+    want = [scipy_stats.linregress(np.log(list(SIZES.values())), block).slope for block in y[:, 1].T]
+    assert found == pytest.approx(want)
+
+
+def test_an_exponent_is_shown_as_it_is_and_a_mean_of_logarithms_as_a_ratio():
+    df, y = draw(9)
+    logs = np.log(y[:, 0] / y[:, 1])
+    (row,) = quantity_table(data(df), Slope(ratio("base", "new"), "n_params")).itertuples()
+    slopes = [scipy_stats.linregress(np.log(list(SIZES.values())), block).slope for block in logs.T]
+    assert (row.value, row.low, row.high) == pytest.approx(
+        (np.mean(slopes), *scipy_stats.ttest_1samp(slopes, 0).confidence_interval())
+    )
+    (row,) = quantity_table(data(df), Mean(ratio("base", "new"))).itertuples()
+    means = logs.mean(axis=0)
+    assert (row.value, row.low, row.high) == pytest.approx(
+        tuple(np.exp([means.mean(), *scipy_stats.ttest_1samp(means, 0).confidence_interval()]))
+    )
+
+
+def test_pairs_named_apart_have_no_part_in_the_correction():
+    df, y = draw(10)
+    pairs = {"new": ("new", "base"), "other": ("other", "base")}
+    table = pair_table(data(df), pairs, "size", apart=("other",)).set_index(["size", "name"])
+    p = [scipy_stats.ttest_1samp(y[i, 1] - y[i, 0], 0).pvalue for i in range(4)]
+    assert list(table.xs("new", level="name")["p_adjusted"]) == pytest.approx(list(adjusted(p)))
+    assert table.xs("other", level="name")["p_adjusted"].isna().all()
+
+
+def test_the_p_of_independent_arms_is_tukey_s_over_those_that_compete():
+    rng = np.random.default_rng(0)
+    groups = {name: rng.normal(i, 1, 5) for i, name in enumerate(("base", "new", "other", "half"))}
+    rows = [{"seed": i, "arm": name, "loss_nats": v} for name, g in groups.items() for i, v in enumerate(g)]
+    declared = study(over=(), independent=True, apart=("half",), arms=tuple(groups))
+    table = pair_table(data(pd.DataFrame(rows), declared), {name: (name, "base") for name in ("new", "other", "half")})
+    s = math.sqrt(sum(g.var(ddof=1) for g in groups.values()) / 4)
+    for row, arms in zip(table.itertuples(), (3, 3, 4), strict=True):
+        gap = groups[row.name].mean() - groups["base"].mean()
+        range_ = abs(gap) / (s / math.sqrt(5))
+        assert row.p_adjusted == pytest.approx(scipy_stats.studentized_range.sf(range_, arms, 16))
+        assert row.value == pytest.approx(gap) and row.sd == pytest.approx(s * math.sqrt(2))
+
+
+def test_what_a_study_derives_still_knows_the_axes_of_its_records():
+    df, _ = draw(11)
+    made = derived(study(derive=lambda records: pd.DataFrame({**records, "double": 2 * records["loss_nats"]})), df)
+    assert made.attrs == df.attrs and list(made["double"]) == pytest.approx(list(2 * df["loss_nats"]))
+    assert "double" not in df and derived(study(), df) is df

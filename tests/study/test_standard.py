@@ -85,7 +85,13 @@ def test_a_study_without_report_py_is_reported_whole(place):
     assert verdicts(section) == {"H1": "supported", "H2": "not tested"}
     text = summary_of(section)
     assert "**Answer.** H1 is supported; 9 rows." in text and "no loss_nats of spare at n100" in text
-    assert "base: loss_nats falls with size (Page's p" in text
+    p = {}
+    for arm, cells in df.groupby("arch"):
+        by_size = cells.pivot(index="seed", columns="size", values="loss_nats")[["n100", "n1000", "n10000"]]
+        p[arm] = min(1, 2 * scipy_stats.page_trend_test(-by_size.to_numpy(), method="exact").pvalue)  # two-sided
+    for arm, p_holm in zip(p, adjusted(list(p.values())), strict=True):
+        line = f"{arm}: loss_nats falls with size (Page's p {p_holm:.2g}, two-sided, after Holm over 3 arms; 5 blocks)"
+        assert line in text
 
 
 def test_the_curve_of_every_series_is_drawn(place):
