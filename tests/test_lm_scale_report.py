@@ -79,7 +79,7 @@ OVER = {  # claim: advantages by size that make it supported, refuted, undecided
     "E3": ({"full": (0, 0, 0, 0, 0, 0.9)}, {}, all_variants(0, 0, 0, 0, 0, LN2), lambda a, n, who: n == 50_000,
            "no n_chars of at least 20001"),
     "T": ({"full": RISING}, all_variants(*FALLING), {}, lambda a, n, who: n in SIZES[2:],
-          "3 n_charss are needed, there are 2: n1000, n2000"),
+          "3 values of n_chars are needed, there are 2: n1000, n2000"),
 }  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_a_claim_on_the_length_of_sequences_is_as_planted():
         finding = findings_of(QUESTION, simple(all_variants(*FALLING), lengths))["S"]
         assert finding.verdict == word, word
     finding = findings_of(QUESTION, simple(drop=lambda axis, n, who: n == 32))["S"]
-    assert (finding.verdict, finding.why) == ("not tested", "2 seq_lens are needed, there are 1: len16")
+    assert (finding.verdict, finding.why) == ("not tested", "2 values of seq_len are needed, there are 1: len16")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

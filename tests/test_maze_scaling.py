@@ -327,7 +327,7 @@ def test_cells_run_and_are_reported_on(tmp_path):
     found = {row["id"]: row for row in json.loads((folder / "claims.json").read_text())}
     assert {row["verdict"] for row in found.values()} == {"not tested"} and all(r["registered"] for r in found.values())
     assert "3 complete seeds are needed for poh_hrm minus baseline, there are 2" in found["Q"]["needs"]
-    assert "three sizes are needed, there are 1" in (folder / "summary.md").read_text()
+    assert "three values of size are needed, there are 1" in (folder / "summary.md").read_text()
     for name in ("scaling_plot_maze5", "learning", "iterations", "length", "larger", "mazes"):
         assert (folder / f"{name}.png").stat().st_size > 1000, name
 

@@ -21,7 +21,7 @@ def cut_table(data, out) -> pd.DataFrame:
     share = means.min() / means
     found = {a: {"variant": a} for a in arms}
     for cost, name in (("flops", "flops"), ("wall_s", "time")):
-        losses = [cut(out.series(key)["losses"], share.at[a, cost])
+        losses = [cut(out.series(key).get("losses", ()), share.at[a, cost])
                   for key, a in zip(rows["key"], rows["variant"], strict=True)]  # fmt: skip
         there = data.under(fixed={}).with_records(rows.assign(cut_loss=losses))
         pairs = pair_table(there, {a: (a, CONTROL) for a in found}, metric="cut_loss").set_index("arm")
@@ -35,7 +35,9 @@ def cut_table(data, out) -> pd.DataFrame:
 
 
 def cut(losses, share: float) -> float:
-    """The mean of the last tenth of the steps before this share of them."""
+    """The mean of the last tenth of the steps before this share of them; NaN where the curve was not stored."""
+    if not len(losses):
+        return math.nan
     last = max(1, round(share * len(losses)))
     return float(np.mean(losses[max(0, last - max(1, len(losses) // 10)) : last]))
 

@@ -4,11 +4,12 @@ The split of a series with the largest energy distance is tested by permutation,
 (Matteson and James, JASA 2014; on benchmarks Daly et al., ICPE 2020, Fleming et al., ICPE 2023). Where values are
 independent, their order says nothing under no change, and a series raises a false alarm with probability `alpha` at
 most. Where each resembles the one before (a machine that warms up), shuffled values are smoother than real ones, and
-that test alone finds a change in 33 to 62 % of series without one (first-order correlation .7, 10 to 40 values). So
-the innovations of a first-order autoregression are shuffled instead (Buehlmann, Bernoulli 1997). Its coefficient is the
-smaller of two estimates, each corrected to the median of simulated series of the same length (Andrews, Econometrica
-1993): one from the residuals on both sides of the split, one from differences of neighbours, the largest left out,
-which further steps do not move. Of such series 16 to 27 % then raise an alarm, of independent ones 2 to 4 %.
+that test alone finds a change in 33 to 62 % of series without one (first-order correlation .7, 10 to 40 values). So a
+split must also be larger, beside what is left around the means on its two sides, than those of simulated normal
+autoregressions are. Their coefficient is the smaller of two estimates, each corrected to the median of simulated series
+of the same length (Andrews, Econometrica 1993): one from the residuals on both sides of the split, one from differences
+of neighbours, the largest left out, which further steps do not move. Of such series 15 to 22 % then raise an alarm, of
+independent ones no more than before.
 """
 
 import functools
@@ -80,34 +81,46 @@ def _split(values: Array, alpha: float, rng: np.random.Generator) -> Change | No
     n = len(values)
     if n < commits_needed(alpha) or np.ptp(values) == 0:
         return None
-    highest, at, _ = (float(of[0]) for of in _best(values[None]))
-    found = (float(np.interp(estimate[0], curve, COEFFICIENTS))
-             for estimate, curve in zip(_estimates(values[None]), _medians(n), strict=True))  # fmt: skip
-    coefficient = min(found)
-    innovations = values - values.mean()
-    innovations[1:] -= coefficient * innovations[:-1].copy()
-    innovations[0] *= math.sqrt(1 - coefficient**2)
+    best = _best(values[None])
     draws, beaten, done = math.ceil(5 / alpha) - 1, 0, 0
     while done < draws:
         batch = min(max(1, BATCH // n**2), draws - done)
-        shuffled = rng.permuted(np.tile(innovations, (batch, 1)), axis=1)
-        beaten += int((_best(_autoregression(shuffled, coefficient))[0] >= highest * (1 - 1e-9)).sum())
+        shuffled = rng.permuted(np.tile(values, (batch, 1)), axis=1)
+        beaten += int((_best(shuffled).energy >= best.energy * (1 - 1e-9)).sum())
         done += batch
         if (1 + beaten) / (1 + draws) > alpha:
             return None
-    return Change(int(at), (1 + beaten) / (1 + draws))
+    estimates = zip(_estimates(values[None]), _medians(n), strict=True)
+    coefficient = min(float(np.interp(found[0], medians, COEFFICIENTS)) for found, medians in estimates)
+    by_chance = _sharpness(n, min(0.95, round(20 * coefficient) / 20))
+    p = (1 + int((by_chance >= best.sharpness * (1 - 1e-9)).sum())) / (1 + len(by_chance))
+    p = max(p, (1 + beaten) / (1 + draws))
+    return Change(int(best.at[0]), p) if p <= alpha else None
 
 
-def _best(series: Array) -> tuple[Array, Array, Array]:
-    """Of each row: the largest energy distance over its splits, where that split is, and the correlation from one value
-    to the next of what is left around the means on both sides."""
+class Best(NamedTuple):
+    """Of each series: the largest energy distance over its splits, the same over the mean absolute residual around the
+    means on both sides, where that split is, and the correlation from one residual to the next."""
+
+    energy: Array
+    sharpness: Array
+    at: NDArray[np.intp]
+    correlation: Array
+
+
+def _best(series: Array) -> Best:
     found = energies(np.abs(series[:, :, None] - series[:, None, :]))
     at = SHORTEST + found.argmax(axis=1)
     before = np.arange(series.shape[1]) < at[:, None]
     means = [(series * side).sum(axis=1) / side.sum(axis=1) for side in (before, ~before)]
     rest = series - np.where(before, means[0][:, None], means[1][:, None])
-    square = (rest**2).sum(axis=1)
-    return found.max(axis=1), at, (rest[:, 1:] * rest[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1.0)
+    size, square = np.abs(rest).mean(axis=1), (rest**2).sum(axis=1)
+    correlation = (rest[:, 1:] * rest[:, :-1]).sum(axis=1) / np.where(square > 0, square, 1.0)
+    energy = found.max(axis=1)
+    sharpness = np.divide(
+        energy, size, out=np.full(len(energy), np.inf), where=size > 1e-12 * np.abs(series).max(axis=1)
+    )
+    return Best(energy, sharpness, at, correlation)
 
 
 def _autoregression(innovations: Array, coefficient: float) -> Array:
@@ -126,7 +139,7 @@ def _estimates(series: Array) -> tuple[Array, Array]:
     for lag in (1, 2):
         steps = np.sort(np.abs(series[:, lag:] - series[:, :-lag]), axis=1)
         variances.append((steps[:, : max(3, int(0.8 * steps.shape[1]))] ** 2).mean(axis=1))
-    return _best(series)[2], variances[1] / np.maximum(variances[0], np.finfo(float).tiny) - 1
+    return _best(series).correlation, variances[1] / np.maximum(variances[0], np.finfo(float).tiny) - 1
 
 
 @functools.cache
@@ -140,3 +153,11 @@ def _medians(n: int) -> tuple[Array, Array]:
         medians.append([float(np.median(np.concatenate(column))) for column in zip(*parts, strict=True)])
     first, second = np.maximum.accumulate(np.array(medians), axis=0).T
     return first, second
+
+
+@functools.cache
+def _sharpness(n: int, coefficient: float) -> Array:
+    """Of the best splits of normal autoregressions of n values."""
+    rng, count = np.random.default_rng(2), 999
+    rows = _autoregression(rng.standard_normal((count, n)), coefficient)
+    return np.concatenate([_best(part).sharpness for part in np.array_split(rows, max(1, count * n**2 // BATCH))])

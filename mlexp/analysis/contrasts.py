@@ -60,11 +60,11 @@ def leaves(quantity: Quantity, data: Data) -> list[Leaf]:
     if isinstance(quantity, Steps):
         pairs = list(itertools.pairwise(levels))
         if not pairs:
-            raise Missing(f"two {axis}s are needed, {levels[0]} alone is there")
+            raise Missing(f"two values of {axis} are needed, {levels[0]} alone is there")
         return [leaf(f"{name} from {a} to {b}", {a: -1.0, b: 1.0}, f"from {a} to {b}") for a, b in pairs]
     needed = quantity.points if isinstance(quantity, Slope) else 3
     if len(levels) < needed:
-        raise Missing(f"{needed} {axis}s are needed, there are {len(levels)}: {', '.join(levels)}")
+        raise Missing(f"{needed} values of {axis} are needed, there are {len(levels)}: {', '.join(levels)}")
     if isinstance(quantity, FromMean):
         share = 1 / len(levels)
         return [leaf(f"{name} at {level}, from its mean", {at: (at == level) - share for at in levels}, level)

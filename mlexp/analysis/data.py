@@ -119,7 +119,7 @@ class Data:
             return [ONE]
         rows, present = self.rows(axis), self.order(axis)
         if wanted.place == "upper half" and len(present) < 3:
-            raise Missing(f"three {axis}s are needed, there are {len(present)}")
+            raise Missing(f"three values of {axis} are needed, there are {len(present)}")
         found = chosen(present, wanted)
         if wanted.place == "complete":
             found = [name for name in found if set(arms) <= set(rows.loc[rows[axis] == name, self.study.arm])]

@@ -124,8 +124,11 @@ def test_blocks_are_aligned_by_name_and_incomplete_ones_left_out():
         (At(arm("base"), Levels(("tiny", "huge"))), "no size huge"),
         (At(arm("base").of("nothing")), "nothing is not recorded"),
         (Mean(arm("base") - arm("gone"), Levels(place="complete")), "no size has all of base, gone"),
-        (Slope(arm("base"), "n_params", Levels(("tiny", "small"))), "3 sizes are needed, there are 2: tiny, small"),
-        (Steps(arm("base"), Levels(place="last")), "two sizes are needed, large alone is there"),
+        (
+            Slope(arm("base"), "n_params", Levels(("tiny", "small"))),
+            "3 values of size are needed, there are 2: tiny, small",
+        ),
+        (Steps(arm("base"), Levels(place="last")), "two values of size are needed, large alone is there"),
     ],
 )
 def test_what_is_missing_is_named(quantity, message):
@@ -136,7 +139,7 @@ def test_what_is_missing_is_named(quantity, message):
 
 def test_the_upper_half_needs_three_sizes():
     df, _ = draw(0, sizes=("tiny", "small"))
-    with pytest.raises(Missing, match="three sizes are needed, there are 2"):
+    with pytest.raises(Missing, match="three values of size are needed, there are 2"):
         all_values(At(arm("base"), Levels(place="upper half")), df)
 
 
