@@ -23,9 +23,14 @@ MARGIN = 0.02  # of a claim
 PARTS = {"all": ("a", "b")}
 
 
+def reference():
+    """Of what a claim uses."""
+    return arm("b")
+
+
 def gain():
     """Of a claim."""
-    return arm("a") - arm("b")
+    return arm("a") - reference()
 
 
 def steps(n):
@@ -60,7 +65,8 @@ def test_it(cell, arch):
         ("It helps", "It helps a lot"),
         ("Does it?", "Does it, then?"),
         ("MARGIN = 0.02  # of a claim", "MARGIN = 0.05  # of the claim"),
-        ('return arm("a") - arm("b")', 'return arm("b") - arm("a")'),
+        ('return arm("a") - reference()', 'return reference() - arm("a")'),
+        ('return arm("b")', 'return arm("c")'),
         ("Of a claim.", "Of two claims."),
         ('{"all": ("a", "b")}', '{"none": ("b", "a")}'),
         ('return f"{findings} {steps(3)}"', "return str(findings)"),
