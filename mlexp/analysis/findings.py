@@ -121,7 +121,8 @@ class Finding:
     def to_decide(self) -> str:
         """How many more blocks would decide, and how long they would take on this machine."""
         if self.more_blocks is None:
-            return "no number of replicates below 10,000 would decide" if self.parts else ""
+            of_blocks = any(part.of_blocks for part in self.parts if part.verdict == UNDECIDED)
+            return "no number of replicates below 10,000 would decide" if of_blocks else ""
         took = f", about {duration(self.more_seconds)} of timed work" if self.more_seconds else ""
         return f"about {self.more_blocks} more would decide{took}"
 

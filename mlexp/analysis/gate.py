@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -168,10 +168,16 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A GitHub table; what cells hold breaks out of none and begins no HTML."""
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], cell: Callable[[str], str] | None = None
+) -> str:
+    """A GitHub table; what cells hold breaks out of none and begins no HTML.
+
+    `cell`: how a text is made safe; by default it is shown as it stands, and no Markdown in it acts.
+    """
+    safe = cell or _escaped
     lines = [list(columns), ["---"] * len(columns), *map(list, rows)]
-    return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(safe(str(text)) for text in line) + " |" for line in lines)
 
 
 def _escaped(text: str) -> str:

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 import mlexp
+from mlexp.analysis.gate import markdown_table
 from mlexp.analysis.output import SHOWN_ROWS
 from mlexp.analysis.sections import Section
 from mlexp.analysis.stats import Verdict
@@ -102,10 +103,9 @@ def _block(block: dict[str, Any]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines: list[Sequence[object]] = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return markdown_table(columns, rows, _cell)
 
 
-def _cell(value: object) -> str:
-    """Text that breaks out of no table cell and begins no HTML."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|").replace("<", "&lt;")
+def _cell(text: str) -> str:
+    """Text that breaks out of no table cell and begins no HTML; its emphasis stays."""
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")
