@@ -176,7 +176,7 @@ def markdown_table(
     `cell`: how a text is made safe; by default it is shown as it stands, and no Markdown in it acts.
     """
     safe = cell or _escaped
-    lines = [list(columns), ["---"] * len(columns), *map(list, rows)]
+    lines: list[Sequence[object]] = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(safe(str(text)) for text in line) + " |" for line in lines)
 
 
