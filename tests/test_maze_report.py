@@ -472,6 +472,8 @@ def test_the_checklist_says_what_the_gaps_are():
     assert "in the last step in size: baseline +10.0 points" in text and "poh_hrm +15.0 points" in text
     assert "+5.0 points" in text and "+2.5 points" in text.partition("in accuracy,")[2]
     assert "against the baseline at 2N: tiny -20.0 points; small -15.0 points; medium +5.0 points." in text
+    steep = checklist(main_arms((0.1, 0.5, 0.6, 0.7), poh))
+    assert "in the last step in size: baseline +10.0 points" in steep
     text = checklist(records[records["size"].isin(["tiny", "small"])])
     assert "At none with an interval above 0" in text and "2 size(s): cannot be said" in text
     assert "not in these records" in checklist(records[records["arch"] == "baseline"])
