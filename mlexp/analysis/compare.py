@@ -42,7 +42,7 @@ CARRIED = [
 ]
 JUDGES = {"exact": exact, "memory": exact, "other": exact, "time": timing, "quality": quality}
 SIMILAR = 0.6  # of two names, from which on a cell counts as perhaps renamed
-MANY = 100  # cells gone beyond which no new names are looked for
+MANY = 100  # cells missing beyond which no new names are looked for
 
 
 def run(
@@ -99,18 +99,18 @@ def compare(
     """Compare two sets of records. Raises Refused where they are not comparable or a rule fits nothing."""
     notes = [f"{side}: {note}" for side, loaded in (("base", base), ("head", head)) for note in loaded.notes]
     context = [field for field in CONTEXT if not (cross_machine and field == "machine")]
-    both, gone, new = match(_frame(base), _frame(head), context)
+    both, missing, new = match(_frame(base), _frame(head), context)
     if cross_machine:
         notes.append("taken for two machines: time is not compared")
     if len(new):
         notes.append(f"{len(new)} cells are new in the head, {_some(new['cell'])}")
-    renamed = possibly_renamed(gone, new)
+    renamed = possibly_renamed(missing, new)
     notes += [f"renamed? {old} -> {name}" for old, name in list(renamed.items())[:3]]
     notes += [f"{len(renamed) - 3} more cells may be renamed"] if len(renamed) > 3 else []
     _note_versions(both, notes)
     tables = {q: metrics_of(base.metrics.get(q, {}) | head.metrics.get(q, {})) for q in both["question"].unique()}
     _check_rules(rules, both, tables)
-    parts = [_gone(gone), *outcomes(both)]
+    parts = [_missing(missing), *outcomes(both)]
     finished = both[(both["status_base"] == "passed") & (both["status_head"] == "passed")]
     for question, cells in finished.groupby("question", sort=False):
         parts += measured(cells.reset_index(drop=True), tables[question], rules, skip_time=cross_machine)
@@ -151,9 +151,9 @@ def match(
         .drop_duplicates(on, keep="last") for df in (base, head)
     )  # fmt: skip
     merged = base.merge(head, on=on, how="outer", suffixes=("_base", "_head"), indicator="found")
-    both, gone, new = (merged[merged["found"] == side] for side in ("both", "left_only", "right_only"))
-    for cell in gone["cell"][gone["cell"].isin(new["cell"]) & ~gone["cell"].isin(both["cell"])].head(1):
-        one, other = (df[df["cell"] == cell].iloc[0] for df in (gone, new))
+    both, missing, new = (merged[merged["found"] == side] for side in ("both", "left_only", "right_only"))
+    for cell in missing["cell"][missing["cell"].isin(new["cell"]) & ~missing["cell"].isin(both["cell"])].head(1):
+        one, other = (df[df["cell"] == cell].iloc[0] for df in (missing, new))
         field = next(field for field in context if one[field] != other[field])
         raise Refused(
             gate.INCOMPARABLE, f"not comparable: {field} is {gate.differing(one[field], other[field])} in {cell}"
@@ -167,7 +167,7 @@ def match(
             raise Refused(gate.INCOMPARABLE, f"not comparable: {field} is {values} in {row['cell']}")
     both = both.rename(columns={f"{name}_base": name for name in ("question", "group", "replicate")})
     both["context"] = both.groupby(context, sort=False).ngroup()
-    return both.reset_index(drop=True), gone.reset_index(drop=True), new.reset_index(drop=True)
+    return both.reset_index(drop=True), missing.reset_index(drop=True), new.reset_index(drop=True)
 
 
 def _note_versions(both: pd.DataFrame, notes: list[str]) -> None:
@@ -200,17 +200,17 @@ def _names(both: pd.DataFrame) -> Iterator[str]:
             yield name
 
 
-def _gone(gone: pd.DataFrame) -> pd.DataFrame:
+def _missing(missing: pd.DataFrame) -> pd.DataFrame:
     """Cells of the base without a record in the head: what did not pass in the base was not there to lose."""
-    lost = gone[gone["status_base"] == "passed"]
+    lost = missing[missing["status_base"] == "passed"]
     lost = lost.assign(base="passed", head=None)
     return rows_of(lost, "status", "exact", verdict=Verdict.WORSE, why=GONE, exit=gate.INCOMPLETE)
 
 
-def possibly_renamed(gone: pd.DataFrame, new: pd.DataFrame) -> dict[str, str]:
-    """For cells of the base that are gone, the most similar new cell of the same file, each new one once."""
+def possibly_renamed(missing: pd.DataFrame, new: pd.DataFrame) -> dict[str, str]:
+    """For cells of the base that are missing, the most similar new cell of the same file, each new one once."""
     found, left = {}, list(dict.fromkeys(new["cell"]))
-    for cell in gone["cell"][:MANY]:
+    for cell in missing["cell"][:MANY]:
         file, _, test = cell.rpartition("::")
         there = {name.rpartition("::")[2]: name for name in left[:MANY] if name.rpartition("::")[0] == file}
         for match in difflib.get_close_matches(test, there, n=1, cutoff=SIMILAR):

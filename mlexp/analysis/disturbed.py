@@ -45,8 +45,8 @@ def disturbances(df: pd.DataFrame) -> list[tuple[str, str]]:
     """(cell, what disturbed it and how much) of every record beyond a bound."""
     found = []
     for cell, row in zip(df["cell"], _beyond(df).to_dict("records"), strict=True):
-        if said := [f"{what} ({shown})" for what, shown in row.items() if isinstance(shown, str)]:
-            found.append((cell, "; ".join(said)))
+        if marks_of_cell := [f"{what} ({shown})" for what, shown in row.items() if isinstance(shown, str)]:
+            found.append((cell, "; ".join(marks_of_cell)))
     return found
 
 
@@ -54,9 +54,9 @@ def remarks(df: pd.DataFrame) -> str:
     """What stands below every figure and table of these records: how many were disturbed, by what; empty: none was."""
     marks = _beyond(df)
     counts = marks.notna().sum()
-    told = ", ".join(f"{count} {what}" for what, count in counts[counts > 0].items())
+    listed = ", ".join(f"{count} {what}" for what, count in counts[counts > 0].items())
     disturbed = int(marks.notna().any(axis=1).sum())
-    parts = [f"{disturbed} of {len(df)} cells disturbed while timed: {told}"] if disturbed else []
+    parts = [f"{disturbed} of {len(df)} cells disturbed while timed: {listed}"] if disturbed else []
     children = _numbers(df, "child_processes").where(_numbers(df, "peak_bytes").notna())
     if count := int((children > 0).sum()):
         parts.append(f"peak memory of {count} of {len(df)} cells is without their child processes")

@@ -43,7 +43,7 @@ class Row:
 
 @dataclass
 class Loaded:
-    """All that the given paths hold: unique rows, the questions' own metrics, and what the reader should be told."""
+    """All that the given paths hold: unique rows, the questions' own metrics, and notes for the reader."""
 
     rows: list[Row] = field(default_factory=list)
     metrics: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)  # question -> name -> its Metric
@@ -82,8 +82,8 @@ def read(*paths: str | Path) -> Loaded:
             skipped.append(str(error))
     loaded.notes += _notes(skipped, loaded.rows)
     loaded.rows, loaded.older = _unique(loaded.rows), _unique(loaded.rows, "commit")
-    kept = set(map(id, loaded.rows))
-    loaded.older = [row for row in loaded.older if id(row) not in kept]
+    newest = set(map(id, loaded.rows))
+    loaded.older = [row for row in loaded.older if id(row) not in newest]
     seen = {row.values["cell"] for row in loaded.rows}
     loaded.never_ran = sorted(set(loaded.never_ran) - seen)
     finished = {row.values.get("key") for row in loaded.rows}
@@ -271,10 +271,10 @@ def _unique(rows: list[Row], *fields: str) -> list[Row]:
     best: dict[object, Row] = {}
     for i, row in enumerate(rows):
         key = (row.values.get("key", i), *map(row.values.get, fields))
-        kept = best.setdefault(key, row)
-        if _rank(row) > _rank(kept):
+        before = best.setdefault(key, row)
+        if _rank(row) > _rank(before):
             best[key] = row
-        best[key].series = best[key].series or kept.series or row.series
+        best[key].series = best[key].series or before.series or row.series
     return list(best.values())
 
 

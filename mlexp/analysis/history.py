@@ -64,8 +64,8 @@ def series_of(df: pd.DataFrame, metrics: Mapping[str, Metric], commits: pd.Index
     names = [name for name in names if pd.api.types.is_numeric_dtype(df[name])]
     arm = axes(df)[-1:] or ["question"]
     found = []
-    for value, mine in df.groupby(arm[0], sort=False):
-        medians = mine.groupby(["commit", "cell"])[names].median()  # where measured twice, the middle
+    for value, group in df.groupby(arm[0], sort=False):
+        medians = group.groupby(["commit", "cell"])[names].median()  # where measured twice, the middle
         tables: Any = medians.unstack("cell").reindex(commits)
         for name in names:
             table: pd.DataFrame = tables[name].astype(float)
@@ -147,8 +147,8 @@ def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str
     changes = [changes_of(one, metrics[one.metric].unit, alpha) for one in moving]
     rows = [
         row
-        for one, mine in zip(moving, changes, strict=True)
-        for row in change_rows(one, mine, metrics[one.metric], when, clean)
+        for one, group in zip(moving, changes, strict=True)
+        for row in change_rows(one, group, metrics[one.metric], when, clean)
     ]
     arm = (axes(df)[-1:] or ["arm"])[0]
     table = pd.DataFrame(rows, columns=COLUMNS).rename(columns={"arm": arm})
@@ -194,10 +194,10 @@ def _figure(
     rows = math.ceil(len(names) / columns)
     fig, panels = plots.figures(columns, rows=rows, size=(11, 3.1 * rows + 0.6))
     for ax, name in zip(panels, names, strict=False):
-        mine = [(one, found) for one, found in zip(moving, changes, strict=True) if one.metric == name]
-        for one, found in mine:
+        group = [(one, found) for one, found in zip(moving, changes, strict=True) if one.metric == name]
+        for one, found in group:
             _draw(ax, one, found, looks[one.arm])
-        metric, logs = metrics[name], all(one.ratio for one, _ in mine)
+        metric, logs = metrics[name], all(one.ratio for one, _ in group)
         ax.set(title=name, ylabel=("ratio to" if logs else f"{metric.unit}, less") + " the median commit")
         step = math.ceil(len(when) / TICKS)
         ax.set_xticks(range(0, len(when), step), [commit[:7] for commit in when.index[::step]], rotation=45, ha="right")

@@ -20,7 +20,7 @@ from mlexp.analysis.stats import Verdict
 
 
 def index(sections: list[Section], errors: list[str]) -> str:
-    """The page: a card per question with its verdicts, then everything that the reports said, context by context."""
+    """The page: a card per question with its verdicts, then everything that was reported, context by context."""
     here = Path(__file__).parent
     loader = jinja2.FileSystemLoader(here)
     env = jinja2.Environment(

@@ -264,10 +264,10 @@ def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:
     return np.where(np.isfinite(both), np.maximum(both, 0), 0)
 
 
-def _apart(ticks: list[float], least: float = 1.25) -> list[float]:
+def _apart(ticks: list[float], ratio: float = 1.25) -> list[float]:
     """`ticks` without those whose labels would run into their neighbour's on a log axis."""
-    kept: list[float] = []
+    apart: list[float] = []
     for tick in ticks:
-        if not kept or tick > kept[-1] * least:
-            kept.append(tick)
-    return kept
+        if not apart or tick > apart[-1] * ratio:
+            apart.append(tick)
+    return apart

@@ -1,4 +1,4 @@
-"""Records as one tidy DataFrame: a row a record, raw values; contexts kept apart, pairs made before division."""
+"""Records as one tidy DataFrame: a row a record, raw values; contexts apart, pairs made before division."""
 
 import json
 from collections import Counter
@@ -93,9 +93,9 @@ def latest(df: pd.DataFrame) -> pd.DataFrame:
     """The newest record of each cell in each context; `attrs["superseded"]` says how many older ones went."""
     fields = ["cell", *(field for field in CONTEXT if field in df)]
     newest = by_time(df).drop_duplicates(fields, keep="last").sort_index()
-    kept = newest.reset_index(drop=True)
-    kept.attrs = {**df.attrs, "superseded": len(df) - len(kept)}
-    return kept
+    rows = newest.reset_index(drop=True)
+    rows.attrs = {**df.attrs, "superseded": len(df) - len(rows)}
+    return rows
 
 
 def by_time(df: pd.DataFrame) -> pd.DataFrame:
@@ -126,8 +126,8 @@ def _tell_apart(found: list[dict[str, Any]]) -> None:
         settings = [_object(context.get("settings")) for context in alike]
         names = [name for name in {n: 0 for s in settings for n in s} if len({str(s.get(name)) for s in settings}) > 1]
         for context, values in zip(alike, settings, strict=True):
-            told = [context["overrides"], *(f"{name}={values.get(name)}" for name in names)]
-            context["overrides"] = ", ".join(filter(None, told))
+            changed = [context["overrides"], *(f"{name}={values.get(name)}" for name in names)]
+            context["overrides"] = ", ".join(filter(None, changed))
 
 
 def _object(text: Any) -> dict[str, Any]:

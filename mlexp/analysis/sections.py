@@ -81,7 +81,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]
     df = results.latest(results.frame(Loaded(list(rows.values()), {name: metrics})))
     groups = sorted(results.contexts(df), key=lambda group: -(group[1]["status"] == "passed").sum())
     over_commits = by_context(name, loaded)
-    asks = declared.asks if declared and declared.asks else asked(folder / "README.md") if folder else ""
+    asks = declared.asks if declared and declared.asks else question_of(folder / "README.md") if folder else ""
     killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
     never_ran = [cell for cell in loaded.never_ran if f"/{name}/" in f"/{cell}"]
     sections: list[Section] = []
@@ -193,7 +193,7 @@ def report_of(folder: Path) -> Report | None:
     return found
 
 
-def asked(readme: Path) -> str:
+def question_of(readme: Path) -> str:
     """The question in one sentence: what follows the name in the first heading of its README; empty where none does."""
     try:
         first = readme.read_text(encoding="utf-8").partition("\n")[0]

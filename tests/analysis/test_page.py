@@ -12,7 +12,7 @@ import pytest
 from mlexp.analysis import output, plots
 from mlexp.analysis import report as driver
 from mlexp.analysis.report import run
-from mlexp.analysis.sections import asked, tally
+from mlexp.analysis.sections import question_of, tally
 
 EVIL = "<script>alert('x')</script>|`*\"&"
 SHOW = """
@@ -211,10 +211,10 @@ def test_a_label_does_not_say_what_the_claim_says(make):
 
 
 def test_the_question_is_what_its_readme_s_heading_asks(tmp_path):
-    assert asked(tmp_path / "README.md") == ""
+    assert question_of(tmp_path / "README.md") == ""
     for text, asks in (("# a: is it so: really?\nno", "Is it so: really?"), ("# a\n", ""), ("", "")):
         (tmp_path / "README.md").write_text(text)
-        assert asked(tmp_path / "README.md") == asks
+        assert question_of(tmp_path / "README.md") == asks
 
 
 def test_greys_of_figures_are_the_page_s_and_hues_stay():
