@@ -154,7 +154,7 @@ def _crossings(log_x: np.ndarray, y: np.ndarray) -> list[tuple[float, bool]]:
     """Each change of sign along y: where, by linear interpolation, and whether upwards. Touching 0 is none."""
     found, last = [], None
     for i in np.flatnonzero(y):
-        if last is not None and y[last] * y[i] < 0:
+        if last is not None and (y[last] < 0) != (y[i] < 0):
             zeros = log_x[last + 1 : i]
             at = zeros.mean() if len(zeros) else np.interp(0, *_rising(y[[last, i]], log_x[[last, i]]))
             found.append((float(at), bool(y[i] > 0)))
