@@ -85,4 +85,4 @@ def test_the_page_escapes_all_but_what_two_files_vouch_for():
     template = (ROOT / "mlexp" / "analysis" / "page.html.j2").read_text()
     assert not re.search(r"\|\s*safe|autoescape\s+false", template)
     makers = {path.name for path in (ROOT / "mlexp").rglob("*.py") if "Markup(" in path.read_text()}
-    assert makers == {"output.py", "report.py"}  # the latter: the page's own script, by its hash
+    assert makers == {"output.py", "page.py"}  # the latter: the page's own script, by its hash

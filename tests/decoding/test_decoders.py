@@ -140,7 +140,7 @@ def test_a_record_has_null_for_what_no_formula_describes(kind):
     bench = runpy.run_path(str(root / "benches" / "decoding_speedup" / "bench_decoding_speedup.py"))
     config = tiny_config(kind, **({"n_embd": 32, "n_layer": 2, "n_head": 4} if kind == "gpt2" else {}))
     lm = SimpleNamespace(model=SimpleNamespace(config=config), n_params=1000, gain=None)
-    settings = replace(bench["SETTINGS"]["smoke"], prompt_tokens=7, samples=5, max_new_tokens=6)
+    settings = replace(bench["STUDY"].settings["smoke"], prompt_tokens=7, samples=5, max_new_tokens=6)
     cell = SimpleNamespace(settings=settings, dtype="float32", values={"peak_bytes": 10})
     counts = {"token_forwards": 30, "model_forwards": 6, "logit_rows": 30, "kv_slots": 60}
     out = SimpleNamespace(rows=(5,) * 5, tokens=torch.zeros(5, 6), lengths=torch.tensor([6, 6, 6, 6, 2]), **counts)
