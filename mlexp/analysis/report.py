@@ -13,6 +13,7 @@ import mlexp
 from mlexp.analysis.files import Loaded, LoadError, read
 from mlexp.analysis.page import index, summary
 from mlexp.analysis.sections import Section, sections_of
+from mlexp.analysis.stats import Verdict
 from mlexp.store import write
 
 DEFAULT_PATHS = (Path(".mlexp/journal.jsonl"), Path("results/raw"))
@@ -119,8 +120,8 @@ def _print(sections: list[Section], out: Path) -> None:
         for verdict in section.out.verdicts:
             interval = f" [{verdict['interval']}]" if verdict["interval"] else ""
             marks = f" ({', '.join(verdict['marks'])})" if verdict["marks"] else ""
-            line = f"  {verdict['id']} {verdict['verdict']}: {verdict['claim']}  {verdict['effect']}{interval}{marks}"
-            print(line.rstrip())
+            effect = verdict["why"] if verdict["verdict"] == Verdict.NOT_TESTED else f"{verdict['effect']}{interval}"
+            print(f"  {verdict['id']} {verdict['verdict']}: {verdict['claim']}  {effect}{marks}".rstrip())
         if section.unfinished:
             print(f"  did not finish: {len(section.unfinished)}")
         print(f"  {out / section.folder / 'summary.md'}")
