@@ -17,6 +17,7 @@ SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.text", "mlexp.m
 # A module may import, of the project, what its row names (a package stands for all in it). Own package: always.
 ARROWS = {
     "mlexp.record": set(),
+    "mlexp.settings": set(),
     "mlexp.study": {"mlexp.record"},
     "mlexp.memory": set(),
     "mlexp.journal": set(),
@@ -32,8 +33,9 @@ ARROWS = {
     "mlexp.__main__": {"mlexp.cli"},
     "mlexp": set(),
     "benches.reading": {"mlexp.analysis", "mlexp.study"},
-    "benches.study": {f"mlexp.{subject}" for subject in SUBJECTS} | {"mlexp.study"},  # and no torch, see below
-    "benches.bench": {f"mlexp.{subject}" for subject in SUBJECTS} | SHARED | {"mlexp.study"},
+    "benches.study": {f"mlexp.{subject}" for subject in SUBJECTS}
+    | {"mlexp.settings", "mlexp.study"},  # and no torch, see below
+    "benches.bench": {f"mlexp.{subject}" for subject in SUBJECTS} | SHARED | {"mlexp.settings", "mlexp.study"},
 }
 READING = ("report", "figures", "cost", "steps")  # and all in original/: they read records
 IN_ESTIMATES = {"mlexp.analysis"}  # what the `estimates` of a study may import besides

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from mlexp.attention.variants import SHAPES, VARIANTS
-from mlexp.study import Above, All, Any, At, AtLeast, Claim, Given, MoreThan, OneOf, Study, arm, mean
-from mlexp.study import Settings as Base
+from mlexp.settings import AtLeast, MoreThan, OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import Above, All, Any, At, Claim, Given, Study, arm, mean
 
 CONTROL, REFERENCE = "mla_plain", "baseline"  # what arms differ from; whose parameters or FLOPs they are given
 AGAIN, HALF = "again", "half_size"  # the control from other initial values (A/A); the reference at half of everything

@@ -6,8 +6,9 @@ from typing import Annotated
 from mlexp.decoding.models import MODELS
 from mlexp.decoding.recipes import Nano
 from mlexp.decoding.settings import DECODER_NAMES, Sampling
-from mlexp.study import Above, At, AtLeast, Claim, Levels, OneOf, Slope, Study, Within, ratio
-from mlexp.study import Settings as Base
+from mlexp.settings import AtLeast, OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import Above, At, Claim, Levels, Slope, Study, Within, ratio
 
 
 def p(count: int) -> tuple[str, ...]:

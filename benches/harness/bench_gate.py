@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from mlexp.study import OneOf, beside
-from mlexp.study import Settings as Base
+from mlexp.settings import OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import beside
 
 WORK = '''
 ITEMS = {items}

@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-from mlexp.study import AtLeast, OneOf, beside
-from mlexp.study import Settings as Base
+from mlexp.settings import AtLeast, OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import beside
 
 WORKS = {"noop": 0.0, "spin": 0.1}  # seconds that the measured function takes
 

@@ -7,8 +7,9 @@ from typing import Annotated, NamedTuple
 
 import pytest
 
-from mlexp.study import Above, All, Any, AtLeast, Claim, Given, OneOf, Study
-from mlexp.study import Settings as Base
+from mlexp.settings import AtLeast, OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import Above, All, Any, Claim, Given, Study
 
 VOCAB, TEMPERATURE = 50257, 0.8
 TIPS, PROMPT, COLUMNS, WIDTH = 20, 200, 49, 64  # of a tree: paths; tokens before it; ancestors of a path; of a head

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 from mlexp.eqprop.learners import LEARNERS, SIZES, Size
+from mlexp.settings import AtLeast, OneOf
+from mlexp.settings import Settings as Base
 from mlexp.study import (
     Above,
     All,
     Any,
     At,
-    AtLeast,
     Below,
     Claim,
     Given,
     Levels,
     Mean,
-    OneOf,
     Slope,
     Study,
     Switch,
@@ -26,7 +26,6 @@ from mlexp.study import (
     load,
     ratio,
 )
-from mlexp.study import Settings as Base
 
 VARIANTS = ("looped_mlp", "recurrent_core", "full")
 MAIN = ("backprop", *VARIANTS)

@@ -6,24 +6,9 @@ from typing import Annotated
 from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import GENERATORS, Recipe
 from mlexp.maze.sizes import SIZES
-from mlexp.study import (
-    Above,
-    All,
-    At,
-    AtLeast,
-    Below,
-    Claim,
-    FromMean,
-    Levels,
-    Mean,
-    MoreThan,
-    OneOf,
-    Steps,
-    Study,
-    Within,
-    arm,
-)
-from mlexp.study import Settings as Base
+from mlexp.settings import AtLeast, MoreThan, OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import Above, All, At, Below, Claim, FromMean, Levels, Mean, Steps, Study, Within, arm
 
 LOSSES = ("dense", "path")
 FIVE = ("tiny", "small", "medium", "large", "xl")

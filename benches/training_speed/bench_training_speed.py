@@ -4,8 +4,9 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from mlexp.study import Above, Any, At, AtLeast, Claim, Levels, OneOf, Study, ratio
-from mlexp.study import Settings as Base
+from mlexp.settings import AtLeast, OneOf
+from mlexp.settings import Settings as Base
+from mlexp.study import Above, Any, At, Claim, Levels, Study, ratio
 
 WORKLOADS = ("maze_baseline", "maze_poh_hrm", "attention_baseline", "attention_mla_plain")
 LOOPS = ("plain", "shared", "compiled")

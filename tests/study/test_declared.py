@@ -12,7 +12,8 @@ from mlexp import study
 from mlexp.harness.declared import measured_part
 from mlexp.harness.results import declarations
 from mlexp.journal import Entry
-from mlexp.study import Above, At, AtLeast, Claim, MoreThan, OneOf, Settings, Study, arm, singular
+from mlexp.settings import AtLeast, MoreThan, OneOf, Settings, singular
+from mlexp.study import Above, At, Claim, Study, arm
 
 FILE = '''
 from mlexp.study import Above, At, Claim, Study, arm
