@@ -16,12 +16,12 @@ import hashlib
 import importlib.util
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-from mlexp.record import Metric
+from mlexp.record import METRICS, Metric
 
 MAX_PRIMARY = 3  # claims that share the error budget of a study
 ABOUT = ("cost", "behaviour")
@@ -221,6 +221,15 @@ class Claim:
 Table = typing.Any  # a pandas DataFrame; this module imports no pandas
 
 
+def contrasts(statement: Statement) -> Iterator[Contrast]:
+    """The contrasts that a statement is about."""
+    if isinstance(statement, All | Any):
+        for part in statement.parts:
+            yield from contrasts(part)
+    elif not isinstance(statement.quantity, Given):
+        yield statement.quantity.contrast
+
+
 @dataclass(frozen=True)
 class Study:
     """One study. Names of arms, axes and metrics are those of the records.
@@ -262,6 +271,17 @@ class Study:
             raise ValueError(f"{len(primary)} primary claims ({', '.join(primary)}); at most {MAX_PRIMARY}")
         if self.arms and self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is no arm; choose from {', '.join(self.arms)}")
+        known = {*METRICS, *self.metrics}
+        if self.arm and self.outcome not in known:
+            raise ValueError(f"outcome {self.outcome!r} is no metric; choose from {', '.join(sorted(known))}")
+        for name, claim in self.claims.items():
+            for contrast in contrasts(claim.statement):
+                wrong = [arm for arm, _ in contrast.weights if arm not in self.arms]
+                if self.arms and wrong:
+                    raise ValueError(f"claim {name}: {wrong[0]!r} is no arm; choose from {', '.join(self.arms)}")
+                if contrast.metric and contrast.metric not in known:
+                    metrics = ", ".join(sorted(known))
+                    raise ValueError(f"claim {name}: {contrast.metric!r} is no metric; choose from {metrics}")
 
     @classmethod
     def declared(cls, content: Mapping[str, object]) -> "Study":

@@ -37,6 +37,11 @@ def text(corpus):
     return load(corpus)
 
 
+def is_tuned(scale: str, name: str) -> bool:
+    """Whether this learner's rate was found on validation at this scale."""
+    return TUNED[scale]["tuned"] and LIKE.get(name, name) in TUNED[scale]["learners"]
+
+
 def chosen(scale: str, name: str) -> dict[str, object]:
     """Learning rate, dropout, weight decay; a twin and `full_kappa0` take their learner's."""
     found = TUNED[scale]["learners"].get(LIKE.get(name, name), {})
@@ -96,7 +101,7 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
         learning_rate=told["lr"],
         dropout=told["dropout"],
         weight_decay=told["weight_decay"],
-        tuned=TUNED[cell.scale]["tuned"],
+        tuned=is_tuned(cell.scale, name),
         planned_cells=s.planned,
         **settling(log),
         **spent(cell, row, model, batches(0), log, steps),

@@ -27,15 +27,13 @@ from mlexp.study import (
     ratio,
 )
 
-VARIANTS = ("looped_mlp", "recurrent_core", "full")
-MAIN = ("backprop", *VARIANTS)
+VARIANTS = ("looped_mlp", "recurrent_core", "full")  # that the claims are about
+CONTROLS = tuple(name for name in LEARNERS if name.endswith("_twin") or name in ("backprop_matched", "full_kappa0"))
+MAIN = tuple(name for name in LEARNERS if name not in CONTROLS)
 BEST = "eqprop_best"  # in each block the variant of the best validation perplexity
 SETTLED = tuple(name for name, row in LEARNERS.items() if row.rule == "eqprop")
-CONTROLS = tuple(name for name in LEARNERS if name not in MAIN)
 UNROLLED = "_unrolled"  # of a learner's network in test_step: backprop through its free sweeps
-STEPPERS = ("backprop", "backprop_matched", *(
-    name for row in ("looped_mlp", "recurrent_core", "full", "full_kappa0") for name in (row, row + UNROLLED)
-))  # fmt: skip
+STEPPERS = ("backprop", "backprop_matched", *(name for row in SETTLED for name in (row, row + UNROLLED)))
 NUDGES = ("symmetric", "split", "positive")
 FORMS = {"n_chars": r"n\d+", "seq_len": r"len\d+", "sweep": r"s\d+", "beta": r"beta\d+_\d+", "tolerance": r"tol\d+_\d+"}
 
@@ -73,7 +71,7 @@ class Settings(Size, Base):
     sweeps: tuple[str, ...] = ("s1", "s2", "s4", "s8", "s16")
     steppers: Annotated[tuple[str, ...], OneOf(STEPPERS)] = STEPPERS
     rounds: Annotated[int, AtLeast(1)] = 5
-    variants: Annotated[tuple[str, ...], OneOf(SETTLED)] = VARIANTS
+    variants: Annotated[tuple[str, ...], OneOf(SETTLED)] = tuple(name for name in SETTLED if name in MAIN)
     betas: tuple[str, ...] = ("beta0_01", "beta0_03", "beta0_1", "beta0_3", "beta1_0")
     tolerances: tuple[str, ...] = ("tol1_0", "tol0_3", "tol0_1", "tol0_01")
     nudges: Annotated[tuple[str, ...], OneOf(NUDGES)] = NUDGES

@@ -57,7 +57,10 @@ def _tested(id: str, claim: Claim, data: Data, alpha: float, stand_in: str) -> F
     confidence = 1 - alpha / (len(wanted) if bar is None else 1)  # Tukey's intervals hold together
     estimates = {quantity: _estimate(quantity, data, confidence, bar) for quantity in wanted}
     verdict, parts = _judged(claim.statement, data, estimates)
-    finding = Finding(id, claim, verdict, confidence, tuple(parts), unit=unit_of(data.study), units=_units(parts, data))
+    logic, _ = _logic(claim.statement, data, 1)
+    finding = Finding(
+        id, claim, verdict, confidence, tuple(parts), unit=unit_of(data.study), logic=logic, units=_units(parts, data)
+    )
     return _with_power(finding, data, confidence) if verdict == UNDECIDED else finding
 
 
@@ -128,6 +131,20 @@ def _judged(
     if isinstance(statement, Switch):
         return switched([part.verdict for part in parts]), parts
     return all_of([part.verdict for part in parts]), parts
+
+
+def _logic(statement: Statement, data: Data, first: int) -> tuple[str, int]:
+    """How the verdict follows from the parts, numbered from `first`; and the number of the next part."""
+    if isinstance(statement, All | Any):
+        texts = []
+        for part in statement.parts:
+            text, first = _logic(part, data, first)
+            texts.append(text)
+        return f"{'all' if isinstance(statement, All) else 'any'}({', '.join(texts)})", first
+    count = len(list(_quantities(statement, data)))
+    numbers = ", ".join(map(str, range(first, first + count)))
+    word = "switch" if isinstance(statement, Switch) else "all"
+    return numbers if count == 1 and word == "all" else f"{word}({numbers})", first + count
 
 
 def _part(quantity: Leaf | Given, estimate: Estimate, sd: float, low: float | None, high: float | None) -> Part:

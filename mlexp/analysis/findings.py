@@ -65,6 +65,7 @@ class Finding:
     why: str = ""  # of not tested: what is missing
     unit: str = "blocks"  # what a block is: seeds, prompts
     registered: bool = False
+    logic: str = ""  # how the verdict follows from the parts, by number: all(1, any(2, 3)), switch(1, 2, 3)
     more_blocks: int | None = None
     more_seconds: float | None = None
     units: Mapping[str, str] = field(default_factory=dict)
@@ -138,6 +139,7 @@ class Finding:
             "fingerprint": self.claim.fingerprint,
             "verdict": str(self.verdict),
             "confidence": self.confidence,
+            "logic": self.logic,
             "needs": self.why or None,
             "more_blocks": self.more_blocks,
             "parts": [part.as_json() for part in self.parts],

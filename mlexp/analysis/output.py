@@ -95,9 +95,11 @@ class Output:
         interval: str | tuple[float, float] | None = None,
         why: str = "",
         marks: Sequence[str] = (),
+        more: str = "",
     ) -> None:
         """What the data say of claim `id`: its text, the effect in words, its interval, the reason; `marks`: how the
-        claim counts (primary, secondary, check) and whether it was registered before the measurement."""
+        claim counts (primary, secondary, check) and whether it was registered before the measurement; `more`: what
+        would decide it."""
         if verdict not in list(Verdict):
             raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
         if isinstance(interval, tuple):
@@ -105,13 +107,15 @@ class Output:
         row = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
         in_claim = re.split(r"[^\w-]+", claim)
         label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in in_claim)
-        self.verdicts.append(row | {"label": label, "why_html": code_spans(why), "marks": list(marks)})
+        self.verdicts.append(row | {"label": label, "why_html": code_spans(why), "marks": list(marks), "more": more})
 
     def claims(self, findings: Mapping[str, "Finding"]) -> None:
         """The evaluated claims of the study: verdicts, and `claims.json` for programs."""
         for id, found in findings.items():
             marks = (found.rank, "registered" if found.registered else "post hoc")
-            self.verdict(id, found.claim.text, found.verdict, found.effect, found.interval or None, found.reason, marks)
+            more = found.to_decide if found.verdict == Verdict.UNDECIDED else ""
+            ends = found.interval or None
+            self.verdict(id, found.claim.text, found.verdict, found.effect, ends, found.reason, marks, more)
         content = json.dumps([found.as_json() for found in findings.values()], indent=1, allow_nan=False)
         self._add("claims.json", ".json", f"{content}\n".encode())
 

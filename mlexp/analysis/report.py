@@ -121,6 +121,7 @@ def _print(sections: list[Section], out: Path) -> None:
             interval = f" [{verdict['interval']}]" if verdict["interval"] else ""
             marks = f" ({', '.join(verdict['marks'])})" if verdict["marks"] else ""
             effect = verdict["why"] if verdict["verdict"] == Verdict.NOT_TESTED else f"{verdict['effect']}{interval}"
+            marks += f" {verdict['more']}" if verdict["more"] else ""
             print(f"  {verdict['id']} {verdict['verdict']}: {verdict['claim']}  {effect}{marks}".rstrip())
         if section.unfinished:
             print(f"  did not finish: {len(section.unfinished)}")

@@ -129,15 +129,15 @@ def fill(
             out.data.estimates = declared.estimates(records, out)
         out.findings = evaluate(out.data, stand_ins(out.context, ("weights",)), registered(rows))
         out.claims(out.findings)
-        if declared.answer:
-            out.answer = declared.answer(out.findings, arms_of(out.data))
+        answer = declared.answer or standard.answer
+        out.answer = answer(out.findings, arms_of(out.data)) if declared.claims else ""
     (report or standard.report)(records, out)
 
 
 def arms_of(data: Data) -> pd.DataFrame:
     """The table that the answer may draw on: each arm's outcome, by level of the first curve axis."""
     axis = next((name for name in data.study.over if len(data.rows(name))), "")
-    if data.study.outcome not in data.records:
+    if data.study.outcome not in data.records or data.study.arm not in data.records:
         return pd.DataFrame()
     return arm_table(data, axis, standard.measured(data))
 

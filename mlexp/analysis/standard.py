@@ -1,6 +1,6 @@
 """The report that every study has: each arm's outcome and cost, the difference to the baseline, its curves."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 from mlexp.analysis import plots
 from mlexp.analysis.curves import page_trend
 from mlexp.analysis.data import Data, number
+from mlexp.analysis.findings import Finding
 from mlexp.analysis.output import Output
 from mlexp.analysis.tables import against_baseline, arm_table, holm_by_name, levels_of, series_curves
 from mlexp.record import PROVENANCE
+from mlexp.study import Study
 
 MAX_PANELS = 5
 
@@ -26,6 +28,13 @@ def report(records: pd.DataFrame, out: Output) -> None:
     curves(data, out)
 
 
+def answer(findings: Mapping[str, Finding], arms: pd.DataFrame) -> str:
+    """The answer of a study that does not word its own: its first primary claim with what decided it."""
+    found = next((each for each in findings.values() if each.claim.primary), next(iter(findings.values())))
+    basis = found.reason if not found.effect else found.effect + (f" [{found.interval}]" if found.interval else "")
+    return f"{found.claim.text}: {found.verdict} ({basis})."
+
+
 def arms(data: Data, out: Output, axis: str) -> None:
     """One grid: the arms, the differences to the baseline, the outcome against the curve axis."""
     study, tag = data.study, f"_{axis}" if len(data.study.over) > 1 else ""
@@ -35,11 +44,20 @@ def arms(data: Data, out: Output, axis: str) -> None:
     out.table(table, f"arms{tag}.csv", f"Means over {unit(data)} with the 95 % interval of {study.outcome}.")
     others = against_baseline(data, axis)
     if len(others):
-        out.table(others, f"against_baseline{tag}.csv", f"Each {study.arm} against {study.baseline}, block by block.")
+        out.table(
+            others,
+            f"against_baseline{tag}.csv",
+            f"Each {study.arm} against {study.baseline}, block by block; p after {family(study)}.",
+        )
     if axis and len(levels_of(data, axis)) > 2 and (lines := list(trends(data, axis))):
         out.text("\n".join(lines))
     label = f"{study.outcome}, {outcome.unit}" if outcome else study.outcome
     out.figure(outcome_figure(data, table, axis, label), f"outcome{tag}.png", f"{label}: mean and 95 % interval.")
+
+
+def family(study: Study) -> str:
+    """What adjusts the p-values of a table of pairs."""
+    return "Tukey over all arms" if study.independent else "Holm over the rows"
 
 
 def trends(data: Data, axis: str) -> Iterator[str]:

@@ -99,6 +99,8 @@ def expand(raw: str) -> list[str]:
     for part in filter(None, (p.strip() for p in raw.split(","))):
         if match := _RANGE.match(part):
             prefix, first, last = match.groups()
+            if int(first) > int(last):
+                raise ValueError(f"the range {part!r} runs backwards; write {prefix}{last}..{prefix}{first}")
             parts += [f"{prefix}{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         else:
             parts.append(part)
@@ -128,8 +130,11 @@ def cells(
     """(values, id) of every cell. The last axis is the arm: the fastest, and its order rotates from block to block.
 
     `keep` tells from its values whether a cell is wanted; None = all are. Raises ValueError for a value that would not
-    do in a node id.
+    do in a node id, and for one that is there twice: the same draw is no second replicate.
     """
+    for axis, values in axes.items():
+        if twice := [value for value in dict.fromkeys(values) if list(values).count(value) > 1]:
+            raise ValueError(f"axis {axis!r} has {twice[0]!r} twice; each value once")
     *outer, arms = [[(value, label(axis, value)) for value in values] for axis, values in axes.items()]
     grid, number = [], 0
     for block in itertools.product(*outer):

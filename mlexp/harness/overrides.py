@@ -50,7 +50,10 @@ class Overrides:
             if change.question and change.question not in questions:
                 raise pytest.UsageError(f"{change}: unknown question; selected: {', '.join(questions)}")
             if not change.question and len(questions) > 1:
-                which = ", ".join(f"{question}.{change.name}" for question in questions)
+                scale = self._run.scale
+                having = {p.question for p in plans if hasattr(p.study.settings.get(scale), change.name)}
+                which = ", ".join(f"{question}.{change.name}" for question in questions if question in having)
+                which = which or f"none of them has a setting {change.name!r}"
                 raise pytest.UsageError(f"{change}: {len(questions)} questions are selected; say which: {which}")
         for question in questions:
             if question in self._misfits:

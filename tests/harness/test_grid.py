@@ -126,3 +126,11 @@ def test_checkpoints_are_names_and_folders(tmp_path):
             grid.checkpoints([text], tmp_path)
     with pytest.raises(ValueError, match="given twice"):
         grid.checkpoints(["x=a", "x=a"], tmp_path)
+
+
+def test_a_value_twice_is_no_second_replicate_and_a_range_runs_upwards():
+    with pytest.raises(ValueError, match="axis 'seed' has 1 twice; each value once"):
+        grid.cells({"seed": (1, 2, 1), "arm": ("a", "b")})
+    with pytest.raises(ValueError, match=r"the range '3\.\.1' runs backwards; write 1\.\.3"):
+        grid.expand("3..1")
+    assert grid.expand("3..3") == ["3"]

@@ -340,3 +340,11 @@ def test_every_cell_is_timed_by_the_one_clock(toy, monkeypatch):
     monkeypatch.setattr(measure.Clock, "__call__", lambda self: float(next(ticks)))
     toy.run("-k", "m_one", "--benchmark-json", "out.json").assert_outcomes(passed=4)
     assert [bench["stats"]["data"] for bench in toy.json()["benchmarks"]] == [[7.0] * 3] * 4
+
+
+def test_a_bare_set_of_several_questions_names_those_that_have_the_setting(toy):
+    other = toy.folder.parent / "other"
+    other.mkdir()
+    (other / "bench_other.py").write_text(toy.bench.read_text().replace("size", "width"))
+    toy.run("--set", "size=2").stderr.fnmatch_lines(["*2 questions are selected; say which: toy.size"])
+    toy.run("--set", "speed=2").stderr.fnmatch_lines(["*say which: none of them has a setting 'speed'"])

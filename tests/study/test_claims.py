@@ -472,5 +472,17 @@ def test_a_finding_as_json_has_every_part_and_no_infinity():
         ("base minus new at tiny", -1, 1),
         ("base minus new at small", -1, 1),
     ]
-    missing = verdict(Above(At(arm("gone"))), curve([0.5])).as_json()
+    missing = verdict(Above(At(arm("gone"))), curve([0.5]), declared=study(arms=("base", "gone"))).as_json()
     assert missing["needs"] == "no loss_nats of gone at tiny" and missing["parts"] == []
+
+
+def test_the_logic_of_a_claim_names_its_parts_by_number():
+    """Read back as Python over the parts' own verdicts it gives the verdict."""
+    df = curve([-0.5, 0.5, 0.5])
+    statement = All(Below(FIRST), Any(Above(At(GAIN)), Above(At(GAIN, Levels(place="last")))))
+    found = verdict(statement, df)
+    assert found.logic == "all(1, any(all(2, 3, 4), 5))" and len(found.parts) == 5
+    holds = {i: part.verdict == SUPPORTED for i, part in enumerate(found.parts, 1)}
+    assert holds == {1: True, 2: False, 3: True, 4: True, 5: True} and found.verdict == SUPPORTED
+    assert verdict(Switch(At(GAIN)), df).logic == "switch(1, 2, 3)"
+    assert verdict(Above(FIRST), df).logic == "1"

@@ -187,3 +187,17 @@ def test_a_file_of_a_study_is_loaded_once_and_a_broken_one_not_at_all(tmp_path):
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no"):
             study.load(broken)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"claims": {"C": Claim("", Above(At(arm("aa") - arm("b"))))}}, "claim C: 'aa' is no arm; choose from a, b"),
+        ({"claims": {"C": Claim("", Above(At(arm("a").of("wal_s"))))}}, "claim C: 'wal_s' is no metric; choose from"),
+        ({"outcome": "wal_s"}, r"outcome 'wal_s' is no metric; choose from .*wall_s"),
+    ],
+)
+def test_a_declaration_that_names_what_is_not_there_is_refused_before_anything_is_measured(fields, message):
+    plain = {"asks": "", "arm": "x", "arms": ("a", "b"), "baseline": "a", "outcome": "wall_s"}
+    with pytest.raises(ValueError, match=message):
+        Study(**plain | fields)
