@@ -398,3 +398,10 @@ def test_the_tuned_file_has_what_the_cells_take_from_it():
             assert {name: row[name] for name in ("lr", "dropout", "weight_decay")} == {
                 name: best[name] for name in ("lr", "dropout", "weight_decay")
             }
+
+
+def test_a_learner_without_a_rate_of_its_own_is_not_called_tuned(bench):
+    del bench.TUNED["smoke"]["learners"]["recurrent_core"]
+    tuned = {name for name in LEARNERS if bench.is_tuned("smoke", name)}
+    assert {name for name in LEARNERS if name.startswith("recurrent_core")} == set(LEARNERS) - tuned
+    assert not any(bench.is_tuned("quick", name) for name in LEARNERS)
