@@ -313,19 +313,19 @@ def test_dtype_and_compile_reach_training_and_what_is_measured(grid, monkeypatch
             return do(*args)
 
         monkeypatch.setattr(ev, name, functools.partial(noted, getattr(ev, name)))
-    grid.kept_bytes.cache_clear()
+    grid.memory_of.cache_clear()
     ran = Ran(grid, case, dtype=dtype)
     assert ran.args[-1] == getattr(torch, dtype) and ran.named["compiled"] is compiled
     assert measured == 5 * [getattr(torch, dtype)] and len(wrapped) == 2 * compiled
-    grid.kept_bytes.cache_clear()
+    grid.memory_of.cache_clear()
 
 
 def test_stored_bytes_are_the_arm_s_own(grid):
     """A cache that is keyed without one of its parameters gives another's."""
     base = (VARIANTS["baseline"], SHAPES["quick"], 4, 2, torch.float32, "cpu")
-    found = {str(grid.kept_bytes(*base))}
+    found = {str(grid.memory_of(*base))}
     for at, other in ((0, VARIANTS["enhanced_small"]), (1, SHAPES["natural"]), (2, 5), (3, 3), (4, torch.bfloat16)):
-        found.add(str(grid.kept_bytes(*base[:at], other, *base[at + 1 :])))
+        found.add(str(grid.memory_of(*base[:at], other, *base[at + 1 :])))
     assert len(found) == 6
 
 

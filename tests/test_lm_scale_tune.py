@@ -37,7 +37,7 @@ def test_a_point_is_trained_on_its_seed_s_text_and_judged_on_validation(tune, mo
         return Fit([9.0, 8.0], {2: 3.0, 4: 1.5, 6: 2.0}, 4), log
 
     monkeypatch.setattr(tune, "train", train)
-    assert tune.judge(s, name, (0.2, 0.5, 0.3), 4, OPTIONS) == (1.5, 0.97 if name == "full" else 1.0)
+    assert tune.validate(s, name, (0.2, 0.5, 0.3), 4, OPTIONS) == (1.5, 0.97 if name == "full" else 1.0)
     (((row, model, batches, windows, steps), named),) = calls
     assert row == LEARNERS[name] and steps == s.steps(500, s.length)
     assert named == {"lr": 0.2, "weight_decay": 0.3, "evaluate_every": s.evaluate_every}
@@ -76,7 +76,7 @@ RUNS = {
 )
 def test_the_best_trusted_mean_over_seeds_is_taken(tune, monkeypatch, capsys, change, rate, perplexity, at_an_end):
     runs = RUNS | change
-    monkeypatch.setattr(tune, "judge", lambda s, name, point, seed, options: runs[point[0], seed])
+    monkeypatch.setattr(tune, "validate", lambda s, name, point, seed, options: runs[point[0], seed])
     found = tune.tune(None, "full", OPTIONS)
     assert {name: found[name] for name in ("lr", "dropout", "weight_decay")} == {
         "lr": rate, "dropout": 0.0, "weight_decay": 0.01,
@@ -95,7 +95,7 @@ def test_what_is_found_is_written_at_its_scale_beside_the_rest(tune, monkeypatch
     rest = {"backprop": {"lr": 1}, "looped_mlp": {"lr": 2}, "recurrent_core": {"lr": 3}, "full": {"lr": 4}}
     here.write_text(json.dumps({"quick": {"tuned": False, "learners": {}}, "full": {"tuned": False, "learners": rest}}))
     monkeypatch.setattr(tune, "HERE", here)
-    monkeypatch.setattr(tune, "judge", lambda s, name, point, seed, options: (point[0], 1.0))
+    monkeypatch.setattr(tune, "validate", lambda s, name, point, seed, options: (point[0], 1.0))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["tune.py", *words])

@@ -104,11 +104,11 @@ def material(settings, seed: int, corpus: str | None = None):
     if s.text == "natural":
         return natural(s.held_out, shape.vocab, corpus, s.tokenizer)
     length = max(s.eval_batches * s.batch, s.longer_windows + max(s.factors)) * shape.context + 1
-    held = text.synthetic_text(dict.fromkeys(PARTS, length))
+    made = text.synthetic_text(dict.fromkeys(PARTS, length))
     train = text.synthetic_text({"train": s.steps * s.batch * shape.context + 1}, seed).parts["train"]
-    parts = {"train": train, **held.parts}
-    floors = text.floors(parts, shape.vocab) | {"bayes": held.floors["bayes"]}
-    return text.Text(held.name, shape.vocab, parts, floors)
+    parts = {"train": train, **made.parts}
+    floors = text.floors(parts, shape.vocab) | {"bayes": made.floors["bayes"]}
+    return text.Text(made.name, shape.vocab, parts, floors)
 
 
 @functools.lru_cache(maxsize=1)
@@ -151,20 +151,20 @@ def test_train(cell, budget, match, seed, variant):
         **{f"{name}_loss_nats": loss for name, loss in text.floors.items()},
     )
     cell.series(losses=result.losses)
-    judge(cell, model, text, dtype)
+    evaluate(cell, model, text, dtype)
     cell.record(
         n_params=sum(p.numel() for p in model.parameters()),
         attention_params=shape.layers * attention_params(arm, shape),
         active_params=active_params(arm, shape),
         kv_bytes_closed_form=kv_bytes_per_token(arm, shape),
-        **kept_bytes(arm, shape, s.batch, result.micro_batch or s.batch, dtype, device),
+        **memory_of(arm, shape, s.batch, result.micro_batch or s.batch, dtype, device),
     )
     shared = shared_windows(s, seed, cell.options.corpus)
     cell.record(shared_windows=shared, text_hash=text.hash)
     assert shared == 0, f"{shared} stretches of 32 tokens stand in the training text and in a held-out part"
 
 
-def judge(cell, model, text, dtype):
+def evaluate(cell, model, text, dtype):
     """What the trained model is worth on text that it has not seen."""
     from mlexp.attention import evaluate as ev
 
@@ -191,7 +191,7 @@ def judge(cell, model, text, dtype):
 
 
 @functools.cache
-def kept_bytes(arm: Variant, shape: Shape, batch: int, micro: int, dtype, device) -> dict[str, object]:
+def memory_of(arm: Variant, shape: Shape, batch: int, micro: int, dtype, device) -> dict[str, object]:
     """What an arm keeps of a step and of a token, and by which kernel: the same whatever it was trained on."""
     from mlexp.attention import evaluate as ev
     from mlexp.attention.model import build

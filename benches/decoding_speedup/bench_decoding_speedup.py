@@ -89,12 +89,12 @@ def measure(cell, model, decoder, numbers):
     s = cell.settings
     lm = language_model(cell, model)
     made = make_prompts(read_prompts(cell.options.prompts or PROMPTS), lm.tokenizer, max(numbers) + 1, s.prompt_tokens)
-    asked = [made[i] for i in numbers]
-    ids, held = torch.tensor([prompt.ids for prompt in asked]), {}
+    chosen = [made[i] for i in numbers]
+    ids, state = torch.tensor([prompt.ids for prompt in chosen]), {}
     rounds = max(s.rounds, CUDA_ROUNDS) if cell.device == "cuda" else s.rounds
-    out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed, held), rounds=rounds)
+    out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed, state), rounds=rounds)
     cell.record(**costs(cell, lm, decoder, ids, out))
-    answers = [prompt.answer for prompt in asked]
+    answers = [prompt.answer for prompt in chosen]
     cell.record(**quality(cell, lm, decoder, ids, out, answers))
     cell.record(**effective(cell, lm, decoder, ids, answers))
     config = lm.model.config.get_text_config()

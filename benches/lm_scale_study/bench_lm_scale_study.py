@@ -21,9 +21,9 @@ def inputs(params, settings, options) -> dict[str, object]:
     """The text, which must be long enough for what the cell reads of it: part of the key and of the record."""
     from mlexp.eqprop.chars import excerpt
 
-    words = text(options.corpus)
-    excerpt(words.train, int(number(params["n_chars"])) if "n_chars" in params else settings.sequence_chars, 0)
-    return {"corpus": words.name, "corpus_hash": words.hash}
+    corpus = text(options.corpus)
+    excerpt(corpus.train, int(number(params["n_chars"])) if "n_chars" in params else settings.sequence_chars, 0)
+    return {"corpus": corpus.name, "corpus_hash": corpus.hash}
 
 
 def collects(params, settings, device) -> bool:
@@ -70,14 +70,18 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
     from mlexp.eqprop.train import evaluate, network, train
 
     need_float32(cell)
-    s, row, words, told = cell.settings, LEARNERS[name], text(cell.options.corpus), chosen(cell.scale, name)
-    some, steps = chars.excerpt(words.train, n_chars, seed), s.steps(n_chars, length)
-    held = {"validation": words.validation[: s.validation], "test": words.test[: s.test], "train": some[: s.validation]}
-    windows = {part: chars.scored(of, length, s.min_context) for part, of in held.items()}
-    batches = chars.batches(some, s.batch, length, cell.seed, cell.device)
+    s, row, corpus, recipe = cell.settings, LEARNERS[name], text(cell.options.corpus), chosen(cell.scale, name)
+    train_text, steps = chars.excerpt(corpus.train, n_chars, seed), s.steps(n_chars, length)
+    scored = {
+        "validation": corpus.validation[: s.validation],
+        "test": corpus.test[: s.test],
+        "train": train_text[: s.validation],
+    }
+    windows = {part: chars.scored(of, length, s.min_context) for part, of in scored.items()}
+    batches = chars.batches(train_text, s.batch, length, cell.seed, cell.device)
     size = replace(s, length=length)
-    model = network(row, size, cell.seed, told["dropout"], cell.device)
-    learn = functools.partial(train, row, lr=told["lr"], weight_decay=told["weight_decay"], checks=s.checks,
+    model = network(row, size, cell.seed, recipe["dropout"], cell.device)
+    learn = functools.partial(train, row, lr=recipe["lr"], weight_decay=recipe["weight_decay"], checks=s.checks,
                               evaluate_every=s.evaluate_every)  # fmt: skip
     with torch.random.fork_rng():  # what a process loads, chooses and keeps at its first update is no cost of the cell
         learn(copy.deepcopy(model), batches, windows["validation"], 1)
@@ -85,7 +89,7 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
         lambda: learn(model, batches, windows["validation"], steps, progress=cell.progress), warmup=False
     )
     losses = {part: evaluate(model, windows[part])[0] for part in ("test", "train")}
-    floors = chars.floors(some, held["test"], s.min_context)
+    floors = chars.floors(train_text, scored["test"], s.min_context)
     cell.record(
         loss_nats=losses["test"],
         perplexity=math.exp(losses["test"]),
@@ -97,10 +101,10 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
         updates=steps,
         best_step=result.best_step,
         n_tokens=steps * s.batch * length,
-        leak=words.leak,
-        learning_rate=told["lr"],
-        dropout=told["dropout"],
-        weight_decay=told["weight_decay"],
+        leak=corpus.leak,
+        learning_rate=recipe["lr"],
+        dropout=recipe["dropout"],
+        weight_decay=recipe["weight_decay"],
         tuned=is_tuned(cell.scale, name),
         planned_cells=s.planned,
         **settling(log),
@@ -170,9 +174,9 @@ def fixed_state(cell, name: str):
 
     need_float32(cell)
     s = cell.settings
-    some = chars.excerpt(text(cell.options.corpus).train, s.sequence_chars, FIXED_STATE)
+    train_text = chars.excerpt(text(cell.options.corpus).train, s.sequence_chars, FIXED_STATE)
     model = network(LEARNERS[name], s, FIXED_STATE, chosen(cell.scale, name)["dropout"], cell.device)
-    return model, chars.batches(some, s.batch, s.length, FIXED_STATE, cell.device)
+    return model, chars.batches(train_text, s.batch, s.length, FIXED_STATE, cell.device)
 
 
 def test_step(cell, sweep, stepper):

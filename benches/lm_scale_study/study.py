@@ -170,27 +170,27 @@ def advantage(name: str):
     return ratio("backprop", name, "perplexity")
 
 
-def some_variant(statement) -> Any:
+def any_variant(statement) -> Any:
     """The best of the three variants, under simultaneous intervals: backprop has one try, they have three."""
     return Any(*(statement(advantage(name)) for name in VARIANTS))
 
 
 CLAIMS = {
     "Q": Claim("There is an amount of text below which backprop wins and above which a variant of EqProp does",
-               some_variant(lambda a: Switch(At(a))), about="behaviour", primary=True),
+               any_variant(lambda a: Switch(At(a))), about="behaviour", primary=True),
     "E1": Claim("Below 5K characters backprop beats every variant",
                 All(*(Below(At(advantage(name), Levels(high=5_000)), 1.0) for name in VARIANTS)),
                 source="original", about="behaviour"),
     "E2": Claim("A variant begins to win at 10-20K characters: it loses at the size before and wins there",
-                some_variant(lambda a: All(Below(At(a, Levels(high=10_000, place="last")), 1.0),
+                any_variant(lambda a: All(Below(At(a, Levels(high=10_000, place="last")), 1.0),
                                            Above(At(a, Levels(low=10_000, high=20_001)), 1.0))),
                 source="original", about="behaviour"),
     "E3": Claim("Above 20K characters a variant is twice better",
-                some_variant(lambda a: Above(At(a, Levels(low=20_001)), 2.0)), source="original", about="behaviour"),
-    "T": Claim("The advantage of a variant grows with the amount of text", some_variant(lambda a: Above(Slope(a))),
+                any_variant(lambda a: Above(At(a, Levels(low=20_001)), 2.0)), source="original", about="behaviour"),
+    "T": Claim("The advantage of a variant grows with the amount of text", any_variant(lambda a: Above(Slope(a))),
                about="behaviour"),
     "S": Claim("Longer sequences favour a variant",
-               some_variant(lambda a: Above(Slope(a, levels=Levels(axis="seq_len"), points=2))),
+               any_variant(lambda a: Above(Slope(a, levels=Levels(axis="seq_len"), points=2))),
                source="original", about="behaviour"),
     **{
         f"R {name}": Claim(

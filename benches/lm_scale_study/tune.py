@@ -33,13 +33,13 @@ def grid(name: str, options) -> list[tuple[float, float, float]]:
     return [(rate, 0.0, options.decays[0]) for rate in options.rates]
 
 
-def judge(s, name: str, point: tuple[float, float, float], seed: int, options) -> tuple[float, float]:
+def validate(s, name: str, point: tuple[float, float, float], seed: int, options) -> tuple[float, float]:
     """(best validation loss in nats, least gradient cosine, 1 for backprop)."""
-    (lr, dropout, decay), words = point, text(None)
-    some = chars.excerpt(words.train, options.n_chars, seed)
-    windows = chars.scored(words.validation[: s.validation], s.length, s.min_context)
+    (lr, dropout, decay), corpus = point, text(None)
+    train_text = chars.excerpt(corpus.train, options.n_chars, seed)
+    windows = chars.scored(corpus.validation[: s.validation], s.length, s.min_context)
     model = network(LEARNERS[name], s, seed, dropout, options.device)
-    batches = chars.batches(some, s.batch, s.length, seed, options.device)
+    batches = chars.batches(train_text, s.batch, s.length, seed, options.device)
     result, log = train(
         LEARNERS[name], model, batches, windows, s.steps(options.n_chars, s.length), lr=lr, weight_decay=decay,
         evaluate_every=s.evaluate_every,
@@ -55,7 +55,7 @@ def tune(s, name: str, options) -> dict[str, object]:
     """The best point of a learner, its validation perplexity, and all that were tried."""
     tried = []
     for point in grid(name, options):
-        runs = [judge(s, name, point, seed, options) for seed in options.seeds]
+        runs = [validate(s, name, point, seed, options) for seed in options.seeds]
         tried.append({"lr": point[0], "dropout": point[1], "weight_decay": point[2],
                       "validation_perplexity": round(math.exp(fmean(loss for loss, _ in runs)), 3),
                       "gradient_cosine": round(min(cosine for _, cosine in runs), 5)})  # fmt: skip
@@ -82,10 +82,10 @@ def main():
     s = STUDY.settings[options.scale]
     for name in options.learners:
         updates = s.steps(options.n_chars, s.length)
-        mine = tune(s, name, options) | {"n_chars": options.n_chars, "seeds": options.seeds, "updates": updates}
+        best = tune(s, name, options) | {"n_chars": options.n_chars, "seeds": options.seeds, "updates": updates}
         found = json.loads(HERE.read_text())  # read again: learners may be tuned at once
         row = found[options.scale]
-        row["learners"][name] = mine
+        row["learners"][name] = best
         row["tuned"] = set(TUNED) <= set(row["learners"])
         HERE.write_text(json.dumps(found, indent=1) + "\n")
 

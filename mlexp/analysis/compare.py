@@ -103,7 +103,7 @@ def compare(
     if cross_machine:
         notes.append("taken for two machines: time is not compared")
     if len(new):
-        notes.append(f"{len(new)} cells are new in the head, {_some(new['cell'])}")
+        notes.append(f"{len(new)} cells are new in the head, {_examples(new['cell'])}")
     renamed = possibly_renamed(missing, new)
     notes += [f"renamed? {old} -> {name}" for old, name in list(renamed.items())[:3]]
     notes += [f"{len(renamed) - 3} more cells may be renamed"] if len(renamed) > 3 else []
@@ -264,5 +264,5 @@ def _kind(metric: Metric, pair: pd.DataFrame, declared: bool, ours: bool) -> str
     return kind_of(metric, pair["base"]) if declared or metric.better != "none" else "other"
 
 
-def _some(cells: pd.Series) -> str:
+def _examples(cells: pd.Series) -> str:
     return ", ".join(cells.head(3)) + (", ..." if len(cells) > 3 else "")

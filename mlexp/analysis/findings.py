@@ -108,15 +108,15 @@ class Finding:
             f"{part.estimate.n} {self.unit}" if part.of_blocks else f"n = {part.estimate.n}, {part.estimate.method}"
         )
         basis = [EXACT] if exact else [blocks, f"{100 * self.confidence:.4g} % interval"]
-        words = [part.label, *basis]
+        phrases = [part.label, *basis]
         if len(self.parts) > 1:
             counts = {word: sum(p.verdict == word for p in self.parts) for word in (SUPPORTED, REFUTED, UNDECIDED)}
-            words.append(
+            phrases.append(
                 f"one of {len(self.parts)} quantities (" + ", ".join(f"{n} {w}" for w, n in counts.items() if n) + ")"
             )
         if self.verdict == UNDECIDED:
-            words.append(self.to_decide)
-        return "; ".join(filter(None, words))
+            phrases.append(self.to_decide)
+        return "; ".join(filter(None, phrases))
 
     @property
     def to_decide(self) -> str:

@@ -161,7 +161,7 @@ def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str
         "longest": LONGEST,
     }
     out.text(ABOUT.format(**about, commits=len(when)))
-    out.text("\n".join(_words(rows, every, moving, len(df) - len(clean))))
+    out.text("\n".join(_lines(rows, every, moving, len(df) - len(clean))))
     if moving:
         out.figure(_figure(moving, changes, metrics, when), "history.png", f"Key metrics over {len(when)} commits.")
     if rows:
@@ -170,18 +170,18 @@ def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str
     return f"{len(when)} commits, {len(rows)} change{'s' * (len(rows) != 1)} of level ({worse} for the worse)"
 
 
-def _words(rows: list[dict[str, Any]], every: list[Series], moving: list[Series], aside: int) -> list[str]:
-    words = [
+def _lines(rows: list[dict[str, Any]], every: list[Series], moving: list[Series], aside: int) -> list[str]:
+    lines = [
         f"- {row['metric']} of {row['arm']}: {row['change']} from {row['commit']} on, {row['better_or_worse']} "
         + (f"(p = {row['p']:.2g})" if row["p"] else "(exact)")
         for row in rows[:20]
     ] or ["- No change of level found."]
-    words += [f"- {len(rows) - 20} more in the table."] if len(rows) > 20 else []
+    lines += [f"- {len(rows) - 20} more in the table."] if len(rows) > 20 else []
     still = sorted({one.metric for one in every} - {one.metric for one in moving})
-    words += [f"- The same at every commit: {', '.join(still)}."] if still else []
+    lines += [f"- The same at every commit: {', '.join(still)}."] if still else []
     shown = list(dict.fromkeys(one.metric for one in moving))
-    words += [f"- Not drawn, though searched: {', '.join(shown[PANELS:])}."] if len(shown) > PANELS else []
-    return words + ([f"- Left out: {aside} records that failed or whose code was of no commit."] if aside else [])
+    lines += [f"- Not drawn, though searched: {', '.join(shown[PANELS:])}."] if len(shown) > PANELS else []
+    return lines + ([f"- Left out: {aside} records that failed or whose code was of no commit."] if aside else [])
 
 
 def _figure(

@@ -239,4 +239,4 @@ def _page_colour(colour: re.Match[str]) -> str:
         return colour[0]
     light = (red + green + blue) / 765
     names = {0.35: "currentColor", 0.65: "var(--soft)", 0.95: "var(--line)", 1.0: "var(--paper)"}
-    return next(name for most, name in names.items() if light <= most)
+    return next(name for darkest, name in names.items() if light <= darkest)

@@ -69,8 +69,8 @@ def grid_step(values: np.ndarray) -> float:
     size = values.max(initial=0.0)
     steps = np.arange(1, FINEST + 1)
     steps = steps[steps * size * 2 * FLOAT32 < 0.02]  # beyond, any value is near some point
-    for some in (values[:: max(1, len(values) // 30)], values):
-        at = steps[:, None] * some
+    for sample in (values[:: max(1, len(values) // 30)], values):
+        at = steps[:, None] * sample
         steps = steps[(np.abs(at - at.round()) <= steps[:, None] * max(size, 1e-9) * 2 * FLOAT32).all(axis=1)][:20]
     return 1 / steps[0] if len(steps) and size else 0.0
 
@@ -95,8 +95,8 @@ def pooled_test(change: np.ndarray, floor: np.ndarray) -> Student:
     """The mean over groups, by replicates. `floor`: by group, the least sd of a difference."""
     by_replicate = mean(change.T[np.isfinite(change).any(axis=0)])
     n, groups = len(by_replicate), len(change)
-    least = np.sqrt((floor[np.nan_to_num(change).any(axis=1)] ** 2).sum()) / groups
-    sd = max(float(np.sqrt(spread(by_replicate[None])[0])), least)
+    smallest = np.sqrt((floor[np.nan_to_num(change).any(axis=1)] ** 2).sum()) / groups
+    sd = max(float(np.sqrt(spread(by_replicate[None])[0])), smallest)
     return Student(*map(np.asarray, (by_replicate.mean(), sd / np.sqrt(n), n - 1)))
 
 
@@ -185,17 +185,17 @@ def quality(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
 
 
 def _family(pair: pd.DataFrame, name: str, kind: str) -> pd.DataFrame:
-    pair = pair.assign(d=difference(pair), most=difference(pair).abs())
+    pair = pair.assign(d=difference(pair), largest=difference(pair).abs())
     firsts = ("question", "context", "cell", "amount", "relative", "sign", "gated", "asked", "points")
     groups = pair.groupby("group", sort=False).agg(
-        n=("d", "size"), d=("d", "mean"), most=("most", "max"), base=("base", "mean"), head=("head", "mean"),
+        n=("d", "size"), d=("d", "mean"), largest=("largest", "max"), base=("base", "mean"), head=("head", "mean"),
         **{column: (column, "first") for column in firsts},
     ).reset_index()  # fmt: skip
     groups["cell"] = groups["cell"].where(groups["n"] == 1, groups["group"])
     base, head = _table(pair, "base"), _table(pair, "head")
     with np.errstate(invalid="ignore"):
         half = group_test(head - base, noise_floor(base, head)).half
-    tested = ((groups["n"] > 1) & ~groups["asked"] & np.isfinite(groups["most"])).to_numpy()
+    tested = ((groups["n"] > 1) & ~groups["asked"] & np.isfinite(groups["largest"])).to_numpy()
     p, found, first = np.full(len(groups), np.nan), Found(np.array([]), "", None), groups.iloc[0]
     if tested.any():
         found = family_tests(base[tested], head[tested], first["sign"], first["points"])
@@ -240,7 +240,7 @@ def _group_rows(
     groups: pd.DataFrame, half: np.ndarray, p: np.ndarray, test: str, fell: np.ndarray, name: str, kind: str
 ) -> pd.DataFrame:
     limit = allowed(groups)
-    within = (groups["d"].abs() + half <= limit) | (groups["most"] <= limit)
+    within = (groups["d"].abs() + half <= limit) | (groups["largest"] <= limit)
     beyond = ~(groups["d"].abs() <= limit)
     decided = groups["asked"] | np.isfinite(p) | ~np.isfinite(groups["d"])
     moved = np.where(beyond & decided, direction(groups), Verdict.AMBIGUOUS)
