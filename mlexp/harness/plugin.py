@@ -21,7 +21,7 @@ from mlexp import extras, study
 from mlexp.harness import grid, isolate, measure, options
 from mlexp.harness.benchmark_json import check_json, is_disabled, json_path, write_unfinished
 from mlexp.harness.cell import Cell
-from mlexp.harness.company import check_extras, check_versions
+from mlexp.harness.company import check_extras, check_versions, keep_apart, number
 from mlexp.harness.plan import PLAN, Plan, params_of
 from mlexp.harness.progress import Progress
 from mlexp.harness.results import passed
@@ -138,9 +138,15 @@ def is_cell(item: pytest.Item) -> TypeGuard[pytest.Function]:
     return FIXTURE in getattr(item, "fixturenames", ())
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if is_cell(item):
+        number(item)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     cells = [item for item in items if is_cell(item)]
+    keep_apart(config, items, cells)
     empty = [cell for cell in cells if any(value is NO_CELL for value in params_of(cell).values())]
     if empty:
         items[:] = [item for item in items if item not in empty]
