@@ -6,7 +6,11 @@
 import importlib
 from typing import Any
 
+from mlexp import extras
+
 __version__ = "0.1.0"
+
+extras.install()
 
 LAZY = {"load": "mlexp.analysis.results"}  # so that collecting cells imports no pandas, nor is it part of their keys
 

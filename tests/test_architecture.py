@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("decoding", "maze", "attention", "eqprop")
 CONTRACT = {"mlexp.journal", "mlexp.record", "mlexp.study"}  # what the harness writes, the analysis reads, a study says
-SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.text", "mlexp.memory"}  # by subjects
+SHARED = {"mlexp.training", "mlexp.flops", "mlexp.store", "mlexp.text", "mlexp.memory", "mlexp.extras"}  # by subjects
 
 # A module may import, of the project, what its row names (a package stands for all in it). Own package: always.
 ARROWS = {
+    "mlexp.extras": set(),
     "mlexp.record": set(),
     "mlexp.settings": set(),
     "mlexp.study": {"mlexp.record"},
@@ -24,14 +25,14 @@ ARROWS = {
     "mlexp.flops": set(),
     "mlexp.training": {"mlexp.memory"},
     "mlexp.store": set(),
-    "mlexp.text": {"mlexp.store"},
+    "mlexp.text": {"mlexp.store", "mlexp.extras"},
     **{f"mlexp.{subject}": SHARED for subject in SUBJECTS},
-    "mlexp.harness": {"mlexp.flops", "mlexp.memory"} | CONTRACT,
-    "mlexp.analysis": {"mlexp.store"} | CONTRACT,
+    "mlexp.harness": {"mlexp.flops", "mlexp.memory", "mlexp.extras"} | CONTRACT,
+    "mlexp.analysis": {"mlexp.store", "mlexp.extras"} | CONTRACT,
     "mlexp.ab": {"mlexp.harness.peer", "mlexp.analysis"} | CONTRACT,
-    "mlexp.cli": {"mlexp.harness.sweep", "mlexp.analysis", "mlexp.ab"},
+    "mlexp.cli": {"mlexp.extras", "mlexp.harness.sweep", "mlexp.analysis", "mlexp.ab"},
     "mlexp.__main__": {"mlexp.cli"},
-    "mlexp": set(),
+    "mlexp": {"mlexp.extras"},
     "benches.reading": {"mlexp.analysis", "mlexp.study"},
     "benches.study": {f"mlexp.{subject}" for subject in SUBJECTS}
     | {"mlexp.settings", "mlexp.study"},  # and no torch, see below
@@ -40,7 +41,7 @@ ARROWS = {
 READING = ("report", "figures", "cost", "steps")  # and all in original/: they read records
 IN_ESTIMATES = {"mlexp.analysis"}  # what the `estimates` of a study may import besides
 THE_HARNESS_ITSELF = {"mlexp.harness", "mlexp.ab"}  # what the bench files of benches/harness may import besides
-STANDARD_LIBRARY_ALONE = ("study.py", "record.py", "journal.py", "memory.py", "store.py")
+STANDARD_LIBRARY_ALONE = ("study.py", "record.py", "journal.py", "memory.py", "store.py", "extras.py")
 LINES = 60  # of a function
 LONGER = {
     ("triton_device.py", "fork_tree"),  # one kernel is one function

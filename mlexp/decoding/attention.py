@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from mlexp.extras import need
+
 from . import kernels
+
+need("mlexp.decoding")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mlexp.extras import need
 from mlexp.memory import out_of_memory
 from mlexp.store import Progress, announce
 
@@ -20,6 +21,8 @@ from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
 from .text import bpe_tokenizer, load_corpus
 from .weights import Identity, checkpoint_identity, find_weights, identity, own_tokenizer
+
+need("mlexp.decoding")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

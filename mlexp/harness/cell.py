@@ -8,11 +8,15 @@ from typing import Any, TypeVar
 
 from mlexp import record
 from mlexp.harness import measure
+from mlexp.harness.company import tracer
 from mlexp.harness.conditions import compilations, conditions
 from mlexp.harness.plan import Plan
 from mlexp.harness.run_config import RunConfig
+from mlexp.harness.status import CellDied
 
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
+
+TRACED = "{} follows all that runs here and would be timed with it; run without it, or with --benchmark-disable"
 
 Result = TypeVar("Result")
 
@@ -72,6 +76,8 @@ class Cell:
         if self._timed:
             raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
         self._timed = True
+        if (name := tracer()) and not self._benchmark.disabled:
+            raise CellDied("failed", TRACED.format(name))
         self._clock.synchronize = synchronize(self.device)
         stopwatch = measure.CudaStopwatch() if device_time and self.device == "cuda" else None
         if device_time:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from mlexp import __version__
 from mlexp.harness.conditions import cpu_quota
 from mlexp.harness.processor import cpu_model
 
@@ -161,7 +162,7 @@ def provenance(root: Path, device: str, commit: str | None = None) -> dict[str, 
 def environment(device: str) -> dict[str, object]:
     """What the machine is beyond pytest-benchmark's own capture, for the head of a benchmark JSON."""
     gpu, torch = nvml() if device == "cuda" else None, sys.modules.get("torch")
-    packages = ("torch", "transformers", "triton", "numpy", "pytest", "pytest-benchmark", "mlexp")
+    packages = ("torch", "transformers", "triton", "numpy", "pytest", "pytest-benchmark")
     return {
         "cpu_model": cpu_model(),
         "threads": threads(),
@@ -173,5 +174,5 @@ def environment(device: str) -> dict[str, object]:
         "gpu_driver": gpu and gpu.driver(),
         "gpu_sm_clock_mhz": gpu and gpu.clock_mhz(1),
         "gpu_memory_clock_mhz": gpu and gpu.clock_mhz(2),
-        "packages": {package: version(package) for package in packages},
+        "packages": {package: version(package) for package in packages} | {"mlexp": __version__},
     }

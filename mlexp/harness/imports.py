@@ -79,6 +79,15 @@ def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
                 yield name, None
 
 
+def wanted_in_functions(path: Path) -> Iterator[str]:
+    """The modules that the functions of a file import, as far as they are not loaded yet."""
+    functions = (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.FunctionDef))
+    for node in (part for function in functions for part in ast.walk(function)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        yield from (name for name in names if name not in sys.modules)
+
+
 # What loads code by a name or path that the source need not spell: (owner, function, its arguments and result -> file)
 def _imported(args: tuple[Any, ...], module: object) -> "Path | None":
     return source_of(module)  # also of what has been loaded before

@@ -4,8 +4,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from mlexp import journal
-from mlexp.harness import grid, identity, measure
+from mlexp import __version__, journal
+from mlexp.harness import grid, identity
 from mlexp.harness.plan import Plan
 from mlexp.harness.run_config import RunConfig
 
@@ -33,7 +33,7 @@ class Keys:
     def _source(self, bench: Path, plugins: tuple[Path, ...]) -> list[Any]:
         """What the key covers of the code: the files' hashes and the versions of what else is imported."""
         files, others = self.covered(bench, plugins)
-        versions = identity.packages(others) | {"mlexp": measure.version("mlexp")}
+        versions = identity.packages(others) | {"mlexp": __version__}
         return [[[path.name, identity.file_hash(path)] for path in files], versions]
 
     def settings_text(self, plan: Plan) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
+from mlexp import extras
 from mlexp.harness.conditions import child_processes
 from mlexp.harness.host import environment, git_complaint, gpu_present, machine, nvml, provenance, threads, version
 
@@ -109,6 +110,7 @@ class CudaStopwatch:
 @functools.cache
 def copy_bytes_per_s(device: str) -> float:
     """What a large copy on `device` reads and writes, bytes a second: median of several, timed as cells are."""
+    extras.need("cell.copy_bytes_per_s", "torch")
     import torch
 
     source = torch.ones(COPY_BYTES[device], dtype=torch.uint8, device=device)

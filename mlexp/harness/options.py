@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import pytest
 from _pytest.config import get_config
 
+from mlexp.harness.company import changes_nothing
 from mlexp.harness.grid import SCALES
 
 TABLE: dict[str, dict[str, Any]] = {
@@ -113,7 +114,7 @@ def without_ours(parser: pytest.Parser, args: list[str]) -> list[str]:
 
 class Others(NamedTuple):
     """What is not at its default of the options and ini values that are neither pytest's, pytest-benchmark's nor ours:
-    those that the project's conftest files added, and those of plugins."""
+    those that the project's conftest files added, and those of plugins (but for what company.CHANGES_NOTHING lists)."""
 
     by_project: dict[str, object]
     by_plugins: dict[str, object]
@@ -121,7 +122,7 @@ class Others(NamedTuple):
 
 def others(config: pytest.Config, parser: pytest.Parser, of_plugins: set[str]) -> Others:
     """Read them; `of_plugins` are the names that stood before the conftest files were loaded."""
-    known = names(get_config()._parser)
+    known, nothing = names(get_config()._parser), changes_nothing(config)
     values: dict[str, object] = {}
     for name, default in vars(parser.parse_known_args([])).items():
         value = getattr(config.option, name, default)
@@ -130,7 +131,8 @@ def others(config: pytest.Config, parser: pytest.Parser, of_plugins: set[str]) -
     for name in names(parser) - known:
         if not name.startswith("--") and (value := config.getini(name)) and value != parser._inidict[name][2]:
             values[name] = plain(value)
-    by_plugins = {name: value for name, value in values.items() if name in of_plugins}
+    shown = {name: value for name, value in values.items() if name in of_plugins}
+    by_plugins = {name: value for name, value in shown.items() if name.removeprefix("--") not in nothing}
     return Others({name: value for name, value in values.items() if name not in of_plugins}, by_plugins)
 
 

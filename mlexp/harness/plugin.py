@@ -17,10 +17,11 @@ from typing import Any, TypeGuard
 
 import pytest
 
-from mlexp import study
+from mlexp import extras, study
 from mlexp.harness import grid, isolate, measure, options
 from mlexp.harness.benchmark_json import check_json, is_disabled, json_path, write_unfinished
 from mlexp.harness.cell import Cell
+from mlexp.harness.company import check_extras, check_versions, keep_apart, number
 from mlexp.harness.plan import PLAN, Plan, params_of
 from mlexp.harness.progress import Progress
 from mlexp.harness.results import passed
@@ -28,6 +29,7 @@ from mlexp.harness.session import PEER, STATE, SWEEP, State, now
 from mlexp.harness.status import UNMEASURED, Attempt, CellDied
 from mlexp.journal import Entry, JournalError
 
+BENCH_FILES = "bench_*.py"  # collected whatever the project's python_files says
 FIXTURE = "mlexp_cell"  # in the closure of every test that asks for our `cell`, and of no other
 Parsed = tuple[pytest.Parser, set[str], list[str]]  # parser, names before the conftest files, names of ours taken
 PARSED = pytest.StashKey[Parsed]()
@@ -58,13 +60,21 @@ def pytest_load_initial_conftests(
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     parser, before, _ = config.stash[PARSED]
+    check_versions(config)
+    if BENCH_FILES not in config.getini("python_files"):
+        config.addinivalue_line("python_files", BENCH_FILES)
     config.addinivalue_line("markers", "needs_gpu: a cell that needs a CUDA device; skipped without one")
     try:
         state = config.stash[STATE] = State(config, options.others(config, parser, before))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if config.option.mlexp_device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
-        raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
+    if config.option.mlexp_device == "cuda" and SWEEP not in config.stash:
+        if not measure.gpu_present():
+            raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
+        try:
+            extras.need("--device cuda", "torch")
+        except extras.MissingExtra as error:
+            raise pytest.UsageError(str(error)) from None
     for name in ("prompts", "corpus"):
         path = getattr(state.run.options, name)
         if path and not (state.run.here / path).is_file():
@@ -89,7 +99,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the grid of a question from its settings and axes, with what its `more` adds, as far as its `collects` wants
     it."""
     module = metafunc.module
-    if FIXTURE not in metafunc.fixturenames or not (declared := study.of(module)).settings:
+    if FIXTURE not in metafunc.fixturenames:
+        return
+    check_extras(metafunc.definition.path)
+    if not (declared := study.of(module)).settings:
         return
     state, question = metafunc.config.stash[STATE], metafunc.definition.path.parent.name
     settings = state.overrides.settings(module, question)
@@ -114,6 +127,9 @@ def pytest_make_collect_report(
     report = yield
     if isinstance(collector, pytest.Module):
         collector.config.stash[STATE].keys.sources.loaded_by(collector.path)
+        call = getattr(report, "call", None)  # pytest's own, for its own use
+        if call and call.excinfo and isinstance(error := call.excinfo.value.__cause__, extras.MissingExtra):
+            report.longrepr = str(error)
     return report
 
 
@@ -122,9 +138,15 @@ def is_cell(item: pytest.Item) -> TypeGuard[pytest.Function]:
     return FIXTURE in getattr(item, "fixturenames", ())
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if is_cell(item):
+        number(item)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     cells = [item for item in items if is_cell(item)]
+    keep_apart(config, items, cells)
     empty = [cell for cell in cells if any(value is NO_CELL for value in params_of(cell).values())]
     if empty:
         items[:] = [item for item in items if item not in empty]
@@ -167,7 +189,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for plan in plans:
             state.identify(plan)
             state.take_up(plan)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, extras.MissingExtra) as error:
         raise pytest.UsageError(str(error)) from None
 
 
@@ -274,6 +296,8 @@ def pytest_runtest_makereport(
     report, plan = (yield), item.stash.get(PLAN, None)
     if plan and plan.key and call.excinfo:
         plan.attempt.raised(report, call.excinfo.value)
+        if isinstance(call.excinfo.value, extras.MissingExtra):
+            report.longrepr = str(call.excinfo.value)
     return report
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mlexp import extras
 from mlexp.harness import grid, measure
 from mlexp.harness.options import Others, ours
 
@@ -44,7 +45,8 @@ def read(config: pytest.Config, others: Others, is_child: bool) -> RunConfig:
     """The configuration that pytest's options give. In a child session it is the parent that journals, replays and
     isolates. Raises ValueError for values that do not fit."""
     option, here = ours(config), config.invocation_params.dir
-    device = option.device if option.device != "auto" else "cuda" if measure.gpu_present() else "cpu"
+    usable = measure.gpu_present() and extras.is_there("torch")  # which times and reads the memory of a GPU
+    device = option.device if option.device != "auto" else "cuda" if usable else "cpu"
     options = SimpleNamespace(**{name: getattr(option, name) for name in PASSED_ON})
     options.model = grid.checkpoints(option.model, here)
     timeout = option.cell_timeout

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mlexp import journal
+from mlexp import extras, journal
 from mlexp.harness import measure
 from mlexp.harness.cluster import available_cores, described, nodes
 from mlexp.harness.dispatch import Dispatch, Room, SweepError
@@ -40,10 +40,12 @@ def run(share: Share, args: Sequence[str]) -> int:
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):  # a cell is timed at the priority of a local one
         os.environ.setdefault(name, "0")
     try:
-        import ray
-    except ImportError:
-        print("mlexp sweep: Ray is not installed; pip install 'mlexp[cluster]'", file=sys.stderr)
+        extras.need("mlexp sweep", "ray")
+    except extras.MissingExtra as error:
+        print(error, file=sys.stderr)
         return int(pytest.ExitCode.USAGE_ERROR)
+    import ray
+
     early = "ignore:Module already imported so cannot be rewritten; mlexp:pytest.PytestAssertRewriteWarning"
     return int(pytest.main(["-p", "mlexp.harness.plugin", "-W", early, *args], plugins=[Sweep(ray, share)]))
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlexp.extras import need
 from mlexp.store import Progress, cache_dir, cached
 
 SHARD = 256  # raw mazes of one shard: part of what a data set is
@@ -92,6 +93,7 @@ def mazes(recipe: Recipe, workers: int | None = None, progress: Progress = None)
 
 
 def _digest(recipe: Recipe) -> str:
+    need("mlexp.maze", "maze_dataset")
     terms = asdict(recipe) | {"maze_dataset": metadata.version("maze-dataset"), "shard": SHARD}
     return hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:16]
 

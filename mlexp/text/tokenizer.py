@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from mlexp.extras import need
 from mlexp.store import Progress, announce, cache_dir, cached
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def train_bpe(
     documents: list[str], vocab: int, special: tuple[str, ...], min_frequency: int, progress: Progress
 ) -> bytes:
     """The content of the trained tokenizer's tokenizer.json."""
+    need("mlexp.text", "tokenizers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     characters = sum(map(len, documents))
@@ -55,6 +57,7 @@ def train_bpe(
 
 def parse(content: bytes) -> Tokenizer:
     """Raises ValueError for what is no tokenizer.json."""
+    need("mlexp.text", "tokenizers")
     from tokenizers import Tokenizer
 
     try:

@@ -195,7 +195,7 @@ def test_a_forest_can_run_again_on_other_prompts_and_seeds_in_place():
 
 @pytest.mark.parametrize("decoder", POLICIES)
 def test_flops_of_idle_rows_are_the_closed_form_on_the_kernels(decoder):
-    pytest.importorskip("triton", reason="needs the triton package: pip install 'mlexp[triton]'")
+    pytest.importorskip("triton", reason="needs the triton package: pip install 'pytest-mlexp[triton]'")
     lm, prompt, sampling = tiny(dtype=torch.float32), prompt_of(7), Sampling(samples=3, max_new_tokens=4, max_paths=3)
     run = functools.partial(grow, lm.model, prompt, sampling, decoder, 0, backend="triton", idle_rows=True)
     (_, counts), flops = count_flops(run)

@@ -161,7 +161,7 @@ def test_what_cannot_be_swept_is_one_line(toy, words, told):
 def test_without_ray_it_is_one_line(tmp_path):
     hidden = "import sys; sys.modules['ray'] = None; from mlexp.cli import main; sys.exit(main(['sweep']))"
     done = subprocess.run([sys.executable, "-c", hidden], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 4 and done.stderr == "mlexp sweep: Ray is not installed; pip install 'mlexp[cluster]'\n"
+    assert done.returncode == 4 and done.stderr == 'mlexp sweep needs ray: pip install "pytest-mlexp[cluster]"\n'
 
 
 def workers(process, command="mlexp.harness.worker"):

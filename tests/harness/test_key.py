@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlexp import journal, record, study
+from mlexp import __version__, journal, record, study
 from mlexp.harness import grid, measure
 from mlexp.harness.keys import Keys
 from mlexp.harness.options import Others
@@ -94,12 +94,13 @@ def test_source_is_files_by_content_and_packages_by_version(toy, toy_plan, monke
     state, plan = toy_plan()
     (files, versions) = state.keys._source(plan.path, plan.plugins)
     assert ["bench_toy.py", hash_of(toy.bench)] in files
-    assert versions["numpy"] == measure.version("numpy") and versions["mlexp"] == measure.version("mlexp")
+    assert versions["numpy"] == measure.version("numpy") and versions["mlexp"] == __version__
     if part == "files":
         toy.edit("things=len(things)", "things=len(things) ")
+    elif part == "versions":
+        monkeypatch.setattr("mlexp.harness.identity.distribution", lambda name: "0.0")
     else:
-        real = {"versions": "identity.distribution", "mlexp": "measure.version"}[part]
-        monkeypatch.setattr(f"mlexp.harness.{real}", lambda name: "0.0")
+        monkeypatch.setattr("mlexp.harness.keys.__version__", "0.0")
     assert state.keys._source(plan.path, plan.plugins) != [files, versions]
 
 

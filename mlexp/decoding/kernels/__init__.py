@@ -41,7 +41,7 @@ def missing(backend: str, device: str, dtype: torch.dtype | None = None, width: 
         return "the tensors are float64; it computes in float32"
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend == "triton" and util.find_spec("triton") is None:
-        return "the triton package is not installed (pip install 'mlexp[triton]')"
+        return "the triton package is not installed (pip install 'pytest-mlexp[triton]')"
     if interpreted and not import_module("triton.language").sum.__class__.__name__.startswith("Interpreted"):
         return "TRITON_INTERPRET was set after triton had been imported; set it before Python starts"
     if not interpreted and not torch.cuda.is_available():

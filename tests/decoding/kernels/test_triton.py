@@ -19,7 +19,7 @@ from ..models import prompt_of, tiny
 from .compare import assert_draws_agree
 from .inputs import EXTRAS, KINDS, SEEDS, VOCABULARIES, forest, logits, poisoned, pools
 
-triton = pytest.importorskip("triton", reason="needs the triton package: pip install 'mlexp[triton]'")
+triton = pytest.importorskip("triton", reason="needs the triton package: pip install 'pytest-mlexp[triton]'")
 import triton.language as tl  # noqa: E402
 
 from mlexp.decoding.kernels import triton as ours  # noqa: E402

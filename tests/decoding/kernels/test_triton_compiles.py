@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="needs the triton package: pip install 'mlexp[triton]'")
+pytest.importorskip("triton", reason="needs the triton package: pip install 'pytest-mlexp[triton]'")
 
 SHARED_LIMIT = 232448  # bytes that a block may have on sm_90; a kernel that asks for more compiles and cannot start
 HERE = Path(__file__).parent
