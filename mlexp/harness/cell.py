@@ -15,6 +15,7 @@ from mlexp.harness.run_config import RunConfig
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
 
 Result = TypeVar("Result")
+__tracebackhide__ = True  # what is raised here is the caller's mistake: pytest shows the caller's line
 
 
 class Cell:
@@ -69,6 +70,8 @@ class Cell:
         With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its cache
         flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
         """
+        if not callable(run):
+            raise TypeError(f"cell.time was given a {type(run).__name__}, no function; write cell.time(lambda: ...)")
         if self._timed:
             raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
         self._timed = True
