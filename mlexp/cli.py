@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlexp import __version__
+from mlexp.commands import init, new
 
 STATUSES = "exit status: 0 ok; 1 regression; 2 nothing or not everything compared; 3 not comparable; 4 unreadable input"
 BROKEN_PIPE = 128 + 13  # as of a program that SIGPIPE ended
@@ -38,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line; nothing heavy is imported before a command runs."""
-    top = argparse.ArgumentParser(prog="mlexp", description="Reads what `pytest benches` measured.")
+    top = argparse.ArgumentParser(
+        prog="mlexp", description="Begins questions, shows them, and reads what `pytest benches` measured."
+    )
     top.add_argument("--version", action="version", version=f"mlexp {__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     report = commands.add_parser(
@@ -56,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_ab(commands)
     _add_sweep(commands)
+    for command in (init, new):
+        command.add(commands)
     return top
 
 

@@ -96,6 +96,7 @@ CONTEXT = ("machine", "device", "dtype", "scale", "settings", "weights", "corpus
 """Records that differ in one of these are never pooled."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+__tracebackhide__ = True  # what is raised here is the caller's mistake: pytest shows the caller's line
 
 
 def metrics_of(declared: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, Metric]:
@@ -109,7 +110,8 @@ def metrics_of(declared: Mapping[str, tuple[str, ...]] | None = None) -> dict[st
             raise ValueError(f"METRICS: {name!r} is not a metric name; use lower case, digits and underscores")
         if name in table or name in PROVENANCE:
             raise ValueError(f"METRICS: {name!r} is already defined by mlexp.record; drop it or choose another name")
-        if len(row) not in (3, 4) or row[1] not in ("lower", "higher", "none"):
+        is_row = isinstance(row, tuple | list) and all(isinstance(text, str) for text in row)
+        if not is_row or len(row) not in (3, 4) or row[1] not in ("lower", "higher", "none"):
             raise ValueError(f"METRICS[{name!r}] is {row!r}; give (unit, 'lower' | 'higher' | 'none', what it is)")
         if len(row) == 4 and row[3] not in ("", *COMPARED):
             raise ValueError(f"METRICS[{name!r}]: compare is {row[3]!r}; choose from {', '.join(COMPARED)}")
@@ -141,7 +143,8 @@ def validate(values: Mapping[str, object], table: Mapping[str, Metric]) -> dict[
     clean = {}
     for name, value in values.items():
         if name not in table:
-            raise ValueError(f"unknown metric {name!r}; known: {', '.join(sorted(table))}; declare others in METRICS")
+            declare = f'metrics={{"{name}": (unit, "lower" | "higher" | "none", what it is)}} in STUDY, or METRICS'
+            raise ValueError(f"unknown metric {name!r}; declare it, {declare}; known: {', '.join(sorted(table))}")
         value = clean[name] = plain(name, value)
         if table[name].unit == "fraction" and value is not None and not 0 <= value <= 1:  # type: ignore[operator]  # text: TypeError
             raise ValueError(f"{name} is {value}; a fraction lies in [0, 1]")

@@ -19,6 +19,7 @@ WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at eve
 TRACED = "{} follows all that runs here and would be timed with it; run without it, or with --benchmark-disable"
 
 Result = TypeVar("Result")
+__tracebackhide__ = True  # what is raised here is the caller's mistake: pytest shows the caller's line
 
 
 class Cell:
@@ -73,6 +74,8 @@ class Cell:
         With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its cache
         flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
         """
+        if not callable(run):
+            raise TypeError(f"cell.time was given a {type(run).__name__}, no function; write cell.time(lambda: ...)")
         if self._timed:
             raise RuntimeError(f"{self.name}: cell.time was called twice; a cell is one measurement")
         self._timed = True

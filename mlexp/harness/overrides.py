@@ -1,13 +1,14 @@
 """What the command line changes in the questions: `--set` in their settings, `--model` in their axes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from mlexp import study
-from mlexp.harness import grid
+from mlexp.harness import grid, mistakes
 from mlexp.harness.plan import Plan
 from mlexp.harness.run_config import RunConfig
 
@@ -36,7 +37,11 @@ class Overrides:
     def further(self, module: ModuleType, question: str) -> Mapping[str, tuple[Any, ...]]:
         """The values that the command line adds to a question's axes."""
         try:
-            added: Mapping[str, tuple[Any, ...]] = module.more(self._run.options) if hasattr(module, "more") else {}
+            if not hasattr(module, "more"):
+                return {}
+            added: Mapping[str, tuple[Any, ...]] = mistakes.call(
+                Path(str(module.__file__)), module.more, self._run.options
+            )
             return added
         except ValueError as error:
             self._misfits[question] = str(error)

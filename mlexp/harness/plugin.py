@@ -9,7 +9,6 @@ call it; `pytest_runtest_makereport` notes what it raised; with the report of it
 last word, it gets a status and is journaled; pytest-benchmark writes the JSON.
 """
 
-import inspect
 import os
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -17,16 +16,17 @@ from typing import Any, TypeGuard
 
 import pytest
 
-from mlexp import extras, study
-from mlexp.harness import grid, isolate, measure, options
+from mlexp import extras
+from mlexp.harness import grid, isolate, measure, mistakes, options
 from mlexp.harness.benchmark_json import check_json, is_disabled, json_path, write_unfinished
 from mlexp.harness.cell import Cell
 from mlexp.harness.company import check_extras, check_versions, keep_apart, number
+from mlexp.harness.places import place
 from mlexp.harness.plan import PLAN, Plan, params_of
 from mlexp.harness.progress import Progress
 from mlexp.harness.results import passed
 from mlexp.harness.session import PEER, STATE, SWEEP, State, now
-from mlexp.harness.status import UNMEASURED, Attempt, CellDied
+from mlexp.harness.status import Attempt, CellDied
 from mlexp.journal import Entry, JournalError
 
 BENCH_FILES = "bench_*.py"  # collected whatever the project's python_files says
@@ -98,23 +98,23 @@ NO_CELL = object()  # the value of every axis of a function whose grid is empty:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make the grid of a question from its settings and axes, with what its `more` adds, as far as its `collects` wants
     it."""
-    module = metafunc.module
+    module, bench = metafunc.module, metafunc.definition.path
     if FIXTURE not in metafunc.fixturenames:
         return
-    check_extras(metafunc.definition.path)
-    if not (declared := study.of(module)).settings:
+    check_extras(bench)
+    state, question = metafunc.config.stash[STATE], bench.parent.name
+    declared = mistakes.declared(module, bench, state.run.scale)
+    axes = mistakes.axes_of(metafunc.function, declared, bench)
+    if not axes:
         return
-    state, question = metafunc.config.stash[STATE], metafunc.definition.path.parent.name
     settings = state.overrides.settings(module, question)
-    axes = [name for name in inspect.signature(metafunc.function).parameters if name in declared.axes]
-    wanted = getattr(module, "collects", None)
-    keep = wanted and (lambda params: wanted(params, settings, state.run.device))
+    keep = mistakes.collects_of(module, bench, settings, state.run.device)
     further = state.overrides.further(module, question)
     values = {axis: (*getattr(settings, declared.axes[axis]), *further.get(axis, ())) for axis in axes}
     try:
         cells = grid.cells(values, keep)
     except ValueError as error:
-        raise pytest.Collector.CollectError(f"{metafunc.definition.path.name}: {error}") from None
+        raise pytest.Collector.CollectError(f"{place(bench, 'axes', 'AXES')}: {error}") from None
     params = [pytest.param(*values, id=label) for values, label in cells]
     metafunc.parametrize(axes, params or [pytest.param(*[NO_CELL] * len(axes), id="no_cell")])
 
@@ -128,8 +128,8 @@ def pytest_make_collect_report(
     if isinstance(collector, pytest.Module):
         collector.config.stash[STATE].keys.sources.loaded_by(collector.path)
         call = getattr(report, "call", None)  # pytest's own, for its own use
-        if call and call.excinfo and isinstance(error := call.excinfo.value.__cause__, extras.MissingExtra):
-            report.longrepr = str(error)
+        if call and call.excinfo and (line := mistakes.at_import(collector.path, call.excinfo.value)):
+            report.longrepr = line
     return report
 
 
@@ -151,11 +151,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if empty:
         items[:] = [item for item in items if item not in empty]
         config.hook.pytest_deselected(items=empty)
-    for path in {item.path for item in empty} - {item.path for item in items}:
-        device = config.stash[STATE].run.device
-        raise pytest.UsageError(f"{path.parent.name}: these settings leave no cell on {device}")
+    for item in (item for item in empty if item.path not in {other.path for other in items}):
+        settings = config.stash[STATE].overrides.settings(item.module, item.path.parent.name)
+        raise pytest.UsageError(mistakes.no_cell(item, settings, config.stash[STATE].run.device))
     if cells and not hasattr(config.option, "benchmark_disable"):
         raise pytest.UsageError(f"{cells[0].nodeid}: needs pytest-benchmark, which is not loaded (-p no:benchmark?)")
+    for line in mistakes.check_items(items, is_cell):
+        say(config, f"mlexp: {line}")
     for item in (cell for cell in cells if cell not in empty):
         try:
             plan = item.stash[PLAN] = Plan(item)
@@ -285,7 +287,7 @@ def replay(item: pytest.Item, entry: Entry) -> bool:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     result, plan = (yield), item.stash.get(PLAN, None)
     if plan and not is_disabled(item.config) and not plan.attempt.durations:
-        pytest.fail(UNMEASURED, pytrace=False)
+        pytest.fail(mistakes.unmeasured(item), pytrace=False)
     return result
 
 
@@ -293,7 +295,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report, plan = (yield), item.stash.get(PLAN, None)
+    plan = item.stash.get(PLAN, None)
+    if plan and call.excinfo:
+        mistakes.explain(call.excinfo.value, plan.settings, plan.attempt.cell)
+    report = yield
     if plan and plan.key and call.excinfo:
         plan.attempt.raised(report, call.excinfo.value)
         if isinstance(call.excinfo.value, extras.MissingExtra):

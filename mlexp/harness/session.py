@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from mlexp import journal, record
-from mlexp.harness import measure, run_config
+from mlexp import journal
+from mlexp.harness import measure, mistakes, run_config
 from mlexp.harness.keys import Keys
 from mlexp.harness.options import Others, ours
 from mlexp.harness.overrides import Overrides
@@ -46,11 +46,10 @@ class State:
 
     def identify(self, plan: Plan) -> None:
         """Complete a plan: settings, inputs, key. What does not hold raises ValueError, TypeError or OSError."""
-        record.metrics_of(plan.study.metrics)
         if plan.study.settings:
             plan.settings = self.overrides.settings(plan.module, plan.question)
         if hasattr(plan.module, "inputs"):
-            plan.inputs = plan.module.inputs(plan.params, plan.settings, self.run.options)
+            plan.inputs = mistakes.inputs_of(plan.module, plan.path, plan.params, plan.settings, self.run.options)
         plan.key = self.keys.key_on(plan, self.provenance["machine"])
 
     def take_up(self, plan: Plan) -> None:

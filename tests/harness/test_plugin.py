@@ -149,7 +149,7 @@ def test_bad_input_is_one_line_before_the_first_cell(toy, args, message):
     lines = [
         line
         for line in result.errlines + result.outlines
-        if line.startswith(("ERROR", "E  ", "bench_toy.py: ")) or "error:" in line
+        if line.startswith(("ERROR", "E  ", "benches/toy/bench_toy.py:")) or "error:" in line
     ]
     pytest.LineMatcher(lines).fnmatch_lines([message])
     assert "Traceback" not in result.stderr.str() + result.stdout.str()

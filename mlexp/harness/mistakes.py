@@ -1,0 +1,249 @@
+"""Mistakes in a bench file: each is one line with the file, the line where it is known, and the mend.
+
+What a file declares is checked when it is collected. What a cell does wrong is raised where it does it: tracebacks end
+in the user's code (`__tracebackhide__` in cell.py and record.py; `--full-trace` shows all of them).
+"""
+
+import dataclasses
+import difflib
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mlexp import extras, record, settings, study
+from mlexp.harness.grid import SCALES
+from mlexp.harness.places import place
+from mlexp.harness.status import UNMEASURED
+
+Problem = tuple[Sequence[str], str]  # the names whose place is the mistake's, what is wrong
+HOOKS = {  # functions of a bench file that the harness calls, with these arguments
+    "inputs": ("params", "settings", "options"),
+    "collects": ("params", "settings", "device"),
+    "more": ("options",),
+}
+LISTS = ("arms", "over", "replicates", "apart", "costs")  # of a Study, that one name must not stand for
+DECLARING = (study.__file__, settings.__file__)  # what is raised in there is a mistake of who called
+
+
+def declared(module: ModuleType, bench: Path, scale: str) -> study.Study:
+    """What a bench file declares. Raises CollectError for what cannot be run at this scale."""
+    try:
+        found = study.of(module)
+    except TypeError as error:
+        raise pytest.Collector.CollectError(f"{place(bench, 'STUDY')}: {error}") from None
+    for names, message in problems(found, module, scale):
+        raise pytest.Collector.CollectError(f"{place(bench, *names)}: {message}")
+    return found
+
+
+def problems(found: study.Study, module: ModuleType, scale: str) -> Iterator[Problem]:
+    """What is wrong with a declaration, the cause of others first."""
+    for name in LISTS:
+        if isinstance(value := getattr(found, name), str):
+            yield (name,), f"{name} is the text {value!r}; give a tuple: {name}=({value!r},)"
+    yield from _hooks(module)
+    try:
+        record.metrics_of(found.metrics)
+    except ValueError as error:
+        wrong = next((name for name in found.metrics if repr(name) in str(error)), "metrics")
+        yield (wrong, "metrics", "METRICS"), str(error)
+    if found.settings:
+        yield from _settings(found.settings, scale)
+        yield from _axes(found, found.settings[scale])
+    elif found.axes:
+        yield ("axes", "AXES"), "there are axes and no settings; settings list the values of each axis, a row a scale"
+
+
+def _hooks(module: ModuleType) -> Iterator[Problem]:
+    for name, arguments in HOOKS.items():
+        if function := getattr(module, name, None):
+            try:
+                inspect.signature(function).bind(*arguments)
+            except TypeError as error:
+                yield (name,), f"{name} is called with ({', '.join(arguments)}): {error}"
+
+
+def _settings(rows: Any, scale: str) -> Iterator[Problem]:
+    at = ("settings", "SETTINGS")
+    if not isinstance(rows, Mapping):
+        yield at, f"settings is {_kind(rows)}; give a row a scale: " + '{"smoke": ..., "quick": ..., "full": ...}'
+    elif unknown := [name for name in rows if name not in SCALES]:
+        yield at, f"settings has a row {unknown[0]!r}; scales are {', '.join(SCALES)}"
+    elif scale not in rows:
+        yield at, f"settings has no row for scale {scale!r}; add one, or choose with --scale: {', '.join(rows)}"
+    elif not dataclasses.is_dataclass(row := rows[scale]) or isinstance(row, type):
+        yield at, f"settings[{scale!r}] is {_kind(row)}; give an instance of a dataclass, such as Sizes(samples=2)"
+
+
+def _axes(found: study.Study, row: Any) -> Iterator[Problem]:
+    at, axes, kind = ("axes", "AXES"), found.axes, type(row).__name__
+    if not isinstance(axes, Mapping):
+        yield at, f"axes is {_kind(axes)}; give a dict: argument of the cell -> field of the settings with its values"
+        return
+    known = ", ".join(axes)
+    for axis, name in axes.items():
+        if not isinstance(name, str):
+            yield at, f"axis {axis!r} is {name!r}; give the name of the field of the settings that lists its values"
+        elif name not in (fields := [field.name for field in dataclasses.fields(row)]):
+            mend = f"annotate it: {name}: tuple[...] = ..." if hasattr(row, name) else near(name, fields)
+            yield at, f"axis {axis!r} names the setting {name!r}, which {kind} has no field for; {mend}"
+        elif not isinstance(value := getattr(row, name), tuple | list):
+            yield (f"{kind}.{name}", *at), f"axis {axis!r}: setting {name!r} is {value!r}; give a tuple of its values"
+    for role, names in (("arm", (found.arm,)), ("over", found.over), ("replicates", found.replicates)):
+        for name in names if found.arm and axes else ():
+            if name not in axes:
+                mend = f"{known}; {role}=()" if role != "arm" else known
+                yield (role, "STUDY"), f"{role} names {name!r}, which is no axis; choose from {mend}"
+
+
+def collects_of(
+    module: ModuleType, bench: Path, settings: object, device: str
+) -> Callable[[dict[str, Any]], bool] | None:
+    """What says from its values whether a cell exists; None: all do. It raises CollectError for any error in it."""
+    wanted = getattr(module, "collects", None)
+    if wanted is None:
+        return None
+
+    def keep(params: dict[str, Any]) -> bool:
+        try:
+            return bool(call(bench, wanted, params, settings, device))
+        except (ValueError, OSError) as error:
+            raise pytest.Collector.CollectError(str(error)) from None
+
+    return keep
+
+
+def axes_of(function: Callable[..., object], found: study.Study, bench: Path) -> list[str]:
+    """The axes that a cell takes, in its order. Raises CollectError where the arm is not the last."""
+    name = function.__name__
+    axes = [argument for argument in inspect.signature(function).parameters if argument in found.axes]
+    if found.arm in axes[:-1]:
+        order = ", ".join(["cell", *(axis for axis in axes if axis != found.arm), found.arm])
+        message = f"{name} takes the arm {found.arm!r} before {axes[-1]!r}; the arm comes last: {name}({order})"
+        raise pytest.Collector.CollectError(f"{place(bench, name)}: {message}")
+    return axes
+
+
+def no_cell(item: pytest.Function, settings: object, device: str) -> str:
+    """Why a question has no cell."""
+    axes = study.of(item.module).axes
+    empty = [name for axis, name in axes.items() if axis in item.callspec.params and not getattr(settings, name)]
+    why = f": {', '.join(empty)} empty" if empty else ""
+    return f"{item.path.parent.name}: these settings leave no cell on {device}{why} ({place(item.path, 'settings')})"
+
+
+def check_items(items: Sequence[pytest.Item], is_cell: Callable[[pytest.Item], bool]) -> list[str]:
+    """What is to be said of the collected cells. Raises UsageError for arguments that nothing gives a value, and for
+    two folders that would be one question."""
+    folders: dict[str, Path] = {}
+    measured: dict[Path, bool] = {}
+    for item in items:
+        declares = isinstance(item, pytest.Function) and (hasattr(item.module, "STUDY") or hasattr(item.module, "AXES"))
+        if not (declares or is_cell(item)):
+            continue
+        assert isinstance(item, pytest.Function)
+        _check_arguments(item, is_cell(item))
+        measured[item.path] = measured.get(item.path, False) or is_cell(item)
+        folder = folders.setdefault(item.path.parent.name, item.path.parent)
+        if folder != item.path.parent:
+            both = f"{os.path.relpath(folder)} and {os.path.relpath(item.path.parent)}"
+            raise pytest.UsageError(f"{both}: a question is known by its folder's name; rename one, or run one")
+    idle = "no test takes `cell`, so nothing is measured; write def test_it(cell, ...)"
+    return [f"{os.path.relpath(path)}: {idle}" for path, is_measured in measured.items() if not is_measured]
+
+
+def _check_arguments(item: pytest.Function, is_cell: bool) -> None:
+    info, axes = getattr(item, "_fixtureinfo", None), study.of(item.module).axes
+    given = {*getattr(info, "name2fixturedefs", ()), *getattr(item, "callspec", item.config).__dict__.get("params", ())}
+    lacking = [name for name in getattr(info, "argnames", ()) if name not in given | {"request"}]
+    if not lacking:
+        return
+    name = item.originalname
+    where = place(item.path, name)
+    if not is_cell and set(lacking) <= set(axes):
+        raise pytest.UsageError(f"{where}: {name} takes axes and no `cell`; write {name}(cell, {', '.join(lacking)})")
+    if is_cell:
+        known = f"axes are {', '.join(axes)}" if axes else 'there are no axes: axes={"seed": "seeds", ...} in STUDY'
+        message = (
+            f"{name} has an argument {lacking[0]!r}, neither an axis nor a fixture; {near(lacking[0], axes, known)}"
+        )
+        raise pytest.UsageError(f"{where}: {message}")
+
+
+def call(bench: Path, function: Callable[..., Any], *arguments: object) -> Any:
+    """What a function of a bench file returns. Raises ValueError, naming file and line, for a bug in it; what it says
+    of its input (ValueError, OSError) is raised as it is."""
+    try:
+        return function(*arguments)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        what = f"{function.__name__}: {type(error).__name__}: {error}"
+        raise ValueError(f"{_last_own(error, bench)}: {what}") from None
+
+
+def inputs_of(module: ModuleType, bench: Path, *arguments: object) -> dict[str, Any]:
+    """What the file's `inputs` returns. Raises ValueError where that is no dict."""
+    found = call(bench, module.inputs, *arguments)
+    if not isinstance(found, dict):
+        raise ValueError(f"{place(bench, 'inputs')}: inputs returned {_kind(found)}; give a dict: name -> text, hash")
+    return found
+
+
+def unmeasured(item: pytest.Item) -> str:
+    """Why a cell that never called cell.time fails."""
+    where = place(item.path, getattr(item, "originalname", item.name))
+    return f"{where}: {UNMEASURED}; time the work: cell.time(lambda: ...)"
+
+
+def explain(error: BaseException, settings: object, cell: object) -> None:
+    """Say what there is where a cell asked its settings, or itself, for what there is not."""
+    if not isinstance(error, AttributeError):
+        return
+    if error.obj is settings and dataclasses.is_dataclass(settings):
+        error.add_note(f"settings: {near(error.name, [field.name for field in dataclasses.fields(settings)])}")
+    elif error.obj is cell and cell is not None:
+        error.add_note(f"cell: {near(error.name, [name for name in dir(cell) if not name.startswith('_')])}")
+
+
+def at_import(bench: Path, error: BaseException) -> str | None:
+    """The line that says it all of an error at import: of a declaration or for want of a library, or else None."""
+    if isinstance(error.__cause__, extras.MissingExtra):
+        return str(error.__cause__)
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    calls = any(f"{name}.__init__()" in str(error) for name in ("Study", "Claim"))
+    if isinstance(error, ValueError | TypeError) and frames and (frames[-1].filename in DECLARING or calls):
+        fields = [field.name for field in dataclasses.fields(study.Study)]
+        mend = f"; fields of a Study are {', '.join(fields)}" if "Study.__init__() got" in str(error) else ""
+        return f"{_last_own(error, bench)}: {error}{mend}"
+    return None
+
+
+def near(name: str | None, known: Iterable[str], otherwise: str = "") -> str:
+    """What may have been meant, else all that there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name or "", known, 1)
+    return f"did you mean {close[0]!r}?" if close else otherwise or f"there are {', '.join(known) or 'none'}"
+
+
+def _last_own(error: BaseException, bench: Path) -> str:
+    """`file:line` of the last frame in the folder of a bench file."""
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(bench.parent)]
+    return f"{os.path.relpath(own[-1].filename)}:{own[-1].lineno}" if own else os.path.relpath(bench)
+
+
+def _kind(value: object) -> str:
+    """What a value is, for people."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return (
+        f"{value!r:.60}"
+        if isinstance(value, str | int | float | tuple | list | type(None))
+        else (f"a {type(value).__name__}")
+    )
