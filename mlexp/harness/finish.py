@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 from mlexp import journal
+from mlexp.harness import reporting
 from mlexp.harness.benchmark_json import JSON_WRITTEN, is_disabled, json_path, write_unfinished
 from mlexp.harness.plan import Plan
 from mlexp.harness.results import hook_row
@@ -62,12 +64,23 @@ class Finish:
                 raise
             where = os.path.relpath(self.state.journal.path)
             say(config, f"ERROR: --benchmark-json: {error}; the finished cells are in {where}: --resume writes it")
-            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-            return None
+            session.exitstatus, result, path = pytest.ExitCode.INTERNAL_ERROR, None, None
         if results.plans and is_disabled(config):
             count = len(results.plans)
             say(config, f"mlexp: --benchmark-disable: {count} cells ran unmeasured and left no record")
+        if results.ended and config.option.mlexp_report is not None and PEER not in config.stash:
+            self.report(session, path or self.state.journal.path)
         return result
+
+    def report(self, session: pytest.Session, records: Path) -> None:
+        """`--report`: its failure is the session's only where nothing else failed."""
+        try:
+            is_written = reporting.write(self.config, self.state.results.plans.values(), records)
+        except KeyboardInterrupt:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+        else:
+            if not is_written and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 def recorded(config: pytest.Config, entry: journal.Entry) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 import pytest
 
 from mlexp import study
-from mlexp.harness import grid, hookspec, isolate, measure, options
+from mlexp.harness import grid, hookspec, isolate, measure, options, reporting
 from mlexp.harness.benchmark_json import JSON_WRITTEN, check_json, is_disabled, json_path
 from mlexp.harness.cell import Cell
 from mlexp.harness.finish import Finish
@@ -55,6 +55,7 @@ def pytest_load_initial_conftests(
     known.file_or_dir = parser.parse_known_args(options.without_ours(parser, args)).file_or_dir
     before = options.names(parser)
     result = yield
+    args[:] = options.spelled_out(parser, args)
     early_config.stash[PARSED] = parser, before, options.add(parser)
     return result
 
@@ -69,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     if config.option.mlexp_device == "cuda" and SWEEP not in config.stash and not measure.gpu_present():
         raise pytest.UsageError("--device cuda: the CUDA driver finds no device; choose from auto, cpu")
+    if not is_xdist(config) and PEER not in config.stash:
+        reporting.check(config)
     for name in ("prompts", "corpus"):
         path = getattr(state.run.options, name)
         if path and not (state.run.here / path).is_file():

@@ -79,11 +79,12 @@ def timings(config: pytest.Config | None, benchmarks: Iterable[Any]) -> list[Any
     if config is None:  # `pytest-benchmark compare`
         return list(benchmarks)
     results, table = config.stash[STATE].results, wants_table(config)
+    passed = {name for name, entry in results.ended.items() if entry.status == "passed" and table}
     last = {bench["fullname"]: bench for bench in benchmarks}  # of a cell that a plugin ran again, the last attempt
     return [
         bench
         for name, bench in ((bench["fullname"], bench) for bench in benchmarks)
-        if name not in results.ended or (table and results.ended[name].status == "passed" and last[name] is bench)
+        if name not in results.plans or (name in passed and last[name] is bench)
     ]
 
 
@@ -165,6 +166,6 @@ class Terminal:
                 terminalreporter.write_line(line, bold=not line.startswith(" "))
         words = ", ".join(f"{count} {name}" for name, count in counts.items())
         terminalreporter.write_line(f"mlexp: {words}; journal: {os.path.relpath(self.state.journal.path)}")
-        if not quiet:
+        if not quiet and config.option.mlexp_report is None:
             path = json_path(config) or self.state.journal.path
             terminalreporter.write_line(f"now: mlexp report {os.path.relpath(path)}")

@@ -7,40 +7,9 @@ import pytest
 from mlexp.harness.summary import amount, cell_line, seconds, summary
 from mlexp.journal import Entry
 
-STUDY = '''
-"""A toy study: whether half is enough."""
-from dataclasses import dataclass
-from mlexp.study import Study
+pytest_plugins = ["pytester"]
 
-@dataclass(frozen=True)
-class Settings:
-    sizes: tuple[str, ...] = ("n1000", "n2000")
-    seeds: tuple[int, ...] = (42, 43)
-    arms: tuple[str, ...] = ("half", "full")
-
-SETTINGS = dict.fromkeys(("smoke", "quick", "full"), Settings())
-STUDY = Study(
-    asks="Is half enough?", arm="arm", arms=("full", "half"), baseline="full", over=("size",), outcome="perplexity",
-    settings=SETTINGS, axes={"size": "sizes", "seed": "seeds", "arm": "arms"},
-)
-
-def test_fit(cell, size, seed, arm):
-    cell.time(lambda: None, rounds=3, count=False)
-    if (size, seed, arm) == ("n1000", 43, "half"):
-        assert seed == 0, "too much"
-    if (size, seed, arm) == ("n2000", 43, "half"):
-        raise FloatingPointError("loss is nan")
-    cell.record(perplexity=30.0 if arm == "full" else 37.4)
-'''
 TIME = r"[\d.]+ (ns|us|ms|s)"
-
-
-@pytest.fixture
-def fit(toy):
-    toy.bench.unlink()
-    toy.folder.rename(toy.folder.with_name("fit"))
-    (toy.folder.with_name("fit") / "bench_fit.py").write_text(STUDY)
-    return toy
 
 
 def lines(result):
