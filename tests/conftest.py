@@ -50,6 +50,34 @@ def test_toy(cell, model, seed, arm):
 '''
 
 
+STUDY = '''
+"""A toy study: whether half is enough."""
+from dataclasses import dataclass
+from mlexp.study import Above, Claim, Mean, Study, arm as the
+
+@dataclass(frozen=True)
+class Settings:
+    sizes: tuple[str, ...] = ("n1000", "n2000")
+    seeds: tuple[int, ...] = (42, 43)
+    arms: tuple[str, ...] = ("half", "full")
+
+SETTINGS = dict.fromkeys(("smoke", "quick", "full"), Settings())
+STUDY = Study(
+    asks="Is half enough?", arm="arm", arms=("full", "half"), baseline="full", over=("size",), outcome="perplexity",
+    settings=SETTINGS, axes={"size": "sizes", "seed": "seeds", "arm": "arms"},
+    claims={"H1": Claim("half is worse", Above(Mean(the("half") - the("full"))))},
+)
+
+def test_fit(cell, size, seed, arm):
+    cell.time(lambda: None, rounds=3, count=False)
+    if (size, seed, arm) == ("n1000", 43, "half"):
+        assert seed == 0, "too much"
+    if (size, seed, arm) == ("n2000", 43, "half"):
+        raise FloatingPointError("loss is nan")
+    cell.record(perplexity=30.0 if arm == "full" else 37.4)
+'''
+
+
 INI = """[pytest]
 python_files = bench_*.py test_*.py
 addopts = -p mlexp.harness.plugin --import-mode=importlib
@@ -94,6 +122,16 @@ class Toy:
     @property
     def journal(self):
         return self.pytester.path / ".mlexp" / "journal.jsonl"
+
+
+@pytest.fixture
+def fit(toy):
+    """The scratch project with the study in place of the toy."""
+    toy.bench.unlink()
+    toy.folder = toy.folder.rename(toy.folder.with_name("fit"))
+    toy.bench = toy.folder / "bench_fit.py"
+    toy.bench.write_text(STUDY)
+    return toy
 
 
 @pytest.fixture

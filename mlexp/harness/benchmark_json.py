@@ -9,6 +9,8 @@ import pytest
 
 from mlexp.harness.results import Results
 
+JSON_WRITTEN = pytest.StashKey[bool]()  # by pytest-benchmark
+
 
 def json_path(config: pytest.Config) -> Path | None:
     """Where `--benchmark-json` points (before 5.3 pytest-benchmark's option is an open file)."""

@@ -11,6 +11,7 @@ import pytest
 
 from mlexp import journal
 from mlexp.harness.cluster import FORWARDED, Call, Place, available_cores, nodes
+from mlexp.harness.finish import recorded
 from mlexp.harness.plan import PLAN
 from mlexp.harness.progress import Progress
 from mlexp.harness.session import STATE, now
@@ -201,6 +202,7 @@ class Dispatch:
     def store(self, item: pytest.Item, entry: journal.Entry, output: str) -> None:
         """Journal a cell's entry; show its output where it did not pass."""
         self.state.swept(item.stash[PLAN], entry)
+        recorded(item.config, entry)
         self.done += 1
         if output and entry.status != "passed":
             item.add_report_section("call", "output of its worker", output)

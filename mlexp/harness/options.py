@@ -14,6 +14,8 @@ from _pytest.config import get_config
 from mlexp.harness.company import changes_nothing
 from mlexp.harness.grid import SCALES
 
+REPORTS = "results"  # where a report goes that names no folder
+
 TABLE: dict[str, dict[str, Any]] = {
     "scale": {"choices": SCALES, "default": "quick", "help": "which row of the questions' settings (default: quick)"},
     "set": {
@@ -50,6 +52,12 @@ TABLE: dict[str, dict[str, Any]] = {
         "help": "end a cell that takes longer, as crashed; implies --isolate",
     },
     "require-gpu": {"action": "store_true", "help": "a cell or test that needs a GPU fails where there is none"},
+    "report": {
+        "nargs": "?",
+        "const": REPORTS,
+        "metavar": "DIR",
+        "help": "write the report when the session ends, also after Ctrl+C (--report=DIR; default: results)",
+    },
     "commit": {"metavar": "COMMIT", "help": "what records name as the commit, where git cannot tell it"},
 }
 TIMED = ("benchmark_disable_gc",)  # of pytest-benchmark's options, what changes how long a cell takes
@@ -101,7 +109,7 @@ class Scan(argparse.ArgumentParser):
 
 def without_ours(parser: pytest.Parser, args: list[str]) -> list[str]:
     """`args` without our options and their values: until these are added, pytest takes the values for paths."""
-    scan = Scan(add_help=False, allow_abbrev=False)
+    scan, args = Scan(add_help=False, allow_abbrev=False), spelled_out(parser, args)
     for name, attributes in TABLE.items():
         flags = [flag for flag in (f"--mlexp-{name}", f"--{name}") if is_free(parser, flag)]
         action = "store_true" if attributes.get("action") == "store_true" else "store"
@@ -110,6 +118,13 @@ def without_ours(parser: pytest.Parser, args: list[str]) -> list[str]:
         return scan.parse_known_args(args)[1]
     except ValueError:  # a value is missing: pytest says so in the end
         return args
+
+
+def spelled_out(parser: pytest.Parser, args: list[str]) -> list[str]:
+    """`args` with the folder behind `--report` where it was left out: the next word is a path of cells. To be asked
+    before our options are added."""
+    flags = [flag for flag in ("--mlexp-report", "--report") if is_free(parser, flag)]
+    return [f"{arg}={REPORTS}" if arg in flags else arg for arg in args]
 
 
 class Others(NamedTuple):

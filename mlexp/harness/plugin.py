@@ -10,23 +10,24 @@ last word, it gets a status and is journaled; pytest-benchmark writes the JSON.
 """
 
 import os
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import pytest
 
 from mlexp import extras
-from mlexp.harness import grid, isolate, measure, mistakes, options
-from mlexp.harness.benchmark_json import check_json, is_disabled, json_path, write_unfinished
+from mlexp.harness import grid, hookspec, isolate, measure, mistakes, options, reporting
+from mlexp.harness.benchmark_json import JSON_WRITTEN, check_json, is_disabled, json_path
 from mlexp.harness.cell import Cell
 from mlexp.harness.company import check_extras, check_versions, keep_apart, number
+from mlexp.harness.finish import Finish
 from mlexp.harness.places import place
 from mlexp.harness.plan import PLAN, Plan, params_of
 from mlexp.harness.progress import Progress
 from mlexp.harness.results import passed
 from mlexp.harness.session import PEER, STATE, SWEEP, State, now
 from mlexp.harness.status import Attempt, CellDied
+from mlexp.harness.terminal import Terminal, say, timings
 from mlexp.journal import Entry, JournalError
 
 BENCH_FILES = "bench_*.py"  # collected whatever the project's python_files says
@@ -34,7 +35,10 @@ FIXTURE = "mlexp_cell"  # in the closure of every test that asks for our `cell`,
 Parsed = tuple[pytest.Parser, set[str], list[str]]  # parser, names before the conftest files, names of ours taken
 PARSED = pytest.StashKey[Parsed]()
 Grouped = list[tuple[str | None, list[Any]]]  # pytest-benchmark's table: (group, its cells)
-JSON_WRITTEN = pytest.StashKey[bool]()  # by pytest-benchmark
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspec)
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -53,13 +57,14 @@ def pytest_load_initial_conftests(
     known.file_or_dir = parser.parse_known_args(options.without_ours(parser, args)).file_or_dir
     before = options.names(parser)
     result = yield
+    args[:] = options.spelled_out(parser, args)
     early_config.stash[PARSED] = parser, before, options.add(parser)
     return result
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    parser, before, _ = config.stash[PARSED]
+    parser, before, clashes = config.stash[PARSED]
     check_versions(config)
     if BENCH_FILES not in config.getini("python_files"):
         config.addinivalue_line("python_files", BENCH_FILES)
@@ -75,21 +80,16 @@ def pytest_configure(config: pytest.Config) -> None:
             extras.need("--device cuda", "torch")
         except extras.MissingExtra as error:
             raise pytest.UsageError(str(error)) from None
+    if not is_xdist(config) and PEER not in config.stash:
+        reporting.check(config)
     for name in ("prompts", "corpus"):
         path = getattr(state.run.options, name)
         if path and not (state.run.here / path).is_file():
             raise pytest.UsageError(f"--{name} {path}: no such file")
     options.yield_names(parser)
-    config.pluginmanager.register(LastWord(config, state))
+    for part in (Finish(config, state), Terminal(config, state, clashes)):
+        config.pluginmanager.register(part)
     config.add_cleanup(state.keys.sources.watch())
-
-
-def pytest_report_header(config: pytest.Config) -> str | None:
-    clashes = config.stash[PARSED][2]
-    if clashes:
-        taken, free = (", ".join(f"--{prefix}{name}" for name in clashes) for prefix in ("", "mlexp-"))
-        return f"mlexp: {taken}: of another plugin or a conftest file here; mlexp's: {free}"
-    return None
 
 
 NO_CELL = object()  # the value of every axis of a function whose grid is empty: it is not collected
@@ -200,16 +200,6 @@ def is_xdist(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def say(config: pytest.Config, text: str) -> None:
-    """One line that is seen in every mode."""
-    reporter = config.pluginmanager.getplugin("terminalreporter")
-    if reporter:
-        reporter.ensure_newline()
-        reporter.write_line(text, yellow=True)
-    else:
-        print(text, file=sys.__stderr__)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if PLAN not in item.stash:
@@ -306,57 +296,15 @@ def pytest_runtest_makereport(
     return report
 
 
-class LastWord:
-    """Hears every report in its final form, subtests' too; with that of the teardown a cell has ended."""
-
-    def __init__(self, config: pytest.Config, state: State) -> None:
-        self.config, self.state = config, state
-        self.session: pytest.Session | None = None
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.session = session
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        plan = self.state.results.plans.get(report.nodeid)
-        if plan is None or is_disabled(self.config):
-            return
-        attempt = plan.attempt
-        attempt.heard(report)
-        ran = attempt.started or plan.elsewhere or attempt.word  # else it was skipped before it began
-        if report.when == "teardown" and ran:
-            assert self.session is not None, "cells run after their collection"
-            finish(self.session, plan)
-
-
-def finish(session: pytest.Session, plan: Plan) -> None:
-    """Put a cell on disk, and let the JSON have it if it passed."""
-    state, benchmark = session.config.stash[STATE], plan.attempt.benchmark
-    try:
-        state.finish(plan)
-    except JournalError as error:  # the disk is full: what comes after would be lost
-        session.shouldstop = f"{error}; the last cell is not in it"
-    entry = state.results.ended[plan.name]
-    if entry.status == "passed":
-        benchmark.extra_info.update(entry.record)
-        benchmark.has_error = False
-
-
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_benchmark_group_stats(config: pytest.Config | None, benchmarks: Sequence[Any], group_by: str) -> Grouped:
-    """pytest-benchmark's table without cells that did not pass; grouping by an axis that some cells do not have.
+    """pytest-benchmark's table of what is to be in it; grouping by an axis that some cells do not have.
 
     `pytest-benchmark compare` loads no plugins: it finds this hook in the root conftest.py, and has no config.
     """
     from pytest_benchmark.plugin import pytest_benchmark_group_stats as group
 
-    ended, benchmarks = config.stash[STATE].results.ended if config else {}, list(benchmarks)
-    last = {bench["fullname"]: bench for bench in benchmarks}  # of a cell that a plugin ran again, the last attempt
-    shown = [
-        bench
-        for bench in benchmarks
-        if bench["fullname"] not in ended
-        or (ended[bench["fullname"]].status == "passed" and last[bench["fullname"]] is bench)
-    ]
+    shown = timings(config, list(benchmarks))
     axes = [part.removeprefix("param:") for part in group_by.split(",") if part.startswith("param:")]
     for bench in shown if axes else ():
         bench["params"] = dict.fromkeys(axes, "-") | (bench["params"] or {})
@@ -376,33 +324,3 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
         return
     output_json.update(results.extras())
     config.stash[JSON_WRITTEN] = True
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
-    """A JSON that cannot be written is one line, and an error; the journal has all that it would have held."""
-    config, state = session.config, session.config.stash[STATE]
-    results, path = state.results, json_path(config)
-    try:
-        result = yield
-        if path and results.unfinished and JSON_WRITTEN not in config.stash:
-            write_unfinished(config, path, results)
-    except OSError as error:
-        if not results.ended or not path:
-            raise
-        where = os.path.relpath(state.journal.path)
-        say(config, f"ERROR: --benchmark-json: {error}; the finished cells are in {where}: --resume writes it")
-        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-        return None
-    if results.plans and is_disabled(config):
-        count = len(results.plans)
-        say(config, f"mlexp: --benchmark-disable: {count} cells ran unmeasured and left no record")
-    return result
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    state = config.stash[STATE]
-    words = [f"{count} {name}" for name, count in state.results.counts().items()]
-    if words:
-        terminalreporter.ensure_newline()
-        terminalreporter.write_line(f"mlexp: {', '.join(words)}; journal: {os.path.relpath(state.journal.path)}")

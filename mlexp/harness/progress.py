@@ -33,8 +33,8 @@ class Progress:
             self._write(f"{self._name}: {what} ({done}/{total})")
 
     def close(self) -> None:
-        """Wipe the live line."""
-        if self._live and self._shown:
+        """Wipe the live line; in a log, end the last one."""
+        if self._shown:
             self._write("")
 
     def _write(self, text: str, stays: bool = False) -> None:

@@ -1,5 +1,6 @@
 """The cells of a run by what became of them, and what the benchmark JSON gets beside pytest-benchmark's own keys."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,6 +69,16 @@ def row(entry: journal.Entry) -> dict[str, Any]:
         "params": entry.params,
         "extra_info": entry.record,
     }
+
+
+def hook_row(entry: journal.Entry) -> dict[str, Any]:
+    """A cell as `pytest_mlexp_record` gets it: axes, what its rounds took, its record."""
+    timed, timing = entry.durations, {}
+    if timed:
+        quarters = statistics.quantiles(timed, n=4, method="inclusive") if len(timed) > 1 else None
+        iqr = quarters[2] - quarters[0] if quarters else None
+        timing = {"wall_s": statistics.median(timed), "wall_iqr_s": iqr, "rounds": len(timed)}
+    return {**entry.params, **timing, **entry.record}
 
 
 def passed(path: Path) -> tuple[dict[str, list[journal.Entry]], list[int]]:

@@ -25,7 +25,7 @@ import pytest
 Timer = Callable[[], float]
 Step = Callable[[Timer], tuple[float, object]]  # one round: (its duration, the result)
 
-NOT_HERE = ("isolate", "resume", "cell_timeout")  # options of a revision's own mlexp: the driver's business
+NOT_HERE = ("isolate", "resume", "cell_timeout", "report")  # options of a revision's own mlexp: the driver's business
 
 
 def beside(name: str) -> ModuleType:
@@ -56,6 +56,7 @@ class Side:
                 setattr(config.option, f"{prefix}journal", self._journal)
             for name in NOT_HERE if hasattr(config.option, f"{prefix}journal") else ():
                 setattr(config.option, prefix + name, None)
+        config.option.mlexp_unrecorded = True  # so no hook hears of it
         for name, takes in (("__call__", rounds_of_call), ("pedantic", rounds_of_pedantic)):
             setattr(BenchmarkFixture, name, self._stepped(takes, BenchmarkFixture.pedantic))
 

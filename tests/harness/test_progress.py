@@ -62,7 +62,7 @@ def test_a_log_gets_plain_lines_now_and_then(say):
         clock.now += 1
         line(step, 100, "step")
     line.close()
-    assert out.getvalue() == "\ncell: step (29/100)\ncell: step (59/100)\ncell: step (89/100)"
+    assert out.getvalue() == "\ncell: step (29/100)\ncell: step (59/100)\ncell: step (89/100)\n"
 
 
 def test_quiet_is_silent(say):

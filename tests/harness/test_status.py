@@ -112,7 +112,7 @@ def test_an_attempt_that_is_run_again_is_one_row(toy):
     flag = "HERE / f'{model}{seed}'"
     once = f"if arm == 'ours' and not ({flag}).exists():\n        ({flag}).touch()\n        assert 0, 'the first time'"
     toy.bench.write_text(f"{toy.bench.read_text()}    {once}\n")
-    result = toy.run("--reruns", "2", "--benchmark-json", "out.json", "-k", "m_one")
+    result = toy.run("--reruns", "2", "--benchmark-json", "out.json", "-k", "m_one", "--benchmark-sort", "min")
     result.assert_outcomes(passed=4)
     rows = {bench["name"]: bench["extra_info"] for bench in toy.json()["benchmarks"]}
     assert len(rows) == len(toy.json()["benchmarks"]) == 4 and toy.json()["unfinished"] == []
