@@ -56,12 +56,13 @@ def t_bar(df: int, confidence: float = 0.95) -> float:
     return float(stats.t.ppf(0.5 + confidence / 2, df))
 
 
-def mean_ratio(log_ratios: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """The geometric mean of ratios, from their natural logarithms, a value per block; interval as `t_interval`.
+def ratio_interval(ratios: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """The geometric mean of ratios, a value per block; interval as `t_interval`, of their logarithms, and back.
 
-    Speed-ups are averaged on the log scale: there 2x and 0.5x cancel (Fleming and Wallace, CACM 1986).
+    Speed-ups are averaged on the log scale: there 2x and 0.5x cancel (Fleming and Wallace, CACM 1986). Takes the ratios
+    themselves. Raises ValueError for a value that is no ratio (0 or less, as some of their logarithms would be; NaN).
     """
-    log = t_interval(log_ratios, confidence)
+    log = t_interval(np.log(positive(ratios, "a ratio")), confidence)
     value, low, high = (math.exp(x) for x in log[:3])
     return Estimate(value, low, high, log.n, f"geometric mean, {log.method} on logs")
 
@@ -177,6 +178,18 @@ def sample(values: ArrayLike) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite; drop them knowingly"
+        )
+    return values
+
+
+def positive(values: ArrayLike, what: str) -> np.ndarray:
+    """Values of which a logarithm is taken, checked: none is 0 or less."""
+    values = sample(values)
+    wrong = np.flatnonzero(values <= 0)
+    if len(wrong):
+        raise ValueError(
+            f"{what} is above 0; value {wrong[0] + 1} of {len(values)} is {values[wrong[0]]:.6g} "
+            "(give ratios, not their logarithms; where a metric can be 0, take differences)"
         )
     return values
 

@@ -65,7 +65,7 @@ def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
         tree = ast.parse(path.read_bytes(), str(path))
     except (OSError, SyntaxError, ValueError):  # no longer there; never imported, or pytest reports it
         return
-    for node in ast.walk(tree):
+    for node in _run(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -77,6 +77,18 @@ def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
             name = node.args[0].value
             if called in ("import_module", "__import__") and isinstance(name, str) and name[:1] not in ("", "."):
                 yield name, None
+
+
+def _run(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of a file but those under `if TYPE_CHECKING`, which no interpreter runs."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and getattr(node.test, "attr", getattr(node.test, "id", "")) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 # What loads code by a name or path that the source need not spell: (owner, function, its arguments and result -> file)
