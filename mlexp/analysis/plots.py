@@ -112,7 +112,9 @@ def figure(
     """An empty figure with one pair of axes. For several: `figures`.
 
     Args:
-        title, xlabel, ylabel: texts as they are; a dollar sign is no mathematics.
+        title: text as it is; a dollar sign in it is no mathematics.
+        xlabel: what is on the x axis, with its unit.
+        ylabel: the same of the y axis.
         size: width and height in inches.
     """
     fig, panels = figures(1, size=size)
@@ -127,7 +129,15 @@ def figures(
     sharex: Shared = False,
     sharey: Shared = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of several panels, row by row: the axes in one list. `size` in inches, of the whole."""
+    """A figure of several panels, its axes in one list, row by row.
+
+    Args:
+        columns: panels beside each other.
+        rows: panels below each other.
+        size: width and height of the whole, in inches.
+        sharex: whether, or along what, panels share their x axis, as matplotlib's `subplots` has it.
+        sharey: the same of the y axis.
+    """
     with mpl.rc_context(STYLE):
         fig = Shown(figsize=size, layout="constrained")
         FigureCanvasAgg(fig)
@@ -148,11 +158,18 @@ def curves(
     """A line for each arm, named beside the axes in the order in which the lines end.
 
     Args:
+        ax: where to draw.
         table: a row a point, such as `Pairs.ratios()` with a numeric column for x.
-        x, y, by: its columns: numbers, numbers, arms.
-        looks: how each arm is drawn, in the order of drawing (`looks`). Raises ValueError for an arm that has none.
-        low, high: the columns of the interval, drawn as error bars where the table has them.
+        x: its column for the x axis, numbers.
+        y: the same for the y axis.
+        by: its column of arms.
+        looks: how each arm is drawn, in the order of drawing: see `looks`.
+        low: the column of the interval's lower ends, drawn as error bars where the table has both.
+        high: that of its upper ends.
         labels: whether the lines are named.
+
+    Raises:
+        ValueError: for an arm without a look.
     """
     _check_known(table[by], looks)
     ends: list[tuple[float, int, ErrorbarContainer]] = []
@@ -216,7 +233,7 @@ def log_x(ax: Axes, ticks: Iterable[float] | None = None) -> None:
 
 
 def log_y(ax: Axes, ticks: Iterable[float] | None = None) -> None:
-    """A logarithmic y axis, labelled in plain numbers."""
+    """A logarithmic y axis, labelled in plain numbers, at `ticks` where given."""
     ax.set_yscale("log")
     _at(ax.yaxis, ticks)
 
