@@ -102,7 +102,7 @@ def quantity(value: float, low: float, high: float) -> str:
     scaled, half = value / 10**power, (high - low) / 2 / 10**power
     if not math.isfinite(half) or half == 0:
         return f"${scaled:.5g}{times}$"
-    digits = min(12, max(0, 1 - math.floor(math.log10(half))))
+    digits = min(12, max(0, 1 - math.floor(math.log10(float(f"{half:.1e}")))))
     both = rf"{scaled:.{digits}f} \pm {half:.{digits}f}"
     return f"$({both}){times}$" if power else f"${both}$"
 

@@ -228,8 +228,8 @@ def _replicates(given: str | Sequence[str] | None, study: dict[str, Any], over: 
         names = [name for name in names or ["seed"] if name in over] or (over if len(over) == 1 else [])
     unknown = [name for name in names if name not in over]
     if unknown or not names:
-        which = f"replicates: {unknown[0]!r} is no axis of a block" if unknown else "which axes are repetitions?"
-        raise ValueError(f"{which} Give replicates= from {', '.join(over) or 'no axis: there are single records'}")
+        which = f"replicates: {unknown[0]!r} is no axis of a block" if unknown else "which axes are repetitions"
+        raise ValueError(f"{which}; give replicates= from {', '.join(over) or 'no axis: there are single records'}")
     return tuple(names)
 
 
