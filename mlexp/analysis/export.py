@@ -16,7 +16,8 @@ import pandas as pd
 from mlexp.analysis import latex
 from mlexp.analysis.files import Loaded, LoadError, read
 from mlexp.analysis.report import default_paths, questions
-from mlexp.analysis.results import ACCEPTED, frame
+from mlexp.analysis.results import frame
+from mlexp.analysis.sources import ACCEPTED
 from mlexp.analysis.summaries import Summary, summaries_of, tidy
 from mlexp.store import write
 
@@ -48,7 +49,7 @@ def run(
             content, told = encode(tidy(found), found), f"{len(found)} table{'s' * (len(found) > 1)} of arms"
         else:
             df = records(loaded, wanted)
-            content, told = encode(df, None), f"{len(df)} records, {len(df.columns)} columns{_unfinished(loaded)}"
+            content, told = encode(df, None), f"{len(df)} records{_unfinished(loaded)}"
         write(to, content)
     except Nothing as error:
         return _fail(NOTHING, f"nothing to export: {error}")

@@ -38,7 +38,7 @@ def summary(found: Summary, place: int = 1) -> str:
     table = found.table.reset_index(drop=True)
     table["cell"] = [quantity(*ends) for ends in table[["value", "low", "high"]].itertuples(index=False, name=None)]
     table["metric"] = [headed(name, unit) for name, unit in zip(table["metric"], table["unit"], strict=True)]
-    wide = table.pivot(index=["level", "arm"], columns="metric", values="cell")
+    wide = table.pivot(index=["level", "arm"], columns="metric", values="cell").fillna("--")
     wide = wide.reindex(pd.MultiIndex.from_frame(table[["level", "arm"]].drop_duplicates()))[table["metric"].unique()]
     wide.insert(0, escape(found.arm), [escape(arm) for _, arm in wide.index])
     if found.axis:
@@ -95,8 +95,6 @@ def headed(name: str, unit: str) -> str:
 
 def quantity(value: float, low: float, high: float) -> str:
     """A mean with half the width of its interval, to two digits of the latter; the mean alone where there is none."""
-    if not math.isfinite(value):
-        return "--"
     power = 0 if value == 0 or PLAIN[0] <= abs(value) < PLAIN[1] else math.floor(math.log10(abs(value)))
     times = rf" \times 10^{{{power}}}" if power else ""
     scaled, half = value / 10**power, (high - low) / 2 / 10**power

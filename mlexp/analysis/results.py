@@ -1,7 +1,6 @@
 """Records as one tidy DataFrame: a row a record, raw values; contexts apart, pairs made before division."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,17 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mlexp.analysis.files import TIMING, Loaded, LoadError, Row, arrays, read
-from mlexp.analysis.sources import NotResults
+from mlexp.analysis.sources import ACCEPTED, NotResults, Paths, paths_in
 from mlexp.analysis.times import seconds
 from mlexp.record import CONTEXT, METRICS, PROVENANCE, STATUSES, Metric, metrics_of
 
 __all__ = ["LoadError", "axes", "contexts", "describe", "latest", "load", "load_series", "metrics", "paired"]
 
-ACCEPTED = "give benchmark JSON (pytest --benchmark-json), a journal (.jsonl), either also gzipped, or a folder of them"
 SAME_WORK = ("question", "weights_hash", "corpus_hash", "prompts_hash")  # the two sides of a pair must share these
-
-
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 def load(*paths: Paths, status: str | None = "passed") -> pd.DataFrame:
@@ -64,21 +59,14 @@ def load_series(*paths: Paths) -> dict[str, dict[str, np.ndarray]]:
 
 def _read(given: Sequence[Paths]) -> Loaded:
     """What stands in the paths given, each of which must hold results."""
-    paths = [path for item in given for path in ([item] if isinstance(item, str | os.PathLike) else _several(item))]
     try:
-        loaded = read(*map(Path, paths))
+        loaded = read(*paths_in(given))
     except NotResults as error:
         raise NotResults(f"{error}; {ACCEPTED}") from None
     if loaded.empty:
         skipped = f" ({'; '.join(loaded.notes)})" if loaded.notes else ""
         raise LoadError(f"{loaded.empty[0]}: no results in this folder{skipped}; {ACCEPTED}")
     return loaded
-
-
-def _several(paths: object) -> Iterable[str | os.PathLike[str]]:
-    if isinstance(paths, Mapping | pd.DataFrame | bytes) or not isinstance(paths, Iterable):
-        raise TypeError(f"a path is text or a pathlib.Path, not a {type(paths).__name__}; {ACCEPTED}")
-    return paths
 
 
 def metrics(*paths: str | Path) -> dict[str, Metric]:
@@ -280,10 +268,8 @@ def _check(df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], ove
     for field in (field for field in CONTEXT if field in df):
         found = df[field].drop_duplicates()
         if len(found) > 1:
-            raise ValueError(
-                f"records of two contexts are never paired: {field} is {_differing(*found.iloc[:2])}; "
-                "take one of them (mlexp.contexts separates them)"
-            )
+            differing = f"{field} is {_differing(*found.iloc[:2])}; take one of them (mlexp.contexts separates them)"
+            raise ValueError(f"records of two contexts are never paired: {differing}")
 
 
 def _differing(one: object, other: object) -> str:

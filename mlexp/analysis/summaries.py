@@ -62,7 +62,8 @@ def summaries_of(name: str, folder: Path | None, loaded: Loaded, columns: Sequen
         for axis in declared.over or ("",):
             if len(data.rows(axis)):
                 table = arm_summary(data, axis, chosen(data, columns), metrics)
-                found.append(Summary(name, declared.arm, axis, declared.replicates, about, table))
+                if len(table):
+                    found.append(Summary(name, declared.arm, axis, declared.replicates, about, table))
     return found
 
 
@@ -75,7 +76,8 @@ def arm_summary(data: Data, axis: str, names: Sequence[str], metrics: Mapping[st
             for name in names if len(cells) else ():
                 values = cells[name].dropna()
                 unit = metrics[name].unit if name in metrics else ""
-                rows.append((level, arm, name, unit, *known_interval(values), len(values)))
+                if len(values):
+                    rows.append((level, arm, name, unit, *known_interval(values), len(values)))
     return pd.DataFrame(rows, columns=["level", "arm", "metric", "unit", "value", "low", "high", "n"])
 
 

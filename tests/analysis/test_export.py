@@ -101,6 +101,17 @@ def test_each_context_has_a_table_of_its_own(make, tmp_path):
     assert "Values of one prompt. a desk" in text and r"$1.2" in text
 
 
+def test_what_an_arm_did_not_record_is_a_dash_and_not_counted(make, tmp_path):
+    entries = make.grid()
+    for entry in entries:
+        if entry["params"]["decoder"] == "tree":
+            entry["extra_info"]["flops"] = None
+    records = make.write_json(tmp_path / "a.json", entries, studies=STUDIES)
+    text = export(records, tmp_path / "out.tex").read_text()
+    assert re.search(r"& tree & \$.*\$ & -- ", text) and "Means over 4 prompts" in text
+    assert main(["export", str(records), "--to", str(tmp_path / "b.tex"), "--columns", "energy_j"]) == 4
+
+
 def balanced(text):
     """Whether braces and environments close, and no special character stands unescaped outside of mathematics."""
     bare = re.sub(r"\\[\\&%$#_{}]", "", text)
@@ -139,7 +150,6 @@ def test_latex_compiles(records, tmp_path):
         ((4980.0, 4980.0, 4980.0), "$4980$"),
         ((3.0, np.nan, np.nan), "$3$"),
         ((0.0, -1.0, 1.0), r"$0.0 \pm 1.0$"),
-        ((np.nan, np.nan, np.nan), "--"),
     ],
 )
 def test_a_mean_is_printed_to_two_digits_of_its_interval(numbers, text):
