@@ -102,6 +102,7 @@ WRONG = {
 
 def test_type_checkers_know_every_name(tmp_path):
     """mypy on a snippet that uses the names rightly, and on one whose every line is wrong."""
+    pytest.importorskip("mypy")
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "wrong.py").write_text("import mlexp\n" + "\n".join(WRONG))
     skipped = "[mypy-torch.*,transformers.*]\nfollow_imports = skip\n"  # it takes longer than all the rest

@@ -11,6 +11,7 @@ from mlexp.analysis.results import axes, paired
 from mlexp.analysis.stats import known_interval, known_ratio
 
 INCOMPLETE = ("raise", "drop")
+OWN = ("value", "baseline", "difference", "ratio")  # columns of the result, beside the axes
 SHOWN = 3  # incomplete blocks that an error names
 
 
@@ -72,7 +73,7 @@ class Pairs:
 
     @property
     def _axes(self) -> list[str]:
-        return [str(name) for name in self.blocks.columns[:-5]]
+        return [str(name) for name in self.blocks.columns if name not in (*OWN, self.axis)]
 
     def _over_replicates(self, by: str | Sequence[str] | None, column: str, confidence: float) -> pd.DataFrame:
         levels = [name for name in self._axes if name not in self.replicates]
@@ -156,7 +157,7 @@ def pairs(
     metric = metric or _needed("metric", study.get("outcome"), "wall_s and the other numeric columns")
     rows = df[df[axis].notna()] if axis in df else df
     over = [name for name in axes(df) if name != axis and rows[name].notna().any()]
-    _check_one_grid(rows, over)
+    _check_one_grid(rows, [*over, axis])
     repeated = _replicates(replicates, study, over)
     arms = _others(rows, axis, baseline, study) if arms is None else [arms] if isinstance(arms, str) else arms
     found = [_beside(rows, metric, axis, name, baseline, over) for name in arms]
@@ -214,7 +215,9 @@ def _axis(df: pd.DataFrame, study: dict[str, Any], baseline: str) -> str:
 
 def _check_one_grid(rows: pd.DataFrame, over: Iterable[str]) -> None:
     for name in over:
-        if rows[name].isna().any():
+        if name in OWN:
+            raise ValueError(f"the axis {name!r} has the name of a column of the result; df.rename(columns=...) first")
+        if name in rows and rows[name].isna().any():
             raise ValueError(
                 f"{int(rows[name].isna().sum())} of {len(rows)} records have no {name}: they are of another grid; "
                 f"take one, such as df[df[{name!r}].notna()]"

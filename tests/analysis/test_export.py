@@ -25,7 +25,8 @@ def records(make, tmp_path):
     """24 timed cells and one that ran out of memory; texts and numbers that formats get wrong."""
     entries = make.grid(hits_100=0.1 + 0.2, note='a, "b"\nc_d & 5 %', dirty=True)
     entries[0]["extra_info"] |= {"hits_100": None, "note": None}
-    entries.append(make.bench({"model": "xxl", "prompt": "p00", "decoder": "tree"}, status="oom", reason="no room"))
+    lost = {"model": "xxl", "prompt": "p00", "decoder": "tree"}
+    entries.append(make.bench(lost, status="oom", reason="no room", hits_100=99.0))
     return make.write_json(tmp_path / "a.json", entries, studies=STUDIES, metrics=OWN)
 
 

@@ -139,6 +139,10 @@ def test_of_one_replicate_the_interval_is_not_known(df):
 def test_no_records_and_records_of_another_grid(df):
     with pytest.raises(ValueError, match="no records to pair"):
         mlexp.pairs(df[:0])
+    df.attrs["axes"] = ["value", "prompt", "decoder"]
+    with pytest.raises(ValueError, match="the axis 'value' has the name of a column of the result"):
+        mlexp.pairs(df.rename(columns={"model": "value"}))
+    df.attrs["axes"] = ["model", "prompt", "decoder"]
     df.loc[df["prompt"] == "p03", "prompt"] = None
     with pytest.raises(ValueError, match="6 of 24 records have no prompt: they are of another grid"):
         mlexp.pairs(df)
