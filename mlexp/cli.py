@@ -55,13 +55,42 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("paths", nargs="*", type=Path, metavar="PATH", help=default)
     report.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: %(default)s")
     report.add_argument("--benches", type=Path, metavar="DIR", help="the questions; default: benches")
+    report.add_argument(
+        "--figures",
+        choices=("png", "svg", "pdf"),
+        default="png",
+        help="pdf: also as PDF, fonts embedded; PNG and SVG are always written",
+    )
     report.set_defaults(run=_report)
+    _add_export(commands)
     _add_compare(commands)
     _add_ab(commands)
     _add_sweep(commands)
     for command in (init, new):
         command.add(commands)
     return top
+
+
+def _add_export(commands: "Commands") -> None:
+    export = commands.add_parser(
+        "export",
+        help="records as CSV, Parquet or JSON lines, results as a LaTeX table",
+        description="Every record in PATH, a row a record, at full precision; as LaTeX the results of each arm. "
+        "Nothing is written where anything is wrong.",
+        epilog="exit status: 0 written; 2 no records; 4 unreadable input, an unknown column or ending, no pyarrow",
+    )
+    add = export.add_argument
+    add("paths", nargs="*", type=Path, metavar="PATH", help="default: .mlexp/journal.jsonl and results/raw")
+    add("--to", type=Path, required=True, metavar="FILE", help=".csv, .csv.gz, .jsonl, .jsonl.gz, .parquet or .tex")
+    add("--question", metavar="NAME", help="of this question alone")
+    add("--columns", metavar="NAME[,NAME]", help="these alone, in this order; of a summary: its metrics")
+    add(
+        "--table",
+        choices=("records", "summary"),
+        help="a row a record, or a row an arm with means and intervals; default: summary for .tex, else records",
+    )
+    add("--benches", type=Path, metavar="DIR", help="the questions, which say what a summary needs; default: benches")
+    export.set_defaults(run=_export)
 
 
 def _add_compare(commands: "Commands") -> None:
@@ -166,7 +195,13 @@ def _add_forms(command: argparse.ArgumentParser) -> None:
 def _report(options: argparse.Namespace) -> int:
     from mlexp.analysis.report import run
 
-    return run(options.paths, options.out, options.benches)
+    return run(options.paths, options.out, options.benches, [options.figures])
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mlexp.analysis.export import run
+
+    return run(options.paths, options.to, options.question, options.columns, options.table, options.benches)
 
 
 def _compare(options: argparse.Namespace) -> int:

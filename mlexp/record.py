@@ -18,8 +18,14 @@ COUNTED = ("FLOP", "count", "tokens", "rows", "nodes", "paths", "prompts", "step
 
 
 class Metric(NamedTuple):
-    """A named quantity: its unit, which direction is better (`lower`, `higher` or `none`), what it is, and how
-    `mlexp compare` judges it (one of COMPARED; empty: as its unit has it)."""
+    """A named quantity of a record.
+
+    Attributes:
+        unit: a base unit: s, bytes, J, FLOP, nats, fraction (in [0, 1]), count, tokens, ratio; name: it is a text.
+        better: which direction: `lower`, `higher` or `none`.
+        what: what it is, in words.
+        compare: how `mlexp compare` judges it, one of COMPARED; empty: as its unit has it.
+    """
 
     unit: str
     better: str

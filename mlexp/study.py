@@ -29,7 +29,15 @@ ABOUT = ("cost", "behaviour")
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum over arms of `metric` (empty: the study's outcome), or of its logarithm: then a ratio."""
+    """A weighted sum over arms of a metric, or of its logarithm: then a ratio. Made by `arm`, `mean` and `ratio`, which
+    are added and subtracted: `arm("a") - mean("b", "c")`.
+
+    Attributes:
+        weights: (arm, weight) pairs; weights that add up to 0 compare, those that add up to 1 average.
+        metric: empty for the study's outcome.
+        log: whether of logarithms. Contrasts of different metrics, or with and without logarithms, do not add up:
+            ValueError.
+    """
 
     weights: tuple[tuple[str, float], ...]
     metric: str = ""
@@ -42,8 +50,14 @@ class Contrast:
         return self._plus(other, -1.0)
 
     def _plus(self, other: "Contrast", sign: float) -> "Contrast":
-        if (self.metric, self.log) != (other.metric, other.log):
-            raise ValueError(f"a contrast has one metric: {self.metric!r} and {other.metric!r} do not add up")
+        if self.log != other.log:
+            raise ValueError(
+                "a ratio and a plain contrast do not add up: a ratio is made of logarithms; take two ratios, or two "
+                "contrasts made of arm() and mean()"
+            )
+        if self.metric != other.metric:
+            a, b = (repr(name) if name else "the study's outcome" for name in (self.metric, other.metric))
+            raise ValueError(f"a contrast has one metric: {a} and {b} do not add up")
         total = dict(self.weights)
         for name, weight in other.weights:
             total[name] = total.get(name, 0.0) + sign * weight
@@ -55,29 +69,39 @@ class Contrast:
 
 
 def arm(name: str) -> Contrast:
-    """One arm."""
+    """One arm's outcome, in its unit; minus another arm's it is a difference."""
     return Contrast(((name, 1.0),))
 
 
 def mean(*names: str) -> Contrast:
-    """The mean of several arms."""
+    """The mean of several arms' outcomes."""
     return Contrast(tuple((name, 1 / len(names)) for name in names))
 
 
 def ratio(of: str, to: str, metric: str = "") -> Contrast:
-    """`metric` of arm `of` over that of arm `to`, block by block; averaged as a geometric mean."""
+    """`metric` (empty: the study's outcome) of arm `of` over that of arm `to`, block by block; without unit, averaged
+    as a geometric mean. Values of 0 or less have no ratio: a claim on them is not tested, and says so."""
     return Contrast(((of, 1.0), (to, -1.0)), metric, log=True)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of the curve axis: by name; by number, from `low` (included) to below `high`; by place."""
+    """Levels of a curve axis, such as sizes; all of them where nothing is given.
+
+    Attributes:
+        names: by name.
+        low: by the number in the name, this one included.
+        high: by the number in the name, this one left out.
+        place: `first`, `last`, `complete` (has all arms of the contrast) or `upper half` (from `names` on, if that is
+            earlier).
+        axis: which curve axis; empty for the study's first.
+    """
 
     names: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
-    place: str = ""  # first, last, complete (has all arms of the contrast), upper half (from `names` on, if earlier)
-    axis: str = ""  # empty: the study's first curve axis
+    place: str = ""
+    axis: str = ""
 
 
 EVERY = Levels()
@@ -101,10 +125,14 @@ class Mean:
 
 @dataclass(frozen=True)
 class Slope:
-    """The least-squares slope, within each block, of the contrast on the logarithm of a level's size.
+    """The least-squares slope, within each block, of the contrast on the natural logarithm of a level's size: in the
+    metric's unit per factor e; of a ratio the exponent of a power law, without unit.
 
-    `size` names the record's field that says how large a level is; empty: the number in the level's name. `points`: how
-    many levels it needs.
+    Attributes:
+        contrast: of arms.
+        size: the record's field that says how large a level is; empty for the number in the level's name.
+        levels: which levels.
+        points: how many levels it needs.
     """
 
     contrast: Contrast
@@ -131,7 +159,8 @@ class FromMean:
 
 @dataclass(frozen=True)
 class Given:
-    """A quantity that the study's `estimates` compute themselves, by name: a count, a share, a timing of one cell."""
+    """A quantity that the study's `estimates` compute themselves, by name: a count, a share, a timing of one cell.
+    Where it has no such name, the claim is not tested."""
 
     name: str
 
@@ -141,26 +170,41 @@ Quantity = At | Mean | Slope | Steps | FromMean | Given
 
 @dataclass(frozen=True)
 class Within:
-    """Each of the quantity's values lies between `low` and `high`; for a ratio these are ratios."""
+    """Each of the quantity's values lies between `low` and `high`, in the unit of the metric; for a ratio these are
+    ratios (1: no difference), for the slope of a ratio exponents (0: none). None: no bound on that side.
+
+    Raises ValueError for a bound of 0 or less of a ratio, and for bounds in the wrong order.
+    """
 
     quantity: Quantity
     low: float | None = None
     high: float | None = None
 
+    def __post_init__(self) -> None:
+        quantity, bounds = self.quantity, [end for end in (self.low, self.high) if end is not None]
+        if bounds != sorted(bounds):
+            raise ValueError(f"low is {self.low}, high is {self.high}: give the lower bound first")
+        ratios = not isinstance(quantity, Given | Slope) and quantity.contrast.log
+        if ratios and bounds and bounds[0] <= 0:
+            raise ValueError(
+                f"the bound of a ratio is {bounds[0]:g}; it is itself a ratio, above 0: 1 means no difference, as in "
+                "Above(At(ratio('a', 'b')), 1.0)"
+            )
+
 
 def Above(quantity: Quantity, bound: float = 0.0) -> Within:
-    """A statement like the classes here: each of the quantity's values is above `bound`."""
+    """Each of the quantity's values is above `bound`, as `Within` has it; of a ratio the bound must be named."""
     return Within(quantity, low=bound)
 
 
 def Below(quantity: Quantity, bound: float = 0.0) -> Within:
-    """A statement like the classes here: each of the quantity's values is below `bound`."""
+    """Each of the quantity's values is below `bound`, as `Within` has it; of a ratio the bound must be named."""
     return Within(quantity, high=bound)
 
 
 @dataclass(frozen=True)
 class Switch:
-    """Along the levels the contrast is negative first and positive from some level on."""
+    """Along the levels the contrast is negative first, positive from some level on; a ratio below 1, then above."""
 
     quantity: At
 
@@ -192,10 +236,16 @@ Statement = Within | Switch | All | Any
 class Claim:
     """What is asserted and by what it is judged.
 
-    `source` is where the assertion comes from (`original`: the study that this one repeats). `about`: a claim on
-    behaviour is not tested on stand-ins for weights or text, a claim on cost is. `settings`: values that the claim
-    speaks of; under others it is not tested. A `primary` claim shares the study's error budget of 5 % with the other
-    primary ones; a `check` is about the implementation (a speed limit, memory) and no hypothesis of the study.
+    Attributes:
+        text: the assertion in one sentence.
+        statement: what must hold of which quantities: `Above`, `Below`, `Within`, `Switch`, or `All` and `Any` of them.
+        source: where the assertion comes from; `original`: the study that this one repeats.
+        about: `cost`, or `behaviour`: then it is not tested on stand-ins for weights or text.
+        primary: shares the study's error budget of 5 % with the other primary claims.
+        check: is about the implementation (a speed limit, memory), and no hypothesis of the study.
+        settings: values that the claim speaks of; under others it is not tested.
+
+    Raises ValueError for another `about`, and for a check that is primary.
     """
 
     text: str
@@ -232,16 +282,34 @@ def contrasts(statement: Statement) -> Iterator[Contrast]:
 
 @dataclass(frozen=True)
 class Study:
-    """One study. Names of arms, axes and metrics are those of the records.
+    """One study, as its bench file (or `study.py` beside it) declares it. Names are those of the records.
 
-    asks: the question in one sentence. arm: the axis that is compared; arms: its values in the order shown. over: curve
-    axes (size, amount of text), replicates: axes whose values are draws of one thing, the unit of every interval.
-    apart: arms that compete with none (a second control, a smaller model).
-    `independent`: replicates of two arms are not correlated, so variance is pooled over arms instead of pairing.
-    fixed: of further axes, the value that claims and the default tables are about. items: of a share, the setting that
-    says of how many items it is. derive(records) adds columns; estimates(records, series) gives the quantities of
-    `Given`: name -> a function of the confidence level, or the reason why there is none. answer(findings, arms)
-    gives the study's answer in one sentence from the evaluated claims, by id, and the table of arms.
+    Attributes:
+        asks: the question in one sentence.
+        arm: the axis that is compared.
+        arms: its values, in the order shown.
+        baseline: the arm that the others are compared with.
+        outcome: the metric that it is about.
+        replicates: axes whose values are draws of one thing (seeds, prompts), the unit of every interval.
+        over: curve axes (size, amount of text).
+        apart: arms that compete with none (a second control, a smaller model).
+        independent: replicates of two arms are not correlated, so variance is pooled over arms instead of pairing.
+        fixed: of further axes, the value that claims and the default tables are about.
+        items: of a metric that is a share, the setting that says of how many items it is.
+        costs: metrics shown beside the outcome, as far as they are recorded.
+        parts: what a difference could be due to: in words -> (arm with it, arm without it). Reports of the study's own
+            use it.
+        settings: scale (`smoke`, `quick`, `full`) -> an instance of the settings' dataclass.
+        axes: argument of the test -> the setting that lists its values; the last one is the arm, which varies fastest.
+        metrics: name -> (unit, `lower` | `higher` | `none` is better, what it is), beyond those of `mlexp.record`.
+        claims: id -> what is asserted; at most three of them primary.
+        derive: a function of the records (a DataFrame) that returns them with further columns.
+        estimates: a function of (records, series) that gives the quantities of `Given`: name -> a function of the
+            confidence level, or the reason why there is none.
+        answer: a function of (findings by id, the table of arms) that gives the study's answer in one sentence.
+
+    Raises ValueError for a baseline or an arm of a claim that is not among `arms`, an outcome or metric of a claim that
+    nobody declared, and for a fourth primary claim.
     """
 
     asks: str

@@ -33,7 +33,8 @@ ARROWS = {
     "mlexp.commands": {"mlexp.harness", "mlexp.analysis"} | CONTRACT,
     "mlexp.cli": {"mlexp.extras", "mlexp.harness.sweep", "mlexp.analysis", "mlexp.ab", "mlexp.commands"},
     "mlexp.__main__": {"mlexp.cli"},
-    "mlexp": {"mlexp.extras"},
+    "mlexp": {"mlexp.extras", "mlexp.analysis", "mlexp.harness.cell", "mlexp.record", "mlexp.settings", "mlexp.study"},
+    # all but the first for type checkers alone: test_public_api.py holds that importing it loads none of them
     "benches.reading": {"mlexp.analysis", "mlexp.study"},
     "benches.study": {f"mlexp.{subject}" for subject in SUBJECTS}
     | {"mlexp.settings", "mlexp.study"},  # and no torch, see below

@@ -94,7 +94,9 @@ def values(leaf: Leaf, data: Data) -> np.ndarray:
     cells = table[columns].dropna().to_numpy(float)
     if leaf.log:
         if (cells <= 0).any():
-            raise Missing(f"{leaf.metric} is 0 in some cells: a ratio is not defined")
+            (at, arm), worst = columns[int(cells.min(axis=0).argmin())], f"{cells.min():.6g}"
+            where = f"{arm} at {at}" if at else arm
+            raise Missing(f"{leaf.metric} of {where} is {worst}: a ratio is of values above 0")
         cells = np.log(cells)
     found: np.ndarray = cells @ np.array([weight for _, weight in leaf.weights])
     return found

@@ -52,6 +52,7 @@ class Loaded:
     never_ran: list[str] = field(default_factory=list)  # cells that a run selected and no file has
     older: list[Row] = field(default_factory=list)  # rows of a key in `rows`, measured at another commit
     commits: dict[str, str] = field(default_factory=dict)  # commit -> its time, where a benchmark JSON says it
+    empty: list[Path] = field(default_factory=list)  # folders given in which no file holds results
 
     def add(self, other: "Loaded") -> None:
         """Append all that one more file holds."""
@@ -68,11 +69,14 @@ def read(*paths: str | Path) -> Loaded:
         raise ValueError("no path given; give benchmark JSON files, journals or folders of either")
     loaded = Loaded()
     files: dict[Path, tuple[Path, bool]] = {}
+    within: dict[Path, set[Path]] = {}  # path given -> its files
     skipped: list[str] = []
     for path in map(Path, paths):
         for file, named in sources.find(path):
             files.setdefault(file.resolve(), (file, named))
-    for file, named in files.values():
+            within.setdefault(path, set()).add(file.resolve())
+    others: set[Path] = set()
+    for whole, (file, named) in files.items():
         try:
             parse = _read_journal if sources.is_journal(file) else _read_json
             loaded.add(parse(file, sources.text(file)))
@@ -80,6 +84,8 @@ def read(*paths: str | Path) -> Loaded:
             if named:
                 raise
             skipped.append(str(error))
+            others.add(whole)
+    loaded.empty = [path for path in map(Path, paths) if within.get(path, set()) <= others]
     loaded.notes += _notes(skipped, loaded.rows)
     loaded.rows, loaded.older = _unique(loaded.rows), _unique(loaded.rows, "commit")
     newest = set(map(id, loaded.rows))

@@ -29,7 +29,8 @@ class Output:
 
     `data`: the study's records as its claims see them; None where nothing declares what the study is.
     `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
-    `remarks` what stands below each of its figures and tables about how the records were measured.
+    `remarks` what stands below each of its figures and tables about how the records were measured. `pdf`: figures are
+    also made as PDF.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class Output:
         dirty: bool = False,
         remarks: str = "",
         data: "Data | None" = None,
+        pdf: bool = False,
     ):
         self.question, self.context, self.unfinished = question, context, unfinished
         self.line, self.dirty, self.remarks = describe(context), dirty, remarks
         self.stand_ins = stand_ins(context)
-        self.data = data
+        self.data, self.pdf = data, pdf
         self.answer = ""
         self.findings: Mapping[str, Finding] = {}
         self.blocks: list[dict[str, Any]] = []
@@ -83,6 +85,8 @@ class Output:
         images = plots.save(fig, foot=self.foot)
         self._add(name, ".png", images.png)
         self._add(name.removesuffix(".png") + ".svg", ".svg", images.svg)
+        if self.pdf:
+            self._add(name.removesuffix(".png") + ".pdf", ".pdf", plots.pdf(fig, foot=self.foot))
         svg = inline_svg(images.svg.decode(), prefix=f"{self.mark}-{len(self.blocks)}", label=caption or name)
         self.blocks.append({"kind": "figure", "name": name, "caption": caption, "foot": self.foot, "svg": svg})
 

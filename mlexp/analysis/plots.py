@@ -1,14 +1,18 @@
-"""Figures for reports: one look for all questions, no global state, identical bytes when drawn again.
+"""Figures for reports and notebooks: one look for all questions, no global state, identical bytes when drawn again.
 
-fig, ax = plots.figure("speed-up", xlabel="parameters", ylabel="sequential / arm")
-looks = plots.looks(DECODERS)
-plots.curves(ax, table, x="n_params", y="value", by="decoder", looks=looks)
-plots.log_x(ax, ticks=table["n_params"])
+    fig, ax = plots.figure("speed-up", xlabel="parameters", ylabel="sequential / arm")
+    looks = plots.looks(DECODERS)
+    plots.curves(ax, table, x="n_params", y="value", by="decoder", looks=looks)
+    plots.log_x(ax, ticks=table["n_params"])
+    fig  # a notebook shows it; plots.save(fig).png has it as bytes, fig.savefig("speed.pdf") as a file
+
+`ax` is a matplotlib Axes like any other; pyplot has no part in it.
 """
 
+import contextlib
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
@@ -21,6 +25,11 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+__all__ = [
+    "Images", "Look", "curves", "figure", "figures", "intervals", "log_x", "log_y", "looks", "pdf", "points",
+    "reference", "save", "si",
+]  # fmt: skip
 
 INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"  # the page replaces these to suit its own colours
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d31")
@@ -50,6 +59,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "mlexp",
+    "pdf.fonttype": 42,  # TrueType, embedded: text that can be searched and edited, as journals want it
     "text.parse_math": False,  # names come from records: a dollar sign in one is not mathematics
 }
 
@@ -71,6 +81,19 @@ class Images(NamedTuple):
     svg: bytes
 
 
+class Shown(Figure):
+    """A matplotlib Figure that notebooks display. (They know plain ones only once pyplot was imported.)"""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, height = self.get_size_inches()
+        return save(self).png, {"width": round(96 * width), "height": round(96 * height)}
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        """As matplotlib's, in the look of `save`; a PDF embeds its fonts as TrueType."""
+        with mpl.rc_context(STYLE):
+            super().savefig(*args, **options)
+
+
 def looks(arms: Iterable[str]) -> dict[str, Look]:
     """A look for each arm, by its place among all arms: pass the whole list, so that figures of a part agree.
 
@@ -86,7 +109,14 @@ def looks(arms: Iterable[str]) -> dict[str, Look]:
 def figure(
     title: str = "", xlabel: str = "", ylabel: str = "", size: tuple[float, float] = (7.2, 4.2)
 ) -> tuple[Figure, Axes]:
-    """An empty figure with one pair of axes. For several: `figures`."""
+    """An empty figure with one pair of axes. For several: `figures`.
+
+    Args:
+        title: text as it is; a dollar sign in it is no mathematics.
+        xlabel: what is on the x axis, with its unit.
+        ylabel: the same of the y axis.
+        size: width and height in inches.
+    """
     fig, panels = figures(1, size=size)
     panels[0].set(title=title, xlabel=xlabel, ylabel=ylabel)  # `save` gives the title its look
     return fig, panels[0]
@@ -99,9 +129,17 @@ def figures(
     sharex: Shared = False,
     sharey: Shared = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of several panels, row by row."""
+    """A figure of several panels, its axes in one list, row by row.
+
+    Args:
+        columns: panels beside each other.
+        rows: panels below each other.
+        size: width and height of the whole, in inches.
+        sharex: whether, or along what, panels share their x axis, as matplotlib's `subplots` has it.
+        sharey: the same of the y axis.
+    """
     with mpl.rc_context(STYLE):
-        fig = Figure(figsize=size, layout="constrained")
+        fig = Shown(figsize=size, layout="constrained")
         FigureCanvasAgg(fig)
         return fig, list(fig.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
 
@@ -117,8 +155,21 @@ def curves(
     high: str | None = "high",
     labels: bool = True,
 ) -> None:
-    """A line for each arm in `by`, interval columns as error bars where there are such; named beside the axes in the
-    order in which the lines end.
+    """A line for each arm, named beside the axes in the order in which the lines end.
+
+    Args:
+        ax: where to draw.
+        table: a row a point, such as `Pairs.ratios()` with a numeric column for x.
+        x: its column for the x axis, numbers.
+        y: the same for the y axis.
+        by: its column of arms.
+        looks: how each arm is drawn, in the order of drawing: see `looks`.
+        low: the column of the interval's lower ends, drawn as error bars where the table has both.
+        high: that of its upper ends.
+        labels: whether the lines are named.
+
+    Raises:
+        ValueError: for an arm without a look.
     """
     _check_known(table[by], looks)
     ends: list[tuple[float, int, ErrorbarContainer]] = []
@@ -148,7 +199,10 @@ def points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: dict[s
 def intervals(
     ax: Axes, table: pd.DataFrame, name: str, looks: dict[str, Look] | None = None, null: float | None = None
 ) -> None:
-    """A row for each line of `table` (columns `name`, value, low, high), top to bottom, with a line at `null`."""
+    """A point with its interval for each row of `table`, top to bottom, with a dashed line at `null`.
+
+    `table` has the columns `name` (labels), `value`, `low`, `high`, as `Pairs.ratios()` and `differences()` give them.
+    """
     with mpl.rc_context(STYLE):
         for i, row in enumerate(table.to_dict("records")):
             look = (looks or {}).get(row[name], Look(OKABE_ITO[0], "o", "-"))
@@ -179,7 +233,7 @@ def log_x(ax: Axes, ticks: Iterable[float] | None = None) -> None:
 
 
 def log_y(ax: Axes, ticks: Iterable[float] | None = None) -> None:
-    """A logarithmic y axis, labelled in plain numbers."""
+    """A logarithmic y axis, labelled in plain numbers, at `ticks` where given."""
     ax.set_yscale("log")
     _at(ax.yaxis, ticks)
 
@@ -199,7 +253,29 @@ def si(value: float) -> str:
 
 
 def save(fig: Figure, foot: str = "") -> Images:
-    """The figure as PNG for people and SVG for the page, `foot` printed below; the same figure gives the same bytes."""
+    """The figure as PNG (150 dots an inch) for people and SVG for the page, `foot` printed below; the same figure gives
+    the same bytes."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    with _finished(fig, foot):
+        fig.savefig(png, format="png", dpi=150, metadata={"Software": None})
+        layout = fig.get_layout_engine()
+        fig.set_layout_engine("none")  # everything has its place: to find it again takes as long as to draw
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        fig.set_layout_engine(layout)
+    return Images(png.getvalue(), svg.getvalue())
+
+
+def pdf(fig: Figure, foot: str = "") -> bytes:
+    """The figure as PDF for print, as `save` draws it; its fonts are embedded as TrueType, so that text stays text."""
+    content = io.BytesIO()
+    with _finished(fig, foot):
+        fig.savefig(content, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return content.getvalue()
+
+
+@contextlib.contextmanager
+def _finished(fig: Figure, foot: str) -> Iterator[None]:
+    """The figure in the look of all, with `foot` for the time being."""
     with mpl.rc_context(STYLE):
         printed = _print_foot(fig, foot)
         for ax in fig.axes:
@@ -211,14 +287,8 @@ def save(fig: Figure, foot: str = "") -> Images:
                 legend.set_frame_on(False)
                 for text in legend.get_texts():
                     text.set_color(INK)
-        png, svg = io.BytesIO(), io.BytesIO()
-        fig.savefig(png, format="png", dpi=150, metadata={"Software": None})
-        layout = fig.get_layout_engine()
-        fig.set_layout_engine("none")  # everything has its place: to find it again takes as long as to draw
-        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        fig.set_layout_engine(layout)
+        yield
         printed.remove()
-    return Images(png.getvalue(), svg.getvalue())
 
 
 def _print_foot(fig: Figure, foot: str) -> Text:

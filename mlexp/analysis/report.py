@@ -7,6 +7,7 @@ What a record says never chooses code. Everything is made in memory first; a rep
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import mlexp
@@ -17,12 +18,15 @@ from mlexp.analysis.stats import Verdict
 from mlexp.store import write
 
 DEFAULT_PATHS = (Path(".mlexp/journal.jsonl"), Path("results/raw"))
+FIGURES = ("png", "svg")
 OK, NOTHING, FAILED, UNREADABLE = 0, 2, 3, 4
 
 
-def run(paths: list[Path], out: Path = Path("results"), benches: Path | None = None) -> int:
-    """`mlexp report`: returns the exit status."""
-    given = paths or [path for path in DEFAULT_PATHS if _holds_any(path)]
+def run(
+    paths: list[Path], out: Path = Path("results"), benches: Path | None = None, figures: Collection[str] = FIGURES
+) -> int:
+    """`mlexp report`: returns the exit status. `figures`: formats; PNG and SVG are always made, the page needs them."""
+    given = paths or default_paths()
     if not given:
         return _fail(
             NOTHING, "nothing to report: no .mlexp/journal.jsonl, no results/raw; run `pytest benches` or give a path"
@@ -35,7 +39,7 @@ def run(paths: list[Path], out: Path = Path("results"), benches: Path | None = N
     sections, errors = [], []
     for name in [*folders, *(name for name in _declared_in(loaded) if name not in folders)]:
         try:
-            sections += sections_of(name, folders.get(name), loaded)
+            sections += sections_of(name, folders.get(name), loaded, pdf="pdf" in figures)
         except (Exception, SystemExit) as error:  # the other questions are still reported
             where = _where(error, folders[name]) if name in folders else name
             errors.append(f"{where}: {type(error).__name__}: {error}".splitlines()[0])
@@ -74,6 +78,11 @@ def write_all(sections: list[Section], errors: list[str], out: Path) -> None:
     files[Path("index.html")] = index(sections, errors).encode()
     for path, content in files.items():
         write(out / path, content)
+
+
+def default_paths() -> list[Path]:
+    """What is read where no path is given: as much of it as there is."""
+    return [path for path in DEFAULT_PATHS if _holds_any(path)]
 
 
 def _holds_any(path: Path) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlexp.analysis.files import TIMING, Loaded, LoadError, Row, arrays, read
+from mlexp.analysis.sources import ACCEPTED, NotResults, Paths, paths_in
 from mlexp.analysis.times import seconds
 from mlexp.record import CONTEXT, METRICS, PROVENANCE, STATUSES, Metric, metrics_of
 
@@ -18,21 +19,54 @@ __all__ = ["LoadError", "axes", "contexts", "describe", "latest", "load", "load_
 SAME_WORK = ("question", "weights_hash", "corpus_hash", "prompts_hash")  # the two sides of a pair must share these
 
 
-def load(*paths: str | Path, status: str | None = "passed") -> pd.DataFrame:
-    """The records in `paths`, each a benchmark JSON, a journal (.jsonl) or a folder of either: a row a record.
+def load(*paths: Paths, status: str | None = "passed") -> pd.DataFrame:
+    """The records in `paths` as a table, a row a record, raw values in base units (`*_s` seconds, `*_bytes` bytes,
+    fractions in [0, 1]; `mlexp.record.METRICS` has all names).
 
-    Columns: axes, metrics, `status`, `reason`, provenance, `source`; `attrs["axes"]` names the axes.
-    `status=None` keeps the unfinished records too.
-    What was skipped or torn is in `attrs["notes"]`. Raises LoadError, one line, for what cannot be read.
+    Args:
+        paths: benchmark JSON (of `pytest --benchmark-json`), journals (`.jsonl`), both also gzipped, folders of them,
+            or lists of all these. A record that stands in several of them is one row.
+        status: the records of this status alone, None for all; unfinished ones say in `reason` what became of them.
+
+    Returns:
+        A DataFrame. Columns: the axes of the grid (`attrs["axes"]` names them), metrics, provenance (`status`,
+        `machine`, `settings`, `commit`, ... ; `source` is the file). `attrs["studies"]`: what each question declared
+        of its arms; `attrs["notes"]`: what was skipped, torn or left out.
+
+    Raises:
+        LoadError: one line that names a path which is not there, cannot be read, or holds no results.
     """
     if status is not None and status not in STATUSES:
         raise ValueError(f"unknown status {status!r}; choose from {', '.join(STATUSES)}, or None for all")
-    return frame(read(*paths), status)
+    return frame(_read(paths), status)
 
 
-def load_series(*paths: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    """The named arrays of every record in `paths`, by key; null becomes NaN."""
-    return {row.values["key"]: arrays(row) for row in read(*paths).rows if row.series}
+def load_series(*paths: Paths) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays that the cells recorded, such as losses by step.
+
+    Args:
+        paths: as `load` takes them.
+
+    Returns:
+        By the `key` of each record that has any: name -> array of floats, as the cell gave it; null becomes NaN. So
+        `load_series(path)[row.key]["loss"]` belongs to a row of `load(path)`.
+
+    Raises:
+        LoadError: as `load`; and for a series that is no rectangular array, which it names.
+    """
+    return {row.values["key"]: arrays(row) for row in _read(paths).rows if row.series}
+
+
+def _read(given: Sequence[Paths]) -> Loaded:
+    """What stands in the paths given, each of which must hold results."""
+    try:
+        loaded = read(*paths_in(given))
+    except NotResults as error:
+        raise NotResults(f"{error}; {ACCEPTED}") from None
+    if loaded.empty:
+        skipped = f" ({'; '.join(loaded.notes)})" if loaded.notes else ""
+        raise LoadError(f"{loaded.empty[0]}: no results in this folder{skipped}; {ACCEPTED}")
+    return loaded
 
 
 def metrics(*paths: str | Path) -> dict[str, Metric]:
@@ -57,8 +91,16 @@ def frame(loaded: Loaded, status: str | None = None) -> pd.DataFrame:
     columns = list(dict.fromkeys([*axis_of.values(), *measured, *PROVENANCE]))
     data = {name: _typed([record.get(name) for record in records], name in PROVENANCE) for name in columns}
     df = pd.DataFrame(data, columns=columns, index=pd.RangeIndex(len(records)))
-    df.attrs = {"axes": list(axis_of.values()), "notes": loaded.notes}
+    studies = {str(row.values.get("question")): _declared(row.study) for row in rows if row.study.get("arm")}
+    left_out = Counter(str(row.values["status"]) for row in loaded.rows if status not in (None, row.values["status"]))
+    notes = [f"{n} records are {word}: left out (status=None keeps all)" for word, n in sorted(left_out.items())]
+    df.attrs = {"axes": list(axis_of.values()), "notes": [*loaded.notes, *notes], "studies": studies}
     return df
+
+
+def _declared(study: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a study's declaration a reader of its table needs."""
+    return {name: study.get(name) for name in ("arm", "arms", "baseline", "over", "replicates", "outcome")}
 
 
 def _axis_names(rows: list[Row]) -> dict[str, str]:
@@ -226,7 +268,8 @@ def _check(df: pd.DataFrame, metric: str, arm: str, values: tuple[str, str], ove
     for field in (field for field in CONTEXT if field in df):
         found = df[field].drop_duplicates()
         if len(found) > 1:
-            raise ValueError(f"records of two contexts are never paired: {field} is {_differing(*found.iloc[:2])}")
+            differing = f"{field} is {_differing(*found.iloc[:2])}; take one of them (mlexp.contexts separates them)"
+            raise ValueError(f"records of two contexts are never paired: {differing}")
 
 
 def _differing(one: object, other: object) -> str:

@@ -65,10 +65,11 @@ def tally(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return {str(word): counts[word] for word in Verdict if counts[word]}
 
 
-def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]:
+def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = False) -> list[Section]:
     """What the records of one question say, context by context; the one with most finished cells comes first.
 
-    `folder` is the question's own; without one, what the records carry of the study is enough for the tables.
+    `folder` is the question's own; without one, what the records carry of the study is enough for the tables. `pdf`:
+    figures also as PDF.
     """
     rows = {row.values.get("key"): row for row in loaded.rows if row.values.get("question") == name}
     if not rows:
@@ -90,7 +91,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]
         records, rest = (group[keep].reset_index(drop=True) for keep in (passed, ~passed))
         series = _series_of(rows)
         dirty = bool(group["dirty"].any())
-        out = Output(name, context, rest, series, dirty, remarks(records))
+        out = Output(name, context, rest, series, dirty, remarks(records), pdf=pdf)
         if len(records):
             fill(out, records, declared, report, metrics, [rows[key] for key in records["key"] if key in rows])
         past = over_commits.get(_fields(context))

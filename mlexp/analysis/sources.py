@@ -3,7 +3,7 @@
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,26 @@ HIDDEN = (".mlexp", ".benchmarks")  # the hidden folders that hold results
 HEAD = 100_000  # characters in which a results file is recognised
 
 
+ACCEPTED = "give benchmark JSON (pytest --benchmark-json), a journal (.jsonl), either also gzipped, or a folder of them"
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
 class LoadError(ValueError):
     """A file that cannot be read as results; the message is one line that names it and says what is wrong."""
 
 
 class NotResults(LoadError):
     """A file that nothing shows to be a benchmark JSON or a journal: in a folder it is skipped, by name an error."""
+
+
+def paths_in(given: Iterable[Paths]) -> list[Path]:
+    """Paths and lists of paths as one list. Raises TypeError for anything else."""
+    paths: list[Path] = []
+    for item in given:
+        if isinstance(item, bytes | Mapping) or not isinstance(item, str | os.PathLike | Iterable):
+            raise TypeError(f"a path is text or a pathlib.Path, not a {type(item).__name__}; {ACCEPTED}")
+        paths += [Path(item)] if isinstance(item, str | os.PathLike) else map(Path, item)
+    return paths
 
 
 def find(path: Path) -> Iterator[tuple[Path, bool]]:

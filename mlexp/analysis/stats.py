@@ -15,11 +15,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
+__all__ = [
+    "Estimate", "Verdict", "blocks_to_decide", "known_interval", "known_ratio", "mean_p", "median_sequence",
+    "minimum_detectable", "ratio_interval", "t_interval", "verdict", "verdict_within",
+]  # fmt: skip
+
 NO_WIDTH = 1e-9  # of an interval, relative to its ends: what rounding leaves of identical values
 
 
 class Estimate(NamedTuple):
-    """A value, its two-sided interval, the number of independent units behind it, and how it was found."""
+    """An estimate with its two-sided interval, in the unit of the values that it was made from.
+
+    Attributes:
+        value: the estimate.
+        low: the lower end of the interval.
+        high: its upper end.
+        n: how many independent units (blocks, replicates) are behind it.
+        method: how it was found, in words.
+    """
 
     value: float
     low: float
@@ -38,7 +51,15 @@ class Verdict(StrEnum):
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """The mean of independent values with Student's t interval (scipy.stats.t)."""
+    """The mean of independent values with Student's t interval (scipy.stats.t).
+
+    Args:
+        values: a flat list of at least two finite numbers, one an independent unit: paired differences, seeds.
+        confidence: of the interval, within (0, 1).
+
+    Raises:
+        ValueError: for fewer than two values, another shape, NaN or infinity.
+    """
     values = sample(values)
     mean, n = float(values.mean()), len(values)
     half = half_width(float(values.std(ddof=1)), n, confidence)
@@ -56,18 +77,26 @@ def t_bar(df: int, confidence: float = 0.95) -> float:
     return float(stats.t.ppf(0.5 + confidence / 2, df))
 
 
-def mean_ratio(log_ratios: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """The geometric mean of ratios, from their natural logarithms, a value per block; interval as `t_interval`.
+def ratio_interval(ratios: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """The geometric mean of ratios with its interval: `t_interval` of their logarithms, and back.
 
     Speed-ups are averaged on the log scale: there 2x and 0.5x cancel (Fleming and Wallace, CACM 1986).
+
+    Args:
+        ratios: a flat list of at least two ratios, one a block; the ratios themselves, not their logarithms.
+        confidence: of the interval, within (0, 1).
+
+    Raises:
+        ValueError: for a value of 0 or less, which it names, and as `t_interval`.
     """
-    log = t_interval(log_ratios, confidence)
+    log = t_interval(np.log(positive(ratios, "a ratio")), confidence)
     value, low, high = (math.exp(x) for x in log[:3])
     return Estimate(value, low, high, log.n, f"geometric mean, {log.method} on logs")
 
 
 def known_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by `t_interval`; of one value the interval is not known (NaN), of none nor is the mean."""
+    """(mean, low, high) by `t_interval`, of however few values: of one the interval is not known (NaN), of none nor is
+    the mean."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan, math.nan, math.nan)
@@ -75,7 +104,7 @@ def known_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, 
 
 
 def known_ratio(log_ratios: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(geometric mean, low, high) of ratios from their logarithms; NaN as in `known_interval`."""
+    """(geometric mean, low, high) of ratios from their natural logarithms; NaN as in `known_interval`."""
     value, low, high = known_interval(log_ratios, confidence)
     return math.exp(value), math.exp(low), math.exp(high)
 
@@ -101,7 +130,8 @@ def median_sequence(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 
 
 def mean_p(values: ArrayLike, null: float = 0.0) -> float:
-    """Two-sided p that the mean of paired differences is `null` (scipy.stats.ttest_1samp)."""
+    """Two-sided p that the mean of paired differences is `null` (scipy.stats.ttest_1samp). `values` as `t_interval` has
+    them; of equal values p is 1 where they are `null`, else 0."""
     values = sample(values)
     if np.ptp(values) == 0:
         return 1.0 if values[0] == null else 0.0
@@ -109,7 +139,8 @@ def mean_p(values: ArrayLike, null: float = 0.0) -> float:
 
 
 def verdict(interval: Estimate | Sequence[float], null: float = 0.0) -> Verdict:
-    """Of the claim that a quantity lies above `null`: supported where all of the interval does, refuted where none."""
+    """Of the claim that a quantity lies above `null` (of a ratio: 1): supported where all of the interval does, refuted
+    where none does, else undecided. `interval`: an Estimate or its two ends."""
     return verdict_within(interval, (null, math.inf))
 
 
@@ -127,11 +158,20 @@ def verdict_within(interval: Estimate | Sequence[float], band: tuple[float, floa
 
 
 def minimum_detectable(sd: float, n: int, confidence: float = 0.95, power: float = 0.8, df: int | None = None) -> float:
-    """The smallest mean difference that n paired differences of this spread would show, with this power; `df`: degrees
-    of freedom of the spread, n - 1 unless it is pooled over more.
+    """The smallest mean difference that so many paired differences would show, in the unit of `sd`.
 
     The noncentral t distribution's own answer: the usual (t_alpha + t_power) sd / sqrt(n) gives up to a fifth too
     little with few pairs (Cohen 1988, chapter 2).
+
+    Args:
+        sd: the standard deviation of the paired differences.
+        n: how many pairs.
+        confidence: of the interval that must leave out 0.
+        power: the probability with which it does.
+        df: degrees of freedom of the spread; n - 1 unless it is pooled over more.
+
+    Raises:
+        ValueError: for fewer than two pairs or a negative spread.
     """
     if n < 2 or not sd >= 0:
         raise ValueError(f"n = {n}, sd = {sd}: give at least two pairs and a spread of 0 or more")
@@ -149,7 +189,14 @@ MOST_BLOCKS = 10_000
 
 
 def blocks_to_decide(distance: float, sd: float, confidence: float = 0.95) -> int | None:
-    """How many blocks bring the half-width of a t interval below `distance`; None where 10,000 do not."""
+    """How many blocks bring the half-width of a t interval below `distance`; None where 10,000 do not, nor any number
+    (a distance of 0).
+
+    Args:
+        distance: from the estimate to the bound that it is judged by.
+        sd: the standard deviation of a block's value, in the same unit.
+        confidence: of the interval.
+    """
     if not distance > 0:
         return None
     low, high = 2, MOST_BLOCKS
@@ -177,6 +224,18 @@ def sample(values: ArrayLike) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(
             f"{int((~np.isfinite(values)).sum())} of {len(values)} values are NaN or infinite; drop them knowingly"
+        )
+    return values
+
+
+def positive(values: ArrayLike, what: str) -> np.ndarray:
+    """Values of which a logarithm is taken, checked: none is 0 or less."""
+    values = sample(values)
+    wrong = np.flatnonzero(values <= 0)
+    if len(wrong):
+        raise ValueError(
+            f"{what} is above 0; value {wrong[0] + 1} of {len(values)} is {values[wrong[0]]:.6g} "
+            "(give ratios, not their logarithms; where a metric can be 0, take differences)"
         )
     return values
 

@@ -23,18 +23,19 @@ __tracebackhide__ = True  # what is raised here is the caller's mistake: pytest 
 
 
 class Cell:
-    """One cell of a question.
+    """One cell of a question: what a test gets that takes the fixture `cell`. `mlexp.Cell` annotates it.
 
-    name:     the node id
-    question: the folder's name
-    params:   axis -> value, the last axis being the arm
-    settings: the question's frozen dataclass for this scale, with `--set` applied (None where it declares none)
-    scale:    `smoke`, `quick` or `full`
-    device:   `cpu` or `cuda`
-    dtype:    `float32` or `bfloat16`
-    seed:     32 bits from the block's axes; every arm of a block has the same
-    options:  `weights`, `prompts`, `corpus` as given on the command line (None where not); `model`: name -> folder
-    key:      what `--resume` finds it by
+    Attributes:
+        name: the node id.
+        question: the folder's name.
+        params: axis -> value, the last axis being the arm.
+        settings: the question's frozen dataclass for this scale, with `--set` applied (None where it declares none).
+        scale: `smoke`, `quick` or `full`.
+        device: `cpu` or `cuda`.
+        dtype: `float32` or `bfloat16`.
+        seed: 32 bits from the block's axes; every arm of a block has the same.
+        options: `weights`, `prompts`, `corpus` as given on the command line (None where not); `model`: name -> folder.
+        key: what `--resume` finds it by.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class Cell:
         device_time: bool = False,
         count: bool = True,
     ) -> Result:
-        """Time `run()` over `rounds` rounds and return the result of the last one. Once a cell.
+        """Time `run()` over `rounds` rounds and return the result of the last one. Records `wall_s` (the median, in
+        seconds), `peak_bytes`, `flops`, `energy_j` and what the rounds ran under.
 
         With `warmup` it first runs untimed: once to count FLOPs, which also takes up what is imported and allocated at
         first use, and once for peak memory (counting holds on to tensors, so not in the same pass). Counting runs what
@@ -73,6 +75,16 @@ class Cell:
 
         With `device_time`, for kernels, a round on a GPU lasts as long as the device is at work on `run()`, its cache
         flushed before (see measure.CudaStopwatch); on a CPU nothing is different.
+
+        Args:
+            run: what is timed, without arguments; a closure over what was prepared before.
+            rounds: how often it is timed.
+            warmup: whether it runs untimed first, for FLOPs and peak memory.
+            device_time: whether a round lasts as long as the GPU is at work.
+            count: whether FLOPs are counted in the first untimed run; only torch's are.
+
+        Raises:
+            RuntimeError: at a second call; a cell is one measurement.
         """
         if not callable(run):
             raise TypeError(f"cell.time was given a {type(run).__name__}, no function; write cell.time(lambda: ...)")
@@ -142,30 +154,44 @@ class Cell:
         return result
 
     def copy_bytes_per_s(self) -> float:
-        """Bytes that a large copy on the cell's device reads and writes in a second; measured once a process."""
+        """Bytes per second that a large copy on the cell's device reads and writes, both counted: the bandwidth that
+        memory-bound code can reach. Measured once a process."""
         return measure.copy_bytes_per_s(self.device)
 
     def count(self, run: Callable[[], Result]) -> tuple[Result, int | None]:
-        """(result of `run()`, FLOPs that torch executed in it, None where unknown or torch ran nothing). Slow: never
-        within a timed round."""
+        """(result of `run()`, floating-point operations that torch executed in it, None where unknown or torch ran
+        nothing). A multiplication and an addition are two. Slow: never within a timed round."""
         from mlexp.flops import count_flops
 
         return count_flops(run)
 
     def record(self, **values: object) -> None:
-        """Add metrics to the cell's record: plain scalars, finite or None, under names that are declared.
+        """Add metrics to the cell's record, in base units (seconds, bytes, fractions in [0, 1]).
 
-        Raises ValueError or TypeError, naming the metric, the value and what is allowed.
+        Args:
+            **values: None, bool, int, finite float or str, by names that `mlexp.record.METRICS` or the study declares.
+
+        Raises:
+            ValueError: for a name that is not declared, a number that is not finite, a fraction outside [0, 1].
+            TypeError: for any other kind of value, such as a tensor (take its `.item()`).
         """
         self.values |= record.validate(values, self._table)
 
     def series(self, **arrays: object) -> None:
-        """Add named numeric arrays (lists, numpy, torch; up to any depth). NaN and infinities become null."""
+        """Add named arrays to the record, such as losses by step; `mlexp.load_series` reads them.
+
+        Args:
+            **arrays: numbers in lists, numpy arrays or tensors, of any shape; NaN and infinities become null.
+
+        Raises:
+            TypeError: for anything else in them, naming the series.
+        """
         for name, array in arrays.items():
             self.arrays[name] = numbers(name, array.tolist() if hasattr(array, "tolist") else array)
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """Say how far a long cell is; shown at most a few times a second, and never under -q."""
+        """Say how far a long cell is: `done` of `total`, doing `what`. Shown at most a few times a second, and never
+        under -q; with a total of 0 it announces `what` at once, as a line that stays."""
         self._say(done, total, what)
 
 

@@ -65,7 +65,7 @@ def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
         tree = ast.parse(path.read_bytes(), str(path))
     except (OSError, SyntaxError, ValueError):  # no longer there; never imported, or pytest reports it
         return
-    for node in ast.walk(tree):
+    for node in _run(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,6 +86,18 @@ def wanted_in_functions(path: Path) -> Iterator[str]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
         yield from (name for name in names if name not in sys.modules)
+
+
+def _run(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of a file but those under `if TYPE_CHECKING`, which no interpreter runs."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and getattr(node.test, "attr", getattr(node.test, "id", "")) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
 
 
 # What loads code by a name or path that the source need not spell: (owner, function, its arguments and result -> file)

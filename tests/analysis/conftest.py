@@ -111,7 +111,7 @@ def report(records, out):
     pairs = pairs.merge(records[["model", "n_params"]].drop_duplicates())
     rows = []
     for size, group in pairs.groupby("n_params"):
-        found = stats.mean_ratio(np.log(group["ratio"]))
+        found = stats.ratio_interval(group["ratio"])
         rows.append({"decoder": "tree", "n_params": size, **found._asdict()})
     table = pd.DataFrame(rows)
     out.heading("Speed-up by size")

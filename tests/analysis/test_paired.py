@@ -28,14 +28,14 @@ def test_a_pair_is_two_arms_of_one_block(df):
 
 def test_a_planted_effect_is_found_and_an_a_a_is_not(make, tmp_path):
     planted = paired(load(make.write_json(tmp_path / "a.json", make.grid(slope=0))), **ASK)
-    low, high = stats.mean_ratio(np.log(planted["ratio"]))[1:3]
+    low, high = stats.ratio_interval(planted["ratio"])[1:3]
     assert low < 1.5 < high
     entries = make.grid(slope=0)
     for entry in entries:
         if entry["params"]["decoder"] == "tree":
             entry["stats"]["data"] = [value * 1.5 for value in entry["stats"]["data"]]
     same = paired(load(make.write_json(tmp_path / "aa.json", entries)), **ASK)
-    low, high = stats.mean_ratio(np.log(same["ratio"]))[1:3]
+    low, high = stats.ratio_interval(same["ratio"])[1:3]
     assert low < 1 < high
 
 

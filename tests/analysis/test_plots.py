@@ -34,6 +34,16 @@ def test_the_same_figure_gives_the_same_bytes():
     assert drawing() == drawing()
 
 
+def test_a_pdf_is_the_same_again_and_a_saved_file_has_its_fonts(tmp_path):
+    fig, ax = plots.figure("cost of $x", "n", "s")
+    ax.plot([1, 2], [3, 4])
+    assert plots.pdf(fig, "foot") == plots.pdf(fig, "foot") != plots.pdf(fig)
+    fig.savefig(tmp_path / "a.pdf")
+    for content in ((tmp_path / "a.pdf").read_bytes(), plots.pdf(fig)):
+        assert b"/FontFile2" in content and b"/Type3" not in content
+    assert mpl.rcParams["pdf.fonttype"] == mpl.rcParamsDefault["pdf.fonttype"] == 3  # what it is without mlexp
+
+
 def test_ticks_are_plain_numbers_and_the_foot_is_printed():
     found = texts(drawing())
     assert {"120M", "1.5B", "2", "plain", "tree", "no gain", "Speed-up", "cpu · float32"} <= set(found)

@@ -9,6 +9,7 @@ import pytest
 
 from mlexp.analysis.report import run
 from mlexp.analysis.sections import grid_note
+from mlexp.cli import main
 
 SHOW = """
 def report(records, out):
@@ -45,6 +46,18 @@ def test_a_question_is_reported_with_tables_figures_verdicts_and_a_page(make, pl
     told = capsys.readouterr()
     assert "H1 supported: Larger models gain more." in told.out
     assert told.err == ""
+
+
+def test_figures_as_pdf_stand_beside_the_others(make, place):
+    """Their fonts are embedded as TrueType, which editors and journals can read as text: no Type 3."""
+    make.write_json(place / "a.json", make.grid())
+    make.write_question(place / "benches")
+    assert main(["report", "a.json", "--out", "plain"]) == 0
+    assert main(["report", "a.json", "--out", "with", "--figures", "pdf"]) == 0
+    plain, found = contents(place / "plain"), contents(place / "with")
+    pdf = found.pop("speed/speedup.pdf")
+    assert found == plain and pdf.startswith(b"%PDF")
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
 
 
 def test_two_runs_give_the_same_bytes(make, place):

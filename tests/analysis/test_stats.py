@@ -47,13 +47,13 @@ def test_t_covers_what_the_bca_bootstrap_does_not_with_few_blocks_and_with_many(
         assert coverage(bca, n) < 0.93 < 0.94 < coverage(stats.t_interval, n)
 
 
-def test_mean_ratio_is_geometric_and_turns_with_its_sign():
-    logs = np.log([2.0, 0.5, 4.0])
-    found, inverse = stats.mean_ratio(logs), stats.mean_ratio(-logs)
+def test_ratio_interval_is_geometric_and_turns_with_its_sides():
+    ratios = np.array([2.0, 0.5, 4.0])
+    found, inverse = stats.ratio_interval(ratios), stats.ratio_interval(1 / ratios)
     assert found.value == pytest.approx(4 ** (1 / 3))
     assert (1 / inverse.high, 1 / inverse.low) == pytest.approx((found.low, found.high))
     assert "t interval on logs" in found.method
-    assert stats.mean_ratio(np.arange(30.0)).method == found.method  # at any number of blocks
+    assert stats.ratio_interval(np.arange(1.0, 31.0)).method == found.method  # at any number of blocks
 
 
 def test_the_wealth_of_the_median_sequence_is_the_mixture_of_coins():
@@ -320,7 +320,9 @@ def test_blocks_to_decide_are_the_fewest_whose_interval_is_narrow_enough(distanc
     ("call", "message"),
     [
         (lambda: stats.t_interval([1.0]), "at least 2 values"),
-        (lambda: stats.mean_ratio([0.1, math.nan, 0.2]), "1 of 3 values are NaN or infinite"),
+        (lambda: stats.ratio_interval([0.1, math.nan, 0.2]), "1 of 3 values are NaN or infinite"),
+        (lambda: stats.ratio_interval(np.log([2.0, 0.5])), "value 2 of 2 is -0.69.*not their logarithms"),
+        (lambda: stats.ratio_interval([2.0, 0.0]), "value 2 of 2 is 0 "),
         (lambda: stats.t_interval([[1, 2], [3, 4]]), "flat list"),
         (lambda: multiple.holm([0.1, math.nan]), r"numbers in \[0, 1\]"),
         (lambda: curves.page_trend([[1, 2, 3]]), "at least 2 blocks x 3 columns"),

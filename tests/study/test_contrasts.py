@@ -13,7 +13,7 @@ from mlexp.analysis.contrasts import estimate, leaves, noise_floor, paired_estim
 from mlexp.analysis.data import Missing, number, ordered
 from mlexp.analysis.sections import derived
 from mlexp.analysis.tables import pair_table, quantity_table
-from mlexp.study import At, Contrast, FromMean, Levels, Mean, Slope, Steps, arm, mean, ratio
+from mlexp.study import Above, At, Contrast, FromMean, Levels, Mean, Slope, Steps, Within, arm, mean, ratio
 from tests.referees import adjusted
 from tests.study.made import SIZES, data, records, study
 
@@ -146,7 +146,7 @@ def test_the_upper_half_needs_three_sizes():
 def test_a_ratio_of_a_zero_is_not_defined():
     df, _ = draw(0)
     df.loc[0, "loss_nats"] = 0.0
-    with pytest.raises(Missing, match="loss_nats is 0 in some cells"):
+    with pytest.raises(Missing, match=r"loss_nats of \w+ at \w+ is 0: a ratio is of values above 0"):
         all_values(At(ratio("base", "new")), df)
 
 
@@ -162,9 +162,25 @@ def test_two_records_in_a_cell_and_unequal_work_are_refused():
 def test_contrasts_add_up_and_keep_to_one_metric():
     both = arm("a") - mean("b", "c") + arm("b")
     assert dict(both.weights) == {"a": 1.0, "b": 0.5, "c": -0.5}
-    with pytest.raises(ValueError, match="'' and 'wall_s' do not add up"):
+    with pytest.raises(ValueError, match="the study's outcome and 'wall_s' do not add up"):
         arm("a") - arm("b").of("wall_s")
+    with pytest.raises(ValueError, match="a ratio and a plain contrast do not add up"):
+        ratio("a", "b") + arm("c")
     assert ratio("a", "b", "wall_s") == Contrast((("a", 1.0), ("b", -1.0)), "wall_s", log=True)
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        (lambda: Above(At(ratio("a", "b"))), "the bound of a ratio is 0; .*1 means no difference"),
+        (lambda: Within(Mean(ratio("a", "b")), -0.1, 0.1), "the bound of a ratio is -0.1"),
+        (lambda: Within(At(arm("a")), 3, 1), "low is 3, high is 1"),
+    ],
+)
+def test_a_bound_that_means_nothing_is_refused(statement, told):
+    with pytest.raises(ValueError, match=told):
+        statement()
+    assert Above(Slope(ratio("a", "b")), 0.0).low == 0.0  # an exponent
 
 
 def test_the_interval_of_a_share_is_no_narrower_than_its_items_allow():
