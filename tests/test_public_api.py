@@ -1,6 +1,7 @@
 """What `import mlexp` offers: names that are lazy, completed and typed; paths refused in words; figures that show."""
 
 import gzip
+import json
 import re
 import subprocess
 import sys
@@ -55,6 +56,46 @@ def test_the_names_put_nothing_into_the_keys_of_cells(line, tmp_path):
     bench.write_text(f"{line}\n")
     files, others = Sources().of(bench)
     assert files == sorted([bench, ROOT / "mlexp" / "__init__.py"]) and not {"pandas", "numpy"} & others
+
+
+BENCH = """
+from dataclasses import dataclass
+
+import mlexp
+from mlexp import Above, At, Claim, Settings, Study, ratio
+
+@dataclass(frozen=True)
+class Sizes(Settings):
+    seeds: tuple[int, ...] = (1, 2, 3)
+    lengths: tuple[str, ...] = ("n100", "n1000")
+
+STUDY = Study(
+    asks="Does sorting more take longer?", arm="length", arms=("n100", "n1000"), baseline="n100", outcome="wall_s",
+    settings={"smoke": Sizes()}, axes={"seed": "seeds", "length": "lengths"},
+    claims={"H": Claim("more takes longer", Above(At(ratio("n1000", "n100")), 1.0), primary=True)},
+)
+
+def test_sort(cell: mlexp.Cell, seed, length):
+    cell.time(lambda: sorted(range(int(length[1:]), 0, -1)), rounds=3, count=False)
+"""
+
+
+def test_a_bench_file_needs_no_other_name(tmp_path):
+    """Measured, replayed, read and paired; of the package, its entry names what a study is made of and no reader."""
+    bench = tmp_path / "benches" / "heat" / "bench_heat.py"
+    bench.parent.mkdir(parents=True)
+    bench.write_text(BENCH)
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p mlexp.harness.plugin\npython_files = bench_*.py\n")
+    call = [sys.executable, "-m", "pytest", "benches", "--scale", "smoke", "--resume", "--benchmark-json"]
+    for name, told in (("a.json", "6 measured"), ("b.json", "6 replayed")):
+        done = subprocess.run([*call, name], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and told in done.stdout, done.stdout + done.stderr
+    lines = (tmp_path / ".mlexp" / "journal.jsonl").read_text().splitlines()
+    entry = next(line for line in lines if '"imports"' in line)
+    files = {Path(file).name for file in json.loads(entry)["imports"]}
+    assert files == {"record.py", "settings.py", "study.py"}
+    (row,) = mlexp.pairs(mlexp.load(tmp_path / "b.json")).ratios().itertuples()
+    assert (row.length, row.n) == ("n1000", 3) and row.low <= row.value <= row.high
 
 
 GOOD = """
