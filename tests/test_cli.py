@@ -27,6 +27,13 @@ def test_help_names_the_exit_statuses(capsys):
     assert "--benches DIR" in told
 
 
+def test_exports_name_their_endings_and_exit_statuses(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert ".csv, .csv.gz, .jsonl, .jsonl.gz, .parquet or .tex" in told and "2 no records; 4 unreadable input" in told
+
+
 @pytest.mark.parametrize("command", ["compare", "ab"])
 def test_both_gates_name_their_exit_statuses(command, capsys):
     with pytest.raises(SystemExit):
@@ -83,7 +90,18 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 @pytest.mark.parametrize(
     ("words", "target", "passed"),
     [
-        ("report a b --out o --benches q", "mlexp.analysis.report.run", ([Path("a"), Path("b")], Path("o"), Path("q"))),
+        (
+            "report a b --out o --benches q --figures pdf",
+            "mlexp.analysis.report.run",
+            ([Path("a"), Path("b")], Path("o"), Path("q"), ["pdf"]),
+        ),
+        ("report", "mlexp.analysis.report.run", ([], Path("results"), None, ["png"])),
+        (
+            "export a --to o.tex --question s --columns x,y --table records --benches q",
+            "mlexp.analysis.export.run",
+            ([Path("a")], Path("o.tex"), "s", "x,y", "records", Path("q")),
+        ),
+        ("export --to o.csv", "mlexp.analysis.export.run", ([], Path("o.csv"), None, None, None, None)),
         (
             "compare b h --gate g --fail-if x:+1 --fail-if y:-2 --lower l --higher u --cross-machine --json",
             "mlexp.analysis.compare.run",

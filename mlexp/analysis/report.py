@@ -14,12 +14,12 @@ import mlexp
 from mlexp.analysis.files import Loaded, LoadError, read
 from mlexp.analysis.page import index, summary
 from mlexp.analysis.sections import Section, sections_of
+from mlexp.analysis.sources import DEFAULT_PATHS
 from mlexp.analysis.stats import Verdict
 from mlexp.store import write
 
-DEFAULT_PATHS = (Path(".mlexp/journal.jsonl"), Path("results/raw"))
-FIGURES = ("png", "svg")
 OK, NOTHING, FAILED, UNREADABLE = 0, 2, 3, 4
+FIGURES = ("png", "svg")
 
 
 def run(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+DEFAULT_PATHS = (Path(".mlexp/journal.jsonl"), Path("results/raw"))  # what is read where no path is given
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 HIDDEN = (".mlexp", ".benchmarks")  # the hidden folders that hold results
 HEAD = 100_000  # characters in which a results file is recognised
