@@ -30,7 +30,7 @@ def load(*paths: str | Path, status: str | None = "passed") -> pd.DataFrame:
     return frame(read(*paths), status)
 
 
-def load_series(*paths: str | Path) -> dict[str, dict[str, np.ndarray]]:
+def load_series(*paths: str | Path) -> dict[str, Mapping[str, np.ndarray]]:
     """The named arrays of every record in `paths`, by key; null becomes NaN."""
     return {row.values["key"]: arrays(row) for row in read(*paths).rows if row.series}
 

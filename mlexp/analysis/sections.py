@@ -107,7 +107,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded) -> list[Section]
     return sections
 
 
-def _series_of(rows: Mapping[Any, Row]) -> Callable[[str], dict[str, np.ndarray]]:
+def _series_of(rows: Mapping[Any, Row]) -> Callable[[str], Mapping[str, np.ndarray]]:
     return lambda key: arrays(rows[key]) if key in rows else {}
 
 

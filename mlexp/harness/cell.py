@@ -11,6 +11,7 @@ from mlexp.harness import measure
 from mlexp.harness.conditions import compilations, conditions
 from mlexp.harness.plan import Plan
 from mlexp.harness.run_config import RunConfig
+from mlexp.series import large_array
 
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
 
@@ -151,9 +152,15 @@ class Cell:
         self.values |= record.validate(values, self._table)
 
     def series(self, **arrays: object) -> None:
-        """Add named numeric arrays (lists, numpy, torch; up to any depth). NaN and infinities become null."""
+        """Add named numeric arrays (lists, numpy, torch; up to any depth). NaN and infinities become null.
+
+        With more than 10,000 numbers a cell, those that are rectangular are kept in an .npz beside the journal.
+        """
         for name, array in arrays.items():
-            self.arrays[name] = numbers(name, array.tolist() if hasattr(array, "tolist") else array)
+            held = large_array(array) if hasattr(array, "tolist") else None
+            if held is None:
+                held = numbers(name, array.tolist() if hasattr(array, "tolist") else array)
+            self.arrays[name] = held
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Say how far a long cell is; shown at most a few times a second, and never under -q."""
