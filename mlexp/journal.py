@@ -16,6 +16,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mlexp.store import write
+
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs must not share a journal
@@ -24,8 +26,9 @@ except ImportError:  # not on Windows, where two runs must not share a journal
 
 @dataclass
 class Entry:
-    """A finished cell: its identity, its flat record, the timed rounds in seconds, its series; and what it imported
-    beyond what its key covers: files and their hashes, distributions and their versions."""
+    """A finished cell: its identity, its flat record, the timed rounds in seconds, its series (or where they are, see
+    mlexp.series); and what it imported beyond what its key covers: files and their hashes, distributions and their
+    versions."""
 
     cell: str
     key: str
@@ -85,6 +88,15 @@ class Journal:
     def append(self, entry: Entry) -> None:
         """Put a finished cell on disk; returns once it would survive a power cut."""
         self._append({"event": "cell", **asdict(entry)}, sync=True)
+
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Put files beside the journal, by relative path, before the line that names them."""
+        for name, content in files.items():
+            path = self.path.parent / name
+            try:
+                write(path, content, sync=True)
+            except OSError as error:
+                raise JournalError(f"cannot write {path}: {error.strerror}") from None
 
     def _append(self, line: Mapping[str, object], sync: bool) -> None:
         """Raises JournalError where the line is not on disk; the file is then as it was."""

@@ -37,13 +37,16 @@ def cached(path: Path, make: Callable[[], bytes], read: Callable[[bytes], Result
     return read(content)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write by a temporary file and os.replace: a reader sees all of it or none."""
+def write(path: Path, content: bytes, sync: bool = False) -> None:
+    """Write by a temporary file and os.replace: a reader sees all of it or none. `sync`: after a power cut too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlexp import journal
 from mlexp.analysis import sources
-from mlexp.analysis.checks import array, field_of, kind_name, numbers, scalar
+from mlexp.analysis.arrays import Arrays
+from mlexp.analysis.checks import field_of, kind_name, numbers, scalar
 from mlexp.analysis.sources import LoadError as LoadError  # callers catch it as files.LoadError
 from mlexp.analysis.sources import NotResults
 from mlexp.analysis.times import seconds
@@ -33,12 +32,14 @@ SHOWN = 5  # skipped files that are named
 
 @dataclass
 class Row:
-    """One record as read: its axes, its flat values (metrics and provenance), its series as nested lists."""
+    """One record as read: its axes, its flat values (metrics and provenance), its series as nested lists, or where
+    they are (see mlexp.series)."""
 
     params: dict[str, Any]
     values: dict[str, Any]
     series: dict[str, Any]
     study: dict[str, Any] = field(default_factory=dict)  # what the study declared when it was measured
+    folder: Path = Path()  # of the file, where the files of its large series are
 
 
 @dataclass
@@ -97,9 +98,9 @@ def read(*paths: str | Path) -> Loaded:
     return loaded
 
 
-def arrays(row: Row) -> dict[str, np.ndarray]:
-    """The series of a row as arrays; null becomes NaN."""
-    return {name: array(nested, f"{row.values['source']}: series {name!r}") for name, nested in row.series.items()}
+def arrays(row: Row) -> Arrays:
+    """The series of a row as arrays, each read when it is asked for; null becomes NaN."""
+    return Arrays(row.series, row.folder, row.values["source"])
 
 
 def timing_of(durations: Sequence[float]) -> dict[str, float | None]:
@@ -145,7 +146,7 @@ def _benchmarks(file: Path, data: dict[str, Any]) -> Loaded:
         for i, bench in enumerate(field_of(data, kind, list, str(file))):
             loaded.rows.append(_bench_row(bench, f"{file}: {kind}[{i}]", data, series, timed=kind == "benchmarks"))
             row = loaded.rows[-1]
-            row.values["source"] = file.name
+            row.folder, row.values["source"] = file.parent, file.name
             row.study = field_of(studies, str(row.values.get("question")), dict, f"{file}: studies")
     return loaded
 
@@ -212,7 +213,7 @@ def _read_journal(file: Path, text: str) -> Loaded:
         _check_metrics(own, where)
         when = {"when": late[i - 1]} if i - 1 in late else {}
         row = _row(entry.params, own | when | timing | identity, entry.series, where)
-        row.study = entry.study
+        row.study, row.folder = entry.study, file.parent
         loaded.rows.append(row)
     if late:
         loaded.notes.append(
@@ -280,7 +281,8 @@ def _unique(rows: list[Row], *fields: str) -> list[Row]:
         before = best.setdefault(key, row)
         if _rank(row) > _rank(before):
             best[key] = row
-        best[key].series = best[key].series or before.series or row.series
+        with_series = next((one for one in (best[key], before, row) if one.series), row)
+        best[key].series, best[key].folder = with_series.series, with_series.folder
     return list(best.values())
 
 

@@ -38,7 +38,7 @@ class Output:
         question: str,
         context: dict[str, Any],
         unfinished: pd.DataFrame,
-        series: Callable[[str], dict[str, np.ndarray]],
+        series: Callable[[str], Mapping[str, np.ndarray]],
         dirty: bool = False,
         remarks: str = "",
         data: "Data | None" = None,
@@ -55,7 +55,7 @@ class Output:
         self.files: dict[str, bytes] = {}
         self._series = series
 
-    def series(self, row_or_key: Any) -> dict[str, np.ndarray]:
+    def series(self, row_or_key: Any) -> Mapping[str, np.ndarray]:
         """The named arrays of a record, by its key or its row; empty where it has none."""
         key = row_or_key
         if not isinstance(key, str):

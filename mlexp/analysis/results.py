@@ -41,7 +41,7 @@ def load(*paths: Paths, status: str | None = "passed") -> pd.DataFrame:
     return frame(_read(paths), status)
 
 
-def load_series(*paths: Paths) -> dict[str, dict[str, np.ndarray]]:
+def load_series(*paths: Paths) -> dict[str, Mapping[str, np.ndarray]]:
     """The arrays that the cells recorded, such as losses by step.
 
     Args:

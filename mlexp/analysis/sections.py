@@ -108,7 +108,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
     return sections
 
 
-def _series_of(rows: Mapping[Any, Row]) -> Callable[[str], dict[str, np.ndarray]]:
+def _series_of(rows: Mapping[Any, Row]) -> Callable[[str], Mapping[str, np.ndarray]]:
     return lambda key: arrays(rows[key]) if key in rows else {}
 
 

@@ -115,7 +115,7 @@ def against_baseline(data: Data, axis: str = "") -> pd.DataFrame:
 
 
 def series_curves(
-    data: Data, series: Callable[[str], dict[str, np.ndarray]], name: str, axis: str, level: str
+    data: Data, series: Callable[[str], Mapping[str, np.ndarray]], name: str, axis: str, level: str
 ) -> dict[str, np.ndarray]:
     """The mean over blocks of a series for each arm, where all its records have that series in one length."""
     found = {}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlexp.harness.results import Results
+from mlexp.harness.session import State
+from mlexp.series import FOLDER, pruned
 
 JSON_WRITTEN = pytest.StashKey[bool]()  # by pytest-benchmark
 
@@ -37,7 +38,21 @@ def is_disabled(config: pytest.Config) -> bool:
     return bool(disabled)
 
 
-def write_unfinished(config: pytest.Config, path: Path, results: Results) -> None:
+def add_ours(config: pytest.Config, output: dict[str, Any], state: State) -> None:
+    """Complete the output of pytest-benchmark: once for `--benchmark-json`, then for what `--benchmark-save` asks."""
+    path, folder = json_path(config), state.journal.path.parent
+    if path and JSON_WRITTEN not in config.stash:
+        beside = path.with_name(f"{path.stem if path.suffix == '.json' else path.name}.series")
+        output.update(state.results.extras(folder, beside))
+        pruned(beside, output["series"])
+        config.stash[JSON_WRITTEN] = True
+    else:
+        get = getattr(config._benchmarksession.storage, "get", None)  # type: ignore[attr-defined]  # its own
+        beside = Path(get(FOLDER)) if get else folder / FOLDER  # elsewhere than in files: where they are
+        output.update(state.results.extras(folder, beside))
+
+
+def write_unfinished(config: pytest.Config, path: Path, state: State) -> None:
     """Where no cell was timed pytest-benchmark writes no file: a gate must still see what did not finish."""
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
@@ -46,4 +61,5 @@ def write_unfinished(config: pytest.Config, path: Path, results: Results) -> Non
     output = hook.pytest_benchmark_generate_json(
         config=config, benchmarks=[], include_data=True, machine_info=machine_info, commit_info=commit_info
     )
-    path.write_text(json.dumps(output | results.extras(), indent=4, default=str))
+    add_ours(config, output, state)
+    path.write_text(json.dumps(output, indent=4, default=str))

@@ -13,6 +13,7 @@ from mlexp.harness.conditions import compilations, conditions
 from mlexp.harness.plan import Plan
 from mlexp.harness.run_config import RunConfig
 from mlexp.harness.status import CellDied
+from mlexp.series import large_array
 
 WARM_RUNS = 5  # at most, until nothing is compiled in one: what compiles at every call is timed with its compiling
 
@@ -181,13 +182,17 @@ class Cell:
         """Add named arrays to the record, such as losses by step; `mlexp.load_series` reads them.
 
         Args:
-            **arrays: numbers in lists, numpy arrays or tensors, of any shape; NaN and infinities become null.
+            **arrays: numbers in lists, numpy arrays or tensors, of any shape; NaN and infinities become null. With more
+                than 10,000 numbers a cell, those that are rectangular are kept in an .npz beside the journal.
 
         Raises:
             TypeError: for anything else in them, naming the series.
         """
         for name, array in arrays.items():
-            self.arrays[name] = numbers(name, array.tolist() if hasattr(array, "tolist") else array)
+            held = large_array(array) if hasattr(array, "tolist") else None
+            if held is None:
+                held = numbers(name, array.tolist() if hasattr(array, "tolist") else array)
+            self.arrays[name] = held
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Say how far a long cell is: `done` of `total`, doing `what`. Shown at most a few times a second, and never

@@ -15,7 +15,7 @@ from mlexp.harness.finish import recorded
 from mlexp.harness.plan import PLAN
 from mlexp.harness.progress import Progress
 from mlexp.harness.session import STATE, now
-from mlexp.harness.worker import record_of
+from mlexp.harness.worker import files_of, record_of
 
 POLL_S, LOOK_S = 0.5, 2.0  # seconds between looks at the time and at the cluster's nodes
 
@@ -165,6 +165,7 @@ class Dispatch:
             item.add_marker(pytest.mark.skip(reason=reply["skipped"]))
             self.done += 1
         else:
+            item.stash[PLAN].files = files_of(reply)
             self.store(item, entry_of(item, reply["line"], worker.host), reply["output"])
 
     def worker_lost(self, worker: Worker, reason: str) -> None:

@@ -11,8 +11,9 @@ from mlexp.harness import reporting
 from mlexp.harness.benchmark_json import JSON_WRITTEN, is_disabled, json_path, write_unfinished
 from mlexp.harness.plan import Plan
 from mlexp.harness.results import hook_row
-from mlexp.harness.session import PEER, State
+from mlexp.harness.session import PEER, STATE, State
 from mlexp.harness.terminal import say
+from mlexp.series import Kept
 
 
 class Finish:
@@ -58,7 +59,7 @@ class Finish:
         try:
             result = yield
             if path and results.unfinished and JSON_WRITTEN not in config.stash:
-                write_unfinished(config, path, results)
+                write_unfinished(config, path, self.state)
         except OSError as error:
             if not results.ended or not path:
                 raise
@@ -87,8 +88,9 @@ def recorded(config: pytest.Config, entry: journal.Entry) -> None:
     """Call `pytest_mlexp_record` for a cell that is in the journal. An error of a hook is a line, and costs nothing."""
     if PEER in config.stash or getattr(config.option, "mlexp_unrecorded", False):
         return
+    kept = Kept(entry.series, config.stash[STATE].journal.path.parent)
     try:
-        config.hook.pytest_mlexp_record(config=config, record=hook_row(entry), series=entry.series)
+        config.hook.pytest_mlexp_record(config=config, record=hook_row(entry), series=kept)
     except pytest.exit.Exception:
         raise
     except Exception as error:

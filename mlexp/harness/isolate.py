@@ -10,7 +10,7 @@ from mlexp import journal
 from mlexp.harness.plan import PLAN
 from mlexp.harness.session import STATE
 from mlexp.harness.status import CellDied
-from mlexp.harness.worker import Child, late, record_of
+from mlexp.harness.worker import Child, files_of, late, record_of
 
 START_S = 300.0  # for a session to come up, where cells may last so long at most
 
@@ -26,7 +26,7 @@ def run(item: pytest.Item) -> journal.Entry:
     try:
         if not child.broken:
             reply = child.run(plan.name, plan.key, limit)
-        entry = entry_of(item, reply)
+        entry, plan.files = entry_of(item, reply), files_of(reply)
     except TimeoutError:
         assert limit is not None, "nothing else sets a time limit"
         raise CellDied("crashed", late(limit)) from None

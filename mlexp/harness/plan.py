@@ -12,6 +12,7 @@ import pytest
 from mlexp import journal, study
 from mlexp.harness import grid, identity
 from mlexp.harness.status import Attempt
+from mlexp.series import Files
 
 PLAN = pytest.StashKey["Plan"]()
 
@@ -30,6 +31,7 @@ class Plan:
         self.key = ""  # until it is known where the cell runs
         self.elsewhere: journal.Entry | None = None  # what it left where it ran, if not in this session
         self.is_journaled = False  # that entry
+        self.files: Files = {}  # of large series, where it is not
         self.attempt = Attempt(0)
 
     @property

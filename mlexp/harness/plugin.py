@@ -17,7 +17,7 @@ import pytest
 
 from mlexp import extras
 from mlexp.harness import grid, hookspec, isolate, measure, mistakes, options, reporting
-from mlexp.harness.benchmark_json import JSON_WRITTEN, check_json, is_disabled, json_path
+from mlexp.harness.benchmark_json import add_ours, check_json, is_disabled, json_path
 from mlexp.harness.cell import Cell
 from mlexp.harness.company import check_extras, check_versions, keep_apart, number
 from mlexp.harness.finish import Finish
@@ -191,6 +191,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         for plan in plans:
             state.identify(plan)
             state.take_up(plan)
+        if state.lost:
+            say(config, f"mlexp: {len(state.lost)} finished cells are measured again; {state.lost[0]}")
     except (ValueError, TypeError, OSError, extras.MissingExtra) as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -319,8 +321,5 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    results = config.stash[STATE].results
-    if not results.plans:
-        return
-    output_json.update(results.extras())
-    config.stash[JSON_WRITTEN] = True
+    if config.stash[STATE].results.plans:
+        add_ours(config, output_json, config.stash[STATE])

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlexp import journal, record
 from mlexp.harness.plan import Plan
+from mlexp.series import copied
 
 
 class Results:
@@ -36,12 +37,14 @@ class Results:
         )
         return {name: words[name] for name in names if words[name]}
 
-    def extras(self) -> dict[str, Any]:
-        """What a benchmark JSON holds beyond pytest-benchmark's own keys."""
+    def extras(self, folder: Path, to: Path) -> dict[str, Any]:
+        """What a benchmark JSON holds beyond pytest-benchmark's own keys. The files of large series, which lie below
+        the journal's `folder`, are copied into the folder `to` beside the JSON."""
+        kept = {entry.key: copied(entry.series, folder, to) for entry in self.ended.values() if entry.series}
         return {
             "planned": list(self.plans),
             "unfinished": [row(entry) for entry in self.unfinished],
-            "series": {entry.key: entry.series for entry in self.ended.values() if entry.series},
+            "series": kept,
             "metrics": {entry.question: entry.metrics for entry in self.ended.values()},
             "studies": declarations(self.ended.values()),
         }

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from mlexp import journal
+from mlexp import journal, series
 from mlexp.harness import measure, mistakes, run_config
 from mlexp.harness.keys import Keys
 from mlexp.harness.options import Others, ours
@@ -25,6 +25,7 @@ class Store(Protocol):
     def check_writable(self) -> None: ...
     def start(self, cell: str, key: str, when: str) -> None: ...
     def append(self, entry: journal.Entry) -> None: ...
+    def keep(self, files: series.Files) -> None: ...
 
 
 STATE = pytest.StashKey["State"]()
@@ -43,6 +44,7 @@ class State:
         self.clock = measure.Clock()
         self.journal: Store = config.stash.get(PEER, None) or journal.Journal(self.run.journal)
         self.provenance: dict[str, Any] = {}
+        self.lost: list[str] = []  # why finished cells are measured again: files of their series
 
     def identify(self, plan: Plan) -> None:
         """Complete a plan: settings, inputs, key. What does not hold raises ValueError, TypeError or OSError."""
@@ -55,10 +57,16 @@ class State:
     def take_up(self, plan: Plan) -> None:
         """`--resume`: the newest that the journal has of a cell, as long as what it imported is now as it was then."""
         for entry in reversed(self.results.finished.get(plan.key, ())):
-            if self.keys.still_holds(entry):
+            if self.keys.still_holds(entry) and not self._is_lost(entry):
                 plan.elsewhere = dataclasses.replace(entry, record=entry.record | {"replayed": True})
                 plan.is_journaled = True
                 return
+
+    def _is_lost(self, entry: journal.Entry) -> bool:
+        """Whether the series of a finished cell cannot be read any more."""
+        why = series.missing(entry.series, self.journal.path.parent)
+        self.lost += [why] if why else []
+        return bool(why)
 
     def finish(self, plan: Plan) -> journal.Entry:
         """A cell has ended: on disk first, then into what the JSON will hold, which is all that is left of it where
@@ -66,9 +74,21 @@ class State:
         """
         status, reason = plan.attempt.status
         entry = self._entry(plan, status, reason)
-        self.results.ended[plan.name] = entry
-        if not plan.is_journaled:
-            self.journal.append(entry)
+        try:
+            entry = entry if plan.is_journaled else self.keep(entry, plan.files)
+        except journal.JournalError:
+            entry = dataclasses.replace(entry, series=series.inline(entry.series))
+            raise
+        finally:
+            self.results.ended[plan.name] = entry
+        return entry
+
+    def keep(self, entry: journal.Entry, files: series.Files) -> journal.Entry:
+        """Put a cell in the journal, what is large beside it; `files`: what it left where it ran."""
+        kept, own = series.spilled(entry.series, entry.key)
+        entry = dataclasses.replace(entry, series=kept)
+        self.journal.keep(own | files)
+        self.journal.append(entry)
         return entry
 
     def _entry(self, plan: Plan, status: str, reason: str | None) -> journal.Entry:
@@ -124,7 +144,7 @@ class State:
         where JournalError is raised.
         """
         try:
-            self.journal.append(entry)
+            self.keep(entry, plan.files)
         finally:
             plan.key, plan.elsewhere, plan.is_journaled = entry.key, entry, True
 

@@ -5,6 +5,7 @@ there. It collects only the requested files, and once; a cell's result is the jo
 does at its end (reports, caches) is left to the one that started it.
 """
 
+import base64
 import contextlib
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlexp import journal
+from mlexp import journal, series
 from mlexp.harness.peer import TAIL, Channel, Peer
 from mlexp.harness.plan import PLAN
 from mlexp.harness.session import PEER, STATE
@@ -53,9 +54,9 @@ class Child:
         self.broken = "" if self.machine else f"{hello['died']}: {why(self.tail())}"
 
     def run(self, cell: str, key: str, timeout: float | None = None) -> dict[str, Any]:
-        """Run one cell. `line` is its sealed entry and `output` the tail of pytest's report of a failure; `skipped`
-        is why it was not run; `refused`, that its key is another here; `died`, how the session ended instead. Raises
-        TimeoutError after so many seconds.
+        """Run one cell. `line` is its sealed entry, `files` are what it names, `output` is the tail of pytest's report
+        of a failure; `skipped` is why it was not run; `refused`, that its key is another here; `died`, how the session
+        ended instead. Raises TimeoutError after so many seconds.
         """
         self._peer.send(cell=cell, key=key)
         return self._peer.receive(timeout)
@@ -73,6 +74,13 @@ def record_of(item: pytest.Item, line: str) -> journal.Entry | None:
     plan, entry = item.stash[PLAN], journal.entry_of(journal.unseal(line) or {})
     assert plan.key, f"{plan.name} has no key yet"
     return entry if entry and (entry.cell, entry.key) == (plan.name, plan.key) else None
+
+
+def files_of(reply: dict[str, Any]) -> series.Files:
+    """The files of large series in a reply, named as `spilled` names them."""
+    sent, start = reply.get("files", {}), f"{series.FOLDER}/"
+    own = [name for name in sent if name.startswith(start) and series.NAME.match(name.removeprefix(start))]
+    return {name: base64.b64decode(sent[name]) for name in own}
 
 
 def late(limit: float) -> str:
@@ -94,12 +102,16 @@ class Wire:
 
     def __init__(self) -> None:
         self.line: str | None = None
+        self.files: series.Files = {}
 
     def check_writable(self) -> None:
         """It always is."""
 
     def start(self, cell: str, key: str, when: str) -> None:
         """The other end notes it."""
+
+    def keep(self, files: series.Files) -> None:
+        self.files = files
 
     def append(self, entry: journal.Entry) -> None:
         self.line = journal.seal({"event": "cell", **asdict(entry)})
@@ -134,7 +146,7 @@ class Worker:
             request = self._channel.receive()
             self._channel.send(**self._answer(items.get(request["cell"]), request["key"]))
 
-    def _answer(self, item: pytest.Item | None, key: str) -> dict[str, str]:
+    def _answer(self, item: pytest.Item | None, key: str) -> dict[str, Any]:
         if item is None or PLAN not in item.stash:
             return {"refused": "it does not collect that cell"}
         if item.stash[PLAN].key != key:
@@ -143,7 +155,8 @@ class Worker:
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
         if self._wire.line is None:
             return {"skipped": str(self._report) if self._report else "it left no record"}
-        return {"line": self._wire.line, "output": str(self._report or "")[-TAIL:]}
+        files = {name: base64.b64encode(content).decode() for name, content in self._wire.files.items()}
+        return {"line": self._wire.line, "output": str(self._report or "")[-TAIL:], "files": files}
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

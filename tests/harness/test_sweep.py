@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from mlexp import journal
+from mlexp.analysis import results
 from mlexp.harness import measure
 from mlexp.harness.cluster import FORWARDED
 from mlexp.harness.dispatch import Dispatch, Worker
 from mlexp.harness.plan import PLAN
+from mlexp.harness.session import PEER
 from mlexp.harness.sweep import Share, Sweep
 
 pytest_plugins = ["pytester"]
@@ -123,6 +125,18 @@ def test_a_sweep_leaves_the_records_of_a_local_run(toy, swept, monkeypatch):
     assert ray.calls[-1] == ("shutdown",) and ray.killed == 2
 
 
+def test_large_series_travel_and_each_cell_is_told_once(toy, swept):
+    toy.edit("cell.series(curve=", "cell.series(w=list(range(20_000)), curve=")
+    told = "    open('told', 'a').write(f\"{record['cell']} {sum(series['w'])}\\n\")\n"
+    toy.pytester.makeconftest(f"def pytest_mlexp_record(record, series):\n{told}")
+    assert swept(OneNode(), "-k", "m_one") == 0
+    assert [arrays["w"].sum() for arrays in results.load_series(toy.journal).values()] == [199_990_000] * 4
+    assert results.load_series(toy.pytester.path / "out.json").keys() == results.load_series(toy.journal).keys()
+    assert toy.journal.stat().st_size < 20_000
+    lines = (toy.pytester.path / "told").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 4 and all(line.endswith(" 199990000.0") for line in lines)
+
+
 def test_workers_start_with_the_driver_s_arguments_and_its_part_of_the_environment(toy, swept, monkeypatch):
     for name, value in {"OMP_NUM_THREADS": "1", "HF_HOME": "there", "XDG_CACHE_HOME": "here", "SECRET": "s"}.items():
         monkeypatch.setenv(name, value)
@@ -174,7 +188,7 @@ def test_no_room_is_an_error_and_runs_nothing(toy, swept, share):
 def test_a_cell_has_the_key_and_the_record_the_name_of_the_machine_that_ran_it():
     started, ended, dispatch = [], [], Dispatch.__new__(Dispatch)
     plan = SimpleNamespace(name="c", key="key here")
-    item = SimpleNamespace(stash={PLAN: plan})
+    item = SimpleNamespace(stash={PLAN: plan}, config=SimpleNamespace(stash={PEER: None}))  # no hook to call
     dispatch.state = SimpleNamespace(
         keys=SimpleNamespace(key_on=lambda plan, machine: f"key on {machine}"),
         journal=SimpleNamespace(start=lambda *line: started.append(line[:2])),
