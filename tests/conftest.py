@@ -14,6 +14,11 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         del os.environ[name]
 
+# Nor are they shuffled or dressed by what is installed to be tested beside cells (test_company.py).
+os.environ["PYTEST_ADDOPTS"] = " ".join(
+    ["-p no:randomly -p no:sugar -p no:playwright", os.environ.get("PYTEST_ADDOPTS", "")]
+)
+
 TOY = '''
 """A toy question: two models, two seeds, two arms. What a cell does is scripted by files beside it."""
 import os, pathlib, signal, time

@@ -44,10 +44,8 @@ CHANGES_NOTHING = {
 }
 SHUFFLES = "randomly"  # the plugin that does; its shuffle comes before every other hook
 COVERS = "pytest_cov"
-PLACE, PLACES = (
-    pytest.StashKey[int](),
-    pytest.StashKey["itertools.count[int]"](),
-)  # of an item among all that were collected
+PLACE = pytest.StashKey[int]()  # of an item among all that were collected
+PLACES = pytest.StashKey["itertools.count[int]"]()
 
 
 def check_versions(config: pytest.Config) -> None:
@@ -77,7 +75,8 @@ def changes_nothing(config: pytest.Config) -> set[str]:
 
 def number(item: pytest.Item) -> None:
     """Note that an item is the next that was collected."""
-    item.stash[PLACE] = next(item.config.stash.setdefault(PLACES, itertools.count()))
+    places = item.config.stash.setdefault(PLACES, itertools.count())
+    item.stash[PLACE] = next(places)
 
 
 def keep_apart(config: pytest.Config, items: list[pytest.Item], cells: list[pytest.Function]) -> None:
