@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlexp import __version__
-from mlexp.commands import init, new
+from mlexp.commands import init, listing, new, show
 
 STATUSES = "exit status: 0 ok; 1 regression; 2 nothing or not everything compared; 3 not comparable; 4 unreadable input"
 BROKEN_PIPE = 128 + 13  # as of a program that SIGPIPE ended
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_ab(commands)
     _add_sweep(commands)
-    for command in (init, new):
+    for command in (init, new, listing, show):
         command.add(commands)
     return top
 

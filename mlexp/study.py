@@ -381,7 +381,9 @@ NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks")  # of 
 
 def beside(bench: str | Path) -> ModuleType:
     """The `study.py` that stands beside a bench file: `declared = beside(__file__)`, then `STUDY = declared.STUDY`."""
-    return load(Path(bench).with_name("study.py"))
+    if not (file := Path(bench).with_name("study.py")).is_file():
+        raise FileNotFoundError(f"there is no study.py beside {Path(bench).name}")
+    return load(file)
 
 
 def load(file: Path) -> ModuleType:

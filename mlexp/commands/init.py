@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OK, TO_DO, BAD_INPUT = 0, 1, 4
 WORKFLOW = ".github/workflows/benches.yml"
-IGNORED = (".mlexp/", ".benchmarks/", "/results/*", "!/results/raw", "/out.json")
+IGNORED = ("__pycache__/", ".mlexp/", ".benchmarks/", "/results/*", "!/results/raw", "/out.json", "/out.series/")
 FIRST = {
     "benches/first/bench_first.py": "bench_first.py.txt",
     "benches/first/README.md": "README.first.md",
@@ -75,7 +75,7 @@ def first(folder: Path) -> dict[str, str]:
 def workflow(install: str) -> str:
     """The CI workflow that installs mlexp from there."""
     edit = "what pip installs the harness from" if install else PLACEHOLDER
-    return filled("benches.yml", {"INSTALL": json.dumps(install or "pytest-mlexp"), "EDIT": edit})
+    return filled("benches.yml", {"INSTALL": json.dumps(install or "pytest-mlexp")[1:-1], "EDIT": edit})
 
 
 def source() -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import pytest
 from mlexp import extras, record, settings, study
 from mlexp.harness.grid import SCALES
 from mlexp.harness.places import place
+from mlexp.harness.plan import params_of
 from mlexp.harness.status import UNMEASURED
 
 Problem = tuple[Sequence[str], str]  # the names whose place is the mistake's, what is wrong
@@ -137,42 +139,53 @@ def no_cell(item: pytest.Function, settings: object, device: str) -> str:
     return f"{item.path.parent.name}: these settings leave no cell on {device}{why} ({place(item.path, 'settings')})"
 
 
-def check_items(items: Sequence[pytest.Item], is_cell: Callable[[pytest.Item], bool]) -> list[str]:
-    """What is to be said of the collected cells. Raises UsageError for arguments that nothing gives a value, and for
-    two folders that would be one question."""
+def declares(module: ModuleType) -> bool:
+    """Whether a module is that of a question: what is in it may be checked, and nothing else."""
+    if (found := getattr(module, "STUDY", None)) is not None:
+        return isinstance(found, study.Study)
+    return isinstance(getattr(module, "AXES", None), Mapping) and hasattr(module, "SETTINGS")
+
+
+def check_items(items: Sequence[pytest.Item], is_cell: Callable[[pytest.Item], bool]) -> None:
+    """Raises UsageError for arguments that nothing gives a value, and for two folders that would be one question."""
     folders: dict[str, Path] = {}
-    measured: dict[Path, bool] = {}
     for item in items:
-        declares = isinstance(item, pytest.Function) and (hasattr(item.module, "STUDY") or hasattr(item.module, "AXES"))
-        if not (declares or is_cell(item)):
+        if not (isinstance(item, pytest.Function) and (is_cell(item) or declares(item.module))):
             continue
-        assert isinstance(item, pytest.Function)
         _check_arguments(item, is_cell(item))
-        measured[item.path] = measured.get(item.path, False) or is_cell(item)
-        folder = folders.setdefault(item.path.parent.name, item.path.parent)
-        if folder != item.path.parent:
+        folder = folders.setdefault(item.path.parent.name, item.path.parent) if declares(item.module) else None
+        if folder and folder != item.path.parent:
             both = f"{os.path.relpath(folder)} and {os.path.relpath(item.path.parent)}"
             raise pytest.UsageError(f"{both}: a question is known by its folder's name; rename one, or run one")
-    idle = "no test takes `cell`, so nothing is measured; write def test_it(cell, ...)"
-    return [f"{os.path.relpath(path)}: {idle}" for path, is_measured in measured.items() if not is_measured]
 
 
 def _check_arguments(item: pytest.Function, is_cell: bool) -> None:
-    info, axes = getattr(item, "_fixtureinfo", None), study.of(item.module).axes
-    given = {*getattr(info, "name2fixturedefs", ()), *getattr(item, "callspec", item.config).__dict__.get("params", ())}
-    lacking = [name for name in getattr(info, "argnames", ()) if name not in given | {"request"}]
-    if not lacking:
-        return
-    name = item.originalname
-    where = place(item.path, name)
-    if not is_cell and set(lacking) <= set(axes):
-        raise pytest.UsageError(f"{where}: {name} takes axes and no `cell`; write {name}(cell, {', '.join(lacking)})")
-    if is_cell:
+    info, axes, name = getattr(item, "_fixtureinfo", None), study.of(item.module).axes, item.originalname
+    given = {*getattr(info, "name2fixturedefs", ()), *params_of(item), "request"}
+    lacking = [argument for argument in getattr(info, "argnames", ()) if argument not in given]
+    if is_cell and lacking:
         known = f"axes are {', '.join(axes)}" if axes else 'there are no axes: axes={"seed": "seeds", ...} in STUDY'
-        message = (
-            f"{name} has an argument {lacking[0]!r}, neither an axis nor a fixture; {near(lacking[0], axes, known)}"
-        )
-        raise pytest.UsageError(f"{where}: {message}")
+        mend = f"{lacking[0]!r}, neither an axis nor a fixture; {near(lacking[0], axes, known)}"
+        raise pytest.UsageError(f"{place(item.path, name)}: {name} has an argument {mend}")
+    if lacking and set(lacking) <= set(axes):
+        mend = f"write {name}(cell, {', '.join(lacking)})"
+        raise pytest.UsageError(f"{place(item.path, name)}: {name} takes axes and no `cell`; {mend}")
+
+
+def idle(
+    module: ModuleType,
+    bench: Path,
+    collected: Sequence[pytest.Item | pytest.Collector],
+    is_cell: Callable[[pytest.Item], bool],
+) -> str | None:
+    """What is to be said of the file of a question in which nothing can be measured."""
+    if not declares(module):
+        return None
+    if not collected:
+        return f"{os.path.relpath(bench)}: no test; a cell is a function def test_...(cell, ...)"
+    if all(isinstance(each, pytest.Item) and not is_cell(each) for each in collected):
+        return f"{os.path.relpath(bench)}: no test takes `cell`, so nothing is measured; write def test_it(cell, ...)"
+    return None
 
 
 def call(bench: Path, function: Callable[..., Any], *arguments: object) -> Any:
@@ -215,11 +228,11 @@ def at_import(bench: Path, error: BaseException) -> str | None:
     """The line that says it all of an error at import: of a declaration or for want of a library, or else None."""
     if isinstance(error.__cause__, extras.MissingExtra):
         return str(error.__cause__)
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    frames = traceback.extract_tb(error.__traceback__)
     calls = any(f"{name}.__init__()" in str(error) for name in ("Study", "Claim"))
-    if isinstance(error, ValueError | TypeError) and frames and (frames[-1].filename in DECLARING or calls):
-        fields = [field.name for field in dataclasses.fields(study.Study)]
-        mend = f"; fields of a Study are {', '.join(fields)}" if "Study.__init__() got" in str(error) else ""
+    if isinstance(error, ValueError | TypeError | OSError) and (calls or frames[-1].filename in DECLARING):
+        fields = ", ".join(field.name for field in dataclasses.fields(study.Study))
+        mend = f"; fields of a Study are {fields}" if "Study.__init__() got" in str(error) else ""
         return f"{_last_own(error, bench)}: {error}{mend}"
     return None
 
@@ -233,7 +246,7 @@ def near(name: str | None, known: Iterable[str], otherwise: str = "") -> str:
 
 def _last_own(error: BaseException, bench: Path) -> str:
     """`file:line` of the last frame in the folder of a bench file."""
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(bench.parent)]
     return f"{os.path.relpath(own[-1].filename)}:{own[-1].lineno}" if own else os.path.relpath(bench)
 
@@ -242,8 +255,5 @@ def _kind(value: object) -> str:
     """What a value is, for people."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    return (
-        f"{value!r:.60}"
-        if isinstance(value, str | int | float | tuple | list | type(None))
-        else (f"a {type(value).__name__}")
-    )
+    plain = value is None or isinstance(value, str | int | float | tuple | list)
+    return f"{value!r:.60}" if plain else f"a {type(value).__name__}"

@@ -130,6 +130,8 @@ def pytest_make_collect_report(
         call = getattr(report, "call", None)  # pytest's own, for its own use
         if call and call.excinfo and (line := mistakes.at_import(collector.path, call.excinfo.value)):
             report.longrepr = line
+        if report.passed and (line := mistakes.idle(collector.obj, collector.path, report.result, is_cell)):
+            say(collector.config, f"mlexp: {line}")
     return report
 
 
@@ -156,8 +158,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(mistakes.no_cell(item, settings, config.stash[STATE].run.device))
     if cells and not hasattr(config.option, "benchmark_disable"):
         raise pytest.UsageError(f"{cells[0].nodeid}: needs pytest-benchmark, which is not loaded (-p no:benchmark?)")
-    for line in mistakes.check_items(items, is_cell):
-        say(config, f"mlexp: {line}")
+    mistakes.check_items(items, is_cell)
     for item in (cell for cell in cells if cell not in empty):
         try:
             plan = item.stash[PLAN] = Plan(item)

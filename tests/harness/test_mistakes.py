@@ -170,7 +170,7 @@ DECLARED = {
     "a misspelt argument": (
         ("    asks=", "    ask="),
         "STUDY = ",
-        "Study.__init__() got an unexpected keyword argument 'ask'; fields of a Study are asks, arm, *",
+        "Study.__init__() got an unexpected keyword argument 'ask'*; fields of a Study are asks, arm, *",
     ),
     "an argument left out": (
         ('    baseline="aa",\n', ""),
@@ -345,17 +345,43 @@ def test_two_folders_of_one_name_are_no_two_questions(pytester):
 def test_a_question_without_a_cell_names_what_is_empty(run):
     result, lines = run("seeds: tuple[int, ...] = (1, 2)", "seeds: tuple[int, ...] = ()")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "ERROR: it: these settings leave no cell on cpu: seeds empty (benches/it/bench_it.py:21)" in lines
+    assert "ERROR: it: these settings leave no cell on cpu: seeds empty (benches/it/bench_it.py:20)" in lines
 
 
-def test_a_declaration_that_no_cell_uses_is_said(pytester):
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("def test_it():\n    pass\n", "no test takes `cell`, so nothing is measured; write def test_it(cell, ...)"),
+        ("def measure_it(cell, size, seed, arm):\n    pass\n", "no test; a cell is a function def test_...(cell, ...)"),
+    ],
+)
+def test_a_declaration_that_no_cell_uses_is_said(pytester, test, said):
     pytester.makeini(INI)
-    head, _ = BENCH.split("def test_it")
-    write(pytester, "it", f"{head}def test_it():\n    pass\n")
+    head, cell = BENCH.split("def test_it")
+    write(pytester, "it", head + test)
     result = pytester.runpytest_inprocess("benches")
-    result.assert_outcomes(passed=1)
-    wanted = "mlexp: benches/it/bench_it.py: no test takes `cell`, so nothing is measured; write def test_it(cell, ...)"
-    result.stdout.fnmatch_lines([wanted])
+    result.stdout.fnmatch_lines([f"mlexp: benches/it/bench_it.py: {said}"])
+    write(pytester, "both", f"{head}def test_it{cell}\ndef test_other():\n    pass\n")
+    assert "mlexp: " not in pytester.runpytest_inprocess("benches/both", "-k", "other").stdout.str()
+
+
+def test_what_is_no_question_may_be_called_as_it_likes(pytester):
+    """Cells without a declaration, in folders of one name; modules with an AXES of their own."""
+    pytester.makeini(f"{INI}    test_*.py\n")
+    for where in ("one", "two"):
+        folder = pytester.path / where / "tests"
+        folder.mkdir(parents=True)
+        (folder / "test_cell.py").write_text("def test_it(cell):\n    cell.time(list)\n")
+    (folder / "test_own.py").write_text("AXES = [{}]\nSTUDY = 1\ndef test_it():\n    pass\n")
+    pytester.runpytest_inprocess().assert_outcomes(passed=3)
+
+
+def test_a_study_that_is_not_there_is_one_line(pytester):
+    pytester.makeini(INI)
+    write(pytester, "it", "from mlexp.study import beside\n\nSTUDY = beside(__file__).STUDY\ndef test_it(cell): pass\n")
+    result = pytester.runpytest_inprocess("benches")
+    result.stdout.fnmatch_lines(["benches/it/bench_it.py:3: there is no study.py beside bench_it.py"])
+    without_tracebacks(result.stdout.str())
 
 
 def test_fixtures_and_what_others_parametrize_are_no_mistakes(pytester):
