@@ -64,7 +64,7 @@ def reported(question, rows) -> Reported:
     """The report of records that share a context."""
     figures = []
 
-    def remember(figure, foot):
+    def remember(figure, **words):
         figures.append(figure)
         return NO_PICTURE
 

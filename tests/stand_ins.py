@@ -74,7 +74,7 @@ class Pages:
     def table(self, table, name, caption=""):
         self.tables[name] = table
 
-    def figure(self, figure, name, caption=""):
+    def figure(self, figure, name, finding, measure="", bars="", n="", shown="open"):
         self.figures[name] = figure
 
     def file(self, name, content):

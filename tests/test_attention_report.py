@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from matplotlib.patches import Rectangle
 from scipy import stats
 
 from .command import ROOT
@@ -313,7 +312,7 @@ def test_the_front_joins_what_no_other_arm_beats_in_cache_and_loss(whole):
     single = np.array([line.get_xydata()[0] for line in ax.lines if len(line.get_xydata()) == 1])
     for point in at.values():
         assert (np.abs(single - point).max(axis=1) < 1e-12).any()
-    assert {text.get_text() for text in ax.texts} >= {"baseline", "mla_plain", "nope"}
+    assert {text.get_text() for text in ax.texts} >= set(COMPETING)  # every arm is named
 
 
 def test_arms_of_one_cache_are_ranked(whole):
@@ -333,33 +332,49 @@ def test_arms_of_one_cache_are_ranked(whole):
         assert row.both_tied_with_best == (", ".join(both) or "none")
 
 
-def test_losses_are_drawn_with_their_intervals_and_the_band_of_the_control(whole):
+def test_losses_are_drawn_as_differences_best_first_with_the_tied_arms_filled(whole):
     ax = whole.report.figures["losses_finished.png"].axes[0]
-    order = sorted(ALL, key=lambda arm: whole.of(arm).mean())
+    order = [arm for arm in sorted(ALL, key=lambda arm: whole.of(arm).mean()) if arm != "mla_plain"]
     assert [label.get_text() for label in ax.get_yticklabels()] == order
     bars = [segment for drawn in ax.collections for segment in drawn.get_segments()]
+    marks = [line for line in ax.lines if line.get_marker() not in ("None", "|", "")]
+    same, _ = tied_with_best(whole.losses())
     for i, arm in enumerate(order):
-        low, high = t_interval(whole.of(arm))
+        value, low, high = contrast(whole.losses(), {arm: 1, "mla_plain": -1})
         assert [[low, i], [high, i]] == pytest.approx(np.array(bars[i])), arm
-    _, low, high = contrast(whole.losses(), {"again": 1, "mla_plain": -1})
-    (band,) = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
-    middle, half = whole.of("mla_plain").mean(), max(abs(low), abs(high))
-    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((middle - half, middle + half))
-    texts = [text.get_text() for text in ax.texts]
-    assert ("unigram 3.90" in texts and "out of sight: bayes 1.80" in texts) or "bayes 1.80" in " ".join(texts)
+        assert list(marks[i].get_xdata()) == pytest.approx([value])
+        assert (marks[i].get_fillstyle() == "full") == (arm in same), arm
 
 
-def test_curves_draw_means_over_seeds(whole):
+def test_the_title_of_the_losses_says_who_ties(whole):
+    same, _ = tied_with_best(whole.losses())
+    best = min(COMPETING, key=lambda arm: whole.of(arm).mean())
+    (block,) = [block for block in whole.report.out.blocks if block.get("name") == "losses_finished.png"]
+    assert block["finding"].startswith(f"{best} has the lowest loss ({whole.of(best).mean():.3f} nats); ")
+    assert f"{len(same) - 1} of the {len(COMPETING) - 1} others cannot" in block["finding"]
+    assert block["caption"].endswith("variance pooled over all arms. n: 4 seeds.")
+
+
+def test_curves_draw_differences_to_the_baseline_with_their_intervals(whole):
     octaves = [0, 1, 2, 4, 8, 16, 32, 37]
-    drawn = {n: lines(whole.report.figures[f"{n}.png"].axes[0]) for n in ("loss_by_position", "length", "learning")}
+    axes = {n: whole.report.figures[f"{n}.png"].axes[0] for n in ("loss_by_position", "length", "learning")}
+    drawn = {name: lines(ax) for name, ax in axes.items()}
     shown = [arm for arm in ALL if arm in drawn["learning"]]
     best = {}
     for arm in ALL:
         best.setdefault(arm.partition("_")[0] if arm in ORIGINAL else "control", []).append((whole.of(arm).mean(), arm))
     wanted = {min(arms)[1] for arms in best.values()} | {"baseline", "mla_plain", "mla_true", "nope", "rope_small"}
-    assert set(shown) == wanted
+    assert set(shown) == wanted - {"baseline"}
+    bands = [band for band in axes["length"].collections if band.get_label() == "_band"]
+    for arm, band in zip((line.get_label() for line in axes["length"].lines), bands, strict=False):
+        runs, base = whole.series(arm, "loss_by_factor"), whole.series("baseline", "loss_by_factor")
+        low = [stats.ttest_ind(a, b).confidence_interval(0.95).low for a, b in zip(runs.T, base.T, strict=True)]
+        ends = band.get_paths()[0].vertices
+        for x, end in zip((1, 2, 4), low, strict=True):
+            assert ends[np.isclose(ends[:, 0], x), 1].min() == pytest.approx(end)
     for arm in shown:
-        mean = {name: whole.series(arm, name).mean(axis=0) for name in ("loss_by_position", "loss_by_factor", "losses")}
+        mean = {name: whole.series(arm, name).mean(axis=0) - whole.series("baseline", name).mean(axis=0)
+                for name in ("loss_by_position", "loss_by_factor", "losses")}  # fmt: skip
         x, y = drawn["loss_by_position"][arm]
         np.testing.assert_allclose(y, [mean["loss_by_position"][a:b].mean() for a, b in pairwise(octaves)])
         np.testing.assert_allclose(x, [math.sqrt((a + 1) * b) for a, b in pairwise(octaves)])

@@ -690,16 +690,21 @@ def test_a_curve_without_a_crossover_is_ahead_or_behind():
     )
 
 
-@pytest.mark.parametrize("axis", GRIDS)
-def test_figures_draw_perplexities_and_advantages(whole, axis):
+def test_two_lengths_of_a_sequence_are_rows_of_a_table_and_no_figure(whole):
+    assert len(LENGTHS) == 2 and "sequence_length.png" not in whole.report.figures
+
+
+def test_figures_draw_perplexities_and_advantages(whole):
+    axis = "n_chars"
     left, right = whole.report.figures[TABLES[axis][2]].axes
     drawn, shown = curves_of(left), curves_of(right)
-    assert set(drawn) == {"backprop", *VARIANTS, "bigram", "unigram"} and set(shown) == {*VARIANTS, BEST}
+    assert set(drawn) == {"backprop", *VARIANTS, "bigram", "unigram"} and set(shown) == set(VARIANTS)
     points = GRIDS[axis][2]
     for name in ("backprop", *VARIANTS):
         want = [math.exp(whole.of(axis, n, name)["loss_nats"].mean()) for n in points]
-        assert list(drawn[name][0]) == list(points) and list(drawn[name][1]) == pytest.approx(want)
-    for name in (*VARIANTS, BEST):
+        assert list(drawn[name][0]) == pytest.approx(points, rel=0.1)  # points of one size stand side by side
+        assert list(drawn[name][1]) == pytest.approx(want)
+    for name in VARIANTS:
         logs = [np.log(whole.of(axis, n, "backprop")["perplexity"] / whole.of(axis, n, name)["perplexity"]).mean()
                 for n in points]  # fmt: skip
         assert list(shown[name][1]) == pytest.approx(list(np.exp(logs)))
@@ -708,10 +713,11 @@ def test_figures_draw_perplexities_and_advantages(whole, axis):
 def test_curves_draw_means_over_seeds_and_the_whole_gradient(whole):
     for ax, n in zip(whole.report.figures["learning.png"].axes, SIZES, strict=True):
         drawn = lines(ax)
-        assert set(drawn) == {"backprop", *VARIANTS}
+        assert set(drawn) == set(VARIANTS)
         for name, (x, y) in drawn.items():
-            validation = [arrays["held_out"] for arrays in whole.of("n_chars", n, name)["arrays"]]
-            assert list(x) == [25, 50, 75] and list(y) == pytest.approx(list(np.exp(np.mean(validation, axis=0))))
+            one, other = ([arrays["held_out"] for arrays in whole.of("n_chars", n, who)["arrays"]]
+                          for who in (name, "backprop"))  # fmt: skip
+            assert list(x) == [25, 50, 75] and y == pytest.approx(np.mean(one, axis=0) - np.mean(other, axis=0))
         dots = [line.get_xydata()[0].tolist() for line in ax.get_lines() if len(line.get_xdata()) == 1]
         np.testing.assert_allclose(sorted(dots), sorted([50, y[1]] for _, y in drawn.values()))
     panels = whole.report.figures["gradient_course.png"].axes
@@ -808,9 +814,8 @@ def test_a_learner_that_the_study_does_not_know_stands_in_every_table_and_figure
     for name, table in found.tables.items():
         if name != "parts.csv":
             assert new <= set(table["learner"]) and "recurrent_core" not in set(table["learner"]), name
-    for name in ("data_size", "sequence_length"):
-        for ax in found.figures[f"{name}.png"].axes:
-            assert new <= set(curves_of(ax)), name
+    for ax in found.figures["data_size.png"].axes:
+        assert new <= set(curves_of(ax))
     assert new <= set(lines(found.figures["learning.png"].axes[0]))
     assert new <= {ax.get_title() for ax in found.figures["gradient_course.png"].axes}
     assert found.findings["Q"].why.startswith("no perplexity of recurrent_core at n1000")

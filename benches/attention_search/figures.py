@@ -34,7 +34,7 @@ def floor_lines(ax, data, axis="y", band=True):
     """Floors and the A/A band. A floor far from all losses would flatten the rest: it is named at the edge instead."""
     rows = data.rows("")
     values = rows["loss_nats"].astype(float)
-    near, far = (values.min() - 1.2, values.max() + 1.2), []
+    near, far = (values.min() - 0.1, values.max() + 0.1), []
     for name in FLOORS:
         column = rows.get(f"{name}_loss_nats")
         if column is None or column.isna().all():
@@ -56,9 +56,12 @@ def floor_lines(ax, data, axis="y", band=True):
 
 
 def arms_figure(data, table):
-    fig, ax = plots.figure("Test loss by arm", xlabel="nats a token", size=(7.6, 0.25 * len(table) + 1.6))
-    plots.intervals(ax, table.rename(columns={"loss_nats": "value"}), "variant", data.looks)
-    floor_lines(ax, data, axis="x")
+    """Each arm's difference to the control, best first; arms tied with the best are filled. `table`: every arm, ranked."""
+    control = CONTROLS[0] if CONTROLS[0] in data.arms else table["variant"].iloc[0]
+    rows = pair_table(data, {name: (name, control) for name in table["variant"] if name != control}, apart=APART)
+    rows["filled"] = rows["arm"].map(table.set_index("variant")["tied"]).fillna(False).astype(bool)
+    fig, ax = plots.figure(xlabel=f"nats a token, arm minus {control}", size=(7.6, 0.22 * len(rows) + 1.2))
+    plots.intervals(ax, rows, "arm", data.looks, null=0.0)
     return fig
 
 
@@ -70,21 +73,19 @@ def unbeaten(table, cost) -> list[str]:
 
 def front_figure(data):
     """Cache against loss, the arms that no other beats in both joined by a line."""
-    fig, ax = plots.figure("What a smaller cache costs", xlabel="bytes of cache per token (bfloat16)",
-                           ylabel="test loss, nats a token", size=(8.6, 5.2))  # fmt: skip
+    fig, ax = plots.figure(xlabel="bytes of cache per token (bfloat16)", ylabel="test loss, nats a token",
+                           size=(9.6, 6.2))  # fmt: skip
     table = arm_table(data, "", ("kv_bytes_per_token",))
     table = table[~table["variant"].isin(APART)]
     for row in table.itertuples():
         look = data.looks[row.variant]
         bars = None if np.isnan(row.low) else [[row.loss_nats - row.low], [row.high - row.loss_nats]]
-        ax.errorbar(row.kv_bytes_per_token, row.loss_nats, bars, color=look.colour, marker=look.marker, capsize=2,
-                    elinewidth=0.8)  # fmt: skip
+        drawn = ax.errorbar(row.kv_bytes_per_token, row.loss_nats, bars, color=look.colour, marker=look.marker,
+                            capsize=2, elinewidth=0.8)  # fmt: skip
+        plots.mark(row.variant, *drawn.get_children())
     best = table.set_index("variant").loc[unbeaten(table, "kv_bytes_per_token")]
     ax.plot(best["kv_bytes_per_token"], best["loss_nats"], color=plots.INK, linewidth=0.9, zorder=1)
-    named = table[table["variant"].isin([*best.index, *CONTROLS, "nope"])].sort_values("kv_bytes_per_token")
-    for i, row in enumerate(named.itertuples()):
-        ax.annotate(row.variant, (row.kv_bytes_per_token, row.loss_nats), xytext=(4, -12 - 10 * (i % 2)),
-                    textcoords="offset points", fontsize=7.5)  # fmt: skip
+    plots.name_points(ax, table, "kv_bytes_per_token", "loss_nats", "variant", data.looks)
     floor_lines(ax, data)
     plots.log_x(ax, ticks=table["kv_bytes_per_token"])
     return fig
@@ -100,23 +101,56 @@ def shown_arms(data) -> list[str]:
     return [name for name in data.arms if name in wanted]
 
 
-def lines(ax, data, out, curve):
-    """A line an arm: `curve(series)` gives x and y of a record, averaged over seeds."""
-    rows = data.rows("")
-    for name in shown_arms(data):
-        look = data.looks[name]
+def front_finding(data) -> str:
+    """The cheapest arm that no other beats, and the best of all."""
+    table = arm_table(data, "", ("kv_bytes_per_token",))
+    table = table[~table["variant"].isin(APART)].set_index("variant")
+    first, *_, last = [*unbeaten(table.reset_index(), "kv_bytes_per_token")] * 2
+    ends = [f"{name} at {table['kv_bytes_per_token'][name]:,.0f} bytes, {table['loss_nats'][name]:.3f} nats"
+            for name in dict.fromkeys((first, last))]  # fmt: skip
+    return "Unbeaten in cache and loss: from " + " to ".join(ends) if len(ends) > 1 else f"Unbeaten: {ends[0]}"
+
+
+def curves(data, out, curve) -> dict[str, tuple]:
+    """arm -> (x, runs x points) of the arms shown, and of the baseline; `curve(series)` gives x and y of a record."""
+    rows, found = data.rows(""), {}
+    for name in dict.fromkeys((*shown_arms(data), reference_arm(data))):
         drawn = [curve(out.series(key)) for key in rows[rows["variant"] == name]["key"]]
-        ax.plot(drawn[0][0], np.mean([y for _, y in drawn], axis=0), color=look.colour, linestyle=look.dash, label=name,
-                marker=look.marker if len(drawn[0][0]) < 10 else None)  # fmt: skip
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False)
-    floor_lines(ax, data, band=False)
+        found[name] = drawn[0][0], np.array([y for _, y in drawn], float)
+    return found
+
+
+def reference_arm(data) -> str:
+    """The arm that curves are drawn against: the baseline, else the first there is."""
+    return next((name for name in ("baseline", *CONTROLS) if name in data.arms), data.arms[0])
+
+
+def lines(ax, data, drawn):
+    """A line an arm: its difference to the baseline, whose runs are others, so that both vary."""
+    base = reference_arm(data)
+    for name, (x, runs) in drawn.items():
+        if name != base:
+            plots.averages(ax, x, runs, name, data.looks[name], marks=len(x) < 10, against=drawn[base][1])
+    plots.reference(ax, y=0.0)
+    plots.name_lines([ax], data.looks)
+
+
+def lead_finding(data, drawn, where) -> str:
+    """Which of the arms shown is best at the end of its curve, against the baseline."""
+    base = reference_arm(data)
+    ends = {name: float(runs[:, -1].mean() - drawn[base][1][:, -1].mean()) for name, (_, runs) in drawn.items()}
+    best, worst = min(ends, key=ends.get), max(ends, key=ends.get)
+    if best == worst:
+        return f"{base} alone has curves here"
+    return f"{where}: from {ends[best]:+.3f} nats ({best}) to {ends[worst]:+.3f} ({worst}) against {base}"
 
 
 def position_figure(data, out):
-    fig, ax = plots.figure("Loss by position", xlabel="tokens of context", ylabel="nats a token", size=(8, 4.4))
-    lines(ax, data, out, lambda series: by_octave(series["loss_by_position"]))
+    drawn = curves(data, out, lambda series: by_octave(series["loss_by_position"]))
+    fig, ax = plots.figure(xlabel="tokens of context", ylabel="nats a token", size=(8, 4.4))
+    lines(ax, data, drawn)
     plots.log_x(ax)
-    return fig
+    return fig, lead_finding(data, drawn, "At the end of the context")
 
 
 def by_octave(losses) -> tuple[list[float], list[float]]:
@@ -127,11 +161,12 @@ def by_octave(losses) -> tuple[list[float], list[float]]:
 
 
 def length_figure(data, out):
-    fig, ax = plots.figure("Beyond the trained length", xlabel="context / trained context", ylabel="nats a token",
-                           size=(8, 4.4))  # fmt: skip
-    lines(ax, data, out, lambda series: (series["factors"], series["loss_by_factor"]))
-    plots.log_x(ax, ticks=out.series(data.rows("")["key"].iloc[0])["factors"])
-    return fig
+    drawn = curves(data, out, lambda series: (series["factors"], series["loss_by_factor"]))
+    fig, ax = plots.figure(xlabel="context / trained context", ylabel="nats a token", size=(8, 4.4))
+    lines(ax, data, drawn)
+    factors = next(iter(drawn.values()))[0]
+    plots.log_x(ax, ticks=factors)
+    return fig, lead_finding(data, drawn, f"At {factors[-1]:g} times the trained context")
 
 
 def learning_figure(data, out):
@@ -139,13 +174,14 @@ def learning_figure(data, out):
         parts = np.array_split(series["losses"], min(50, len(series["losses"])))
         return (np.arange(len(parts)) + 0.5) / len(parts), [part.mean() for part in parts]
 
-    fig, ax = plots.figure("Learning", xlabel="share of the steps", ylabel="training loss, nats", size=(8, 4.4))
-    lines(ax, data, out, curve)
-    return fig
+    drawn = curves(data, out, curve)
+    fig, ax = plots.figure(xlabel="share of the steps", ylabel="nats a token", size=(8, 4.4))
+    lines(ax, data, drawn)
+    return fig, lead_finding(data, drawn, "At the last steps")
 
 
 CURVES = (
-    (position_figure, "loss_by_position.png", "Test loss by position (means over octaves), mean over seeds."),
-    (length_figure, "length.png", "The same targets read with more context than in training."),
-    (learning_figure, "learning.png", "Training loss, mean over seeds."),
+    (position_figure, "loss_by_position.png", "Test loss by position (means over octaves)"),
+    (length_figure, "length.png", "The same targets read with more context than in training"),
+    (learning_figure, "learning.png", "Training loss"),
 )

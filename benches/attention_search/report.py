@@ -34,6 +34,7 @@ FACTORIAL = {  # (query rank, interpolation, bias) -> arm
     (1, 1, 1): "mla_all_three",
 }
 FLOORS = ("uniform", "unigram", "bigram", "bayes")
+BARS = "95 % t interval over seeds"
 MEANS = ("validation_loss_nats", "train_loss_nats", "accuracy", "perplexity", "bits_per_byte", "n_params",
          "attention_params", "active_params", "kv_bytes_per_token", "lr")  # fmt: skip
 
@@ -82,7 +83,10 @@ def report(records, out):
             comparisons(data.under(fixed={"budget": budget, "match": match}), out, budget)
     out.heading("Cache against loss")
     out.text(ABOUT_CACHE)
-    out.figure(figures.front_figure(data), "kv_bytes_vs_loss.png", "Bytes of cache per token against test loss.")
+    out.figure(
+        figures.front_figure(data), "kv_bytes_vs_loss.png", figures.front_finding(data),
+        "Bytes of cache per token against test loss; band: A/A; the line joins what no other arm beats in both", BARS,
+    )  # fmt: skip
     out.heading("Which single thing does what")
     parts = tested(data, data.study.parts, out).rename(columns={"name": "what"})
     out.table(parts, "factors.csv", "Arm minus the same arm without it.")
@@ -97,8 +101,10 @@ def report(records, out):
     out.text(ABOUT_CUT)
     out.table(cost.cut_table(data, out), "same_flops_same_time.csv", "Curves cut at equal FLOPs and at equal time.")
     out.heading("Where in the context, and beyond it")
-    for draw, name, caption in figures.CURVES:
-        out.figure(draw(data, out), name, caption)
+    for draw, name, measure in figures.CURVES:
+        fig, finding = draw(data, out)
+        measure = f"{measure}, minus {figures.reference_arm(data)}'s; best of each family and the controls"
+        out.figure(fig, name, finding, measure, "95 % t interval of the difference of means over seeds")
     out.heading("Cost")
     out.text(cost.cost_sentence(data))
     out.table(
@@ -135,8 +141,11 @@ def comparisons(data, out, budget):
         pairs = {name: (name, control) for name in data.arms if name != control}
         table = tested(data, pairs, out).drop(columns="name")
         out.table(table, f"against_{control}_{budget}.csv", f"Arm minus {control}, in nats a token.")
-    out.figure(figures.arms_figure(data, ranked(data)), f"losses_{budget}.png",
-               "Test loss, 95 % interval over seeds; band: A/A; floors.")  # fmt: skip
+    out.figure(
+        figures.arms_figure(data, ranked(data)), f"losses_{budget}.png", tie_finding(data),
+        f"Test loss minus {CONTROL}'s; filled: tied with the best by Tukey's test over all pairs",
+        "95 % t interval of one difference, variance pooled over all arms",
+    )  # fmt: skip
 
 
 def ranked(data) -> pd.DataFrame:
@@ -198,6 +207,18 @@ def slope(data, control, out) -> float:
     halves = [curve[len(curve) // 2 :] for curve in curves if len(curve) >= 4]
     fall = -float(np.mean([np.polyfit(range(len(half)), half, 1)[0] for half in halves])) if halves else math.nan
     return fall if fall > 0 else math.nan
+
+
+def tie_finding(data) -> str:
+    """Whether one arm is best, and how many cannot be told from it."""
+    table, same = ranked(data), tied(data)
+    best = table.loc[~table["variant"].isin(APART)].iloc[0]
+    loss = f"{best['variant']} has the lowest loss ({best['loss_nats']:.3f} nats)"
+    if not same:
+        return f"{loss}; fewer than two seeds or arms, so nothing can be told apart"
+    others = len(same) - 1
+    told = f"{others} of the {len(competing(data)) - 1} others cannot be told from it" if others else "alone"
+    return f"{loss}; {told}"
 
 
 def tie_sentences(data) -> Iterator[str]:

@@ -1,12 +1,18 @@
 """What no row of the declaration says: every baseline, what theory allows, the samples, prompts decoded together."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from mlexp.analysis import plots
+from mlexp.analysis.shown import amount, reach
 from mlexp.analysis.tables import cells_of, levels_of, pair_table
+from mlexp.study import load
 
-METHODS = ("eab_particles", "eab_paper")
+METHODS, SHARED = ("eab_particles", "eab_paper"), "shared_prefill"
+BANDS = load(Path(__file__).with_name("study.py")).BANDS
+BARS = "95 % t interval over prompts"
 COSTS = {"token_forwards": "token forwards", "flops": "FLOPs counted", "peak_bytes": "peak bytes above the model"}
 NUMBERS = (
     *("branch_rate", "branch_count", "branch_position_first", "branch_position_mean", "branch_position_last"),
@@ -57,7 +63,11 @@ def report(records, out):
         out.text(ABOUT_THROUGHPUT)
         table = throughput_table(batches)
         out.table(table, "throughput.csv", "Batches of prompts decoded together.")
-        out.figure(throughput_figure(batches, table), "throughput.png", "Prompts a second against model size.")
+        if len(levels_of(batches, "model")) > 1:
+            out.figure(
+                throughput_figure(batches, table), "throughput.png", throughput_finding(table),
+                "Prompts a second against model size, both scales logarithmic; mean over batches", n=unit_count(batches),
+            )  # fmt: skip
 
 
 def prompts(data, out):
@@ -65,25 +75,42 @@ def prompts(data, out):
     out.heading("Speed-up")
     out.text(ABOUT_SPEEDUP)
     out.table(speedups, "speedup.csv", "Branching against every baseline.")
+    several = len(levels_of(data, "model")) > 1
     if len(speedups):
-        out.figure(
-            speedup_figure(data, speedups), "speedup_vs_params.png",
-            "Speed-up against model size, both scales logarithmic.",
-        )  # fmt: skip
-        out.figure(saved_figure(data), "time_saved.png", "Seconds saved a prompt by eab_particles, against model size.")
+        measure = "Baseline's time over the method's, paired by prompt, geometric mean"
+        if several:
+            out.figure(
+                speedup_figure(data, speedups), "speedup_vs_params.png", speedup_finding(speedups),
+                f"{measure}; both scales logarithmic, points of one size set side by side; grey: what the original "
+                "predicts of sequential", BARS,
+            )  # fmt: skip
+            out.figure(
+                saved_figure(data), "time_saved.png", saved_finding(data), "Seconds saved a prompt by eab_particles",
+                BARS, shown="folded",
+            )  # fmt: skip
+        else:
+            out.figure(pairs_figure(data, speedups), "speedup.png", speedup_finding(speedups), measure, BARS)
     out.heading("Cost")
     out.text(ABOUT_COST)
     if len(limits):
         out.text("\n".join(limit_sentences(limits)))
     out.table(limits, "limits.csv", "Ratios baseline / eab_particles: the limit and what was reached.")
-    out.figure(cost_figure(data, records), "cost.png", "What each arm spends, mean over prompts.")
+    costs = cost_table(data)
+    if several and len(costs):
+        out.figure(
+            cost_figure(data, costs), "cost.png", cost_finding(costs),
+            f"What an arm spends over what {SHARED} spends, paired by prompt, geometric mean; both scales logarithmic",
+            BARS,
+        )  # fmt: skip
+    elif len(costs):
+        out.text(cost_sentence(costs))
     out.heading("Samples")
     out.text(ABOUT_SAMPLES)
     if "effective_samples" in records:
         out.text(OLD)
     out.table(behaviour_table(data), "quality.csv", "Branching behaviour and sample quality, mean over prompts.")
-    if figure := live_figure(data, out):
-        out.figure(figure, "live_paths.png", "Live paths a step, mean over prompts.")
+    if drawn := live_figure(data, out):
+        out.figure(*drawn, shown="folded")
 
 
 def baselines(data) -> list[str]:
@@ -157,7 +184,7 @@ def throughput_table(data):
 
 
 def throughput_figure(data, table):
-    fig, ax = plots.figure("Prompts decoded together", xlabel="parameters", ylabel="prompts a second")
+    fig, ax = plots.figure(xlabel="parameters", ylabel="prompts a second")
     shown = table.drop(columns=["low", "high"], errors="ignore")
     plots.curves(ax, shown, "n_params", "prompts_per_s", "decoder", data.looks)
     plots.log_x(ax, ticks=table["n_params"])
@@ -212,11 +239,31 @@ def summary(values):
     return f"{counts.index[0]} ({counts.iloc[0]} of {len(values)})"
 
 
+def speedup_finding(speedups) -> str:
+    """How much faster branching is than sequential sampling, and than the baseline that is hardest to beat."""
+    method = METHODS[0] if METHODS[0] in set(speedups["method"]) else speedups["method"].iloc[0]
+    rows = speedups[speedups["method"] == method]
+    hardest = rows.groupby("baseline")["speedup"].max().idxmin()
+    texts = []
+    for baseline in dict.fromkeys(("sequential", hardest)):
+        against = rows[rows["baseline"] == baseline]
+        if len(against):
+            told = int(((against["low"] > 1) | (against["high"] < 1)).sum())
+            at = f" at {told} of {len(against)} sizes" if told else ""
+            sure = "" if told == len(against) else f" (told from 1{at})" if told else " (not told from 1)"
+            texts.append(f"{reach(against['speedup'], 'ratio')} over {baseline}{sure}")
+    return f"Speed-up of {method}: {' and '.join(texts)}"
+
+
 def speedup_figure(data, speedups):
     fig, panels = plots.figures(2, sharey=True, size=(10, 4.4))
     for ax, method in zip(panels, METHODS, strict=True):
         table = speedups[speedups["method"] == method]
-        plots.curves(ax, table, "n_params", "speedup", "baseline", data.looks, labels=method == METHODS[-1])
+        for model, (low, high) in BANDS.items():
+            at = table.loc[table["model"] == model, "n_params"]
+            if len(at):
+                ax.fill_between([at.iloc[0] / 1.12, at.iloc[0] * 1.12], low, high, color=plots.FAINT, linewidth=0)
+        plots.curves(ax, table, "n_params", "speedup", "baseline", data.looks, dodge=1.05)
         plots.log_x(ax, ticks=speedups["n_params"])
         plots.log_y(ax)
         plots.reference(ax, y=1.0)
@@ -225,44 +272,110 @@ def speedup_figure(data, speedups):
     return fig
 
 
-def saved_figure(data):
+def pairs_figure(data, speedups):
+    """A row a method and baseline, where there is one model."""
+    rows = speedups.assign(pair=speedups["method"] + " over " + speedups["baseline"])
+    looks = {row.pair: data.looks[row.baseline] for row in rows.itertuples()}
+    fig, ax = plots.figure(xlabel="baseline's time / method's time", size=(7.6, 0.3 * len(rows) + 1.0))
+    plots.intervals(ax, rows.rename(columns={"speedup": "value"}), "pair", looks, null=1.0)
+    plots.log_x(ax)
+    return fig
+
+
+def saved_table(data):
     pairs = {name: (name, "eab_particles") for name in baselines(data)}
     table = pair_table(data, pairs, "model", "wall_s")
     table["n_params"] = [n_params(data, model) for model in table["model"]]
-    fig, ax = plots.figure("Time saved by eab_particles", xlabel="parameters", ylabel="seconds a prompt")
-    plots.curves(ax, table, "n_params", "value", "name", data.looks)
+    return table
+
+
+def saved_finding(data) -> str:
+    table = saved_table(data)
+    last = table[table["n_params"] == table["n_params"].max()]
+    texts = [f"{amount(row.value, 's')} against {row.name}" for row in last.itertuples(index=False)]
+    return f"Saved a prompt at {last['model'].iloc[0]}: {', '.join(texts)}" if len(last) else "Nothing to compare"
+
+
+def saved_figure(data):
+    fig, ax = plots.figure(xlabel="parameters", ylabel="seconds a prompt")
+    plots.curves(ax, saved_table(data), "n_params", "value", "name", data.looks)
     plots.log_x(ax, ticks=data.rows("model")["n_params"])
     plots.reference(ax, y=0.0)
     return fig
 
 
-def cost_figure(data, records):
-    fig, panels = plots.figures(3, size=(12, 4.2))
-    for ax, (metric, title) in zip(panels, COSTS.items(), strict=True):
-        table = records.groupby(["n_params", "decoder"], as_index=False)[metric].mean()
-        plots.curves(ax, table, "n_params", metric, "decoder", data.looks, labels=metric == "peak_bytes")
-        plots.log_x(ax, ticks=records["n_params"])
+def cost_table(data):
+    """Each cost of each arm over that of the arm that shares the prompt and nothing else; empty without it."""
+    pairs = {name: (name, SHARED) for name in data.arms if name != SHARED}
+    known = [metric for metric in COSTS if metric in data.records and data.records[metric].notna().any()]
+    tables = [pair_table(data, pairs, "model", metric, ratio=True).assign(metric=metric) for metric in known]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["model"])
+    return table.assign(n_params=[n_params(data, model) for model in table["model"]])
+
+
+def cost_finding(costs) -> str:
+    method = METHODS[0] if METHODS[0] in set(costs["name"]) else costs["name"].iloc[0]
+    rows = costs[costs["name"] == method].groupby("metric", sort=False)["value"]
+    return f"{method} over {SHARED}: " + ", ".join(f"{reach(v, 'ratio')} of {COSTS[name]}" for name, v in rows)
+
+
+def cost_sentence(costs) -> str:
+    """The same where there is one model: nothing to draw a line through."""
+    rows = costs.groupby("metric", sort=False)
+    texts = [
+        f"{COSTS[metric]}: " + ", ".join(f"{row.name} {amount(row.value, 'ratio', is_level=True)}"
+                                         for row in table.itertuples(index=False))
+        for metric, table in rows
+    ]  # fmt: skip
+    return f"What an arm spends over what {SHARED} spends, geometric mean over prompts. " + ". ".join(texts) + "."
+
+
+def cost_figure(data, costs):
+    metrics = list(dict.fromkeys(costs["metric"]))
+    fig, panels = plots.figures(len(metrics), size=(4 * len(metrics), 4.2))
+    for ax, metric in zip(panels, metrics, strict=True):
+        shown = costs[costs["metric"] == metric]
+        plots.curves(ax, shown, "n_params", "value", "name", data.looks, labels=ax is panels[-1], dodge=1.04)
+        plots.log_x(ax, ticks=costs["n_params"])
         plots.log_y(ax)
-        ax.set(title=title, xlabel="parameters")
+        plots.reference(ax, y=1.0)
+        ax.set(title=COSTS[metric], xlabel="parameters")
+    panels[0].set_ylabel(f"arm / {SHARED}")
     return fig
 
 
 def live_figure(data, out):
-    """Live paths a step of the tree arms (those whose records have a tree), a panel a model."""
+    """(figure, name, finding, measure, bars) of the live paths a step of the tree arms (those whose records have a
+    tree), a panel a model."""
     rows = data.rows("model")
     trees = rows[rows["decoder"].isin(("dedup", *METHODS))]
     models = [model for model in levels_of(data, "model") if model in set(trees["model"])]
     if not models or any("live_paths" not in out.series(key) for key in trees["key"]):
         return None
     fig, panels = plots.figures(len(models), sharey=True, size=(3 * len(models) + 1.6, 3.6))
+    ends = {}
     for ax, model in zip(panels, models, strict=True):
         for decoder, look in data.looks.items():
             keys = trees[(trees["model"] == model) & (trees["decoder"] == decoder)]["key"]
             if len(keys):
-                mean = np.mean([out.series(key)["live_paths"] for key in keys], axis=0)
-                ax.plot(range(1, len(mean) + 1), mean, color=look.colour, linestyle=look.dash, label=decoder)
+                paths = np.array([out.series(key)["live_paths"] for key in keys], float)
+                plots.averages(ax, np.arange(1, paths.shape[1] + 1), paths, decoder, look)
+                ends.setdefault(decoder, []).append(paths[:, -1].mean())
         ax.set(title=model, xlabel="step")
         ax.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("live paths")
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-    return fig
+    plots.name_lines(panels, data.looks)
+    finding = "Live paths at the end: " + ", ".join(f"{name} {reach(values)}" for name, values in ends.items())
+    return fig, "live_paths.png", finding, "Live paths a step, mean over prompts", BARS
+
+
+def throughput_finding(table) -> str:
+    last = table[table["n_params"] == table["n_params"].max()].sort_values("prompts_per_s", ascending=False)
+    best = last.iloc[0]
+    return f"At {best['model']} {best['decoder']} decodes most prompts a second: {amount(best['prompts_per_s'], '', is_level=True)}"
+
+
+def unit_count(data) -> str:
+    """How many replicates there are, in words."""
+    name = data.study.replicates[0]
+    return f"{data.records[name].nunique()} {name}es"

@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 declared, steps = load(HERE / "study.py"), load(HERE / "steps.py")
 original = load(HERE / "original" / "outputs.py")
 BEST, MAIN, TRUSTED, VARIANTS = declared.BEST, declared.MAIN, declared.TRUSTED, declared.VARIANTS
+BARS = "95 % t interval over seeds"
+SCALING = "Test perplexity, and backprop's over the learner's (above 1 the learner is better), geometric means"
 FLOORS = {name: plots.Look("#6e7781", "", dash) for name, dash in (("bigram", "--"), ("unigram", ":"))}
 
 ABOUT = """
@@ -63,12 +65,16 @@ def report(records, out):
     if trained:
         out.table(steps.trust_table(records), "trust.csv", "Gradient and settling in training, the worst cell of each.")
         if figure := steps.course_figure(data, out):
-            out.figure(figure, "gradient_course.png", "1 - cosine over training; the line is the bar of trust.")
+            worst = steps.checked(records)["gradient_cosine"].min()
+            out.figure(
+                figure, "gradient_course.png", f"The worst gradient in training has a cosine of {worst:.4f} to the true one",
+                f"1 - cosine over training, a line a cell; dashed: the bar of trust, cosine {TRUSTED:g}",
+            )  # fmt: skip
     if len(gradients):
         out.table(steps.gradient_table(gradients), "gradient.csv", "A step's gradient by nudge, beta and tolerance.")
         out.figure(
-            steps.gradient_figure(gradients), "gradient.png", "1 - cosine against the cost of a step: each line goes "
-            "from the loosest tolerance to the tightest.",
+            steps.gradient_figure(gradients), "gradient.png", steps.gradient_finding(gradients),
+            "1 - cosine against the cost of a step; each line goes from the loosest tolerance to the tightest",
         )  # fmt: skip
     if trained or len(single):
         out.heading("Cost")
@@ -79,7 +85,10 @@ def report(records, out):
         timed = steps.step_table(single)
         out.text(ABOUT_STEP)
         out.table(timed.drop(columns=["spread", "spread_backprop"]), "step.csv", "One step.")
-        out.figure(steps.step_figure(data, timed), "step.png", "Time and memory of a step against its sweeps.")
+        out.figure(
+            steps.step_figure(data, timed), "step.png", steps.step_finding(timed),
+            "Time of a step over backprop's, and bytes saved for backward, against its sweeps",
+        )  # fmt: skip
     original.files(data, crossover_table(data), out)
 
 
@@ -94,7 +103,7 @@ def amount(data, out):
     out.table(perplexity_table(data, "n_chars"), "perplexity.csv", "Every size and learner, and the floors.")
     out.figure(
         scaling_figure(data, "n_chars", "characters of training text"), "data_size.png",
-        "Perplexity and advantage by size.",
+        scaling_finding(data, "n_chars"), f"{SCALING}; shaded: where each crossover may lie, 95 %", BARS,
     )  # fmt: skip
     table = advantage_table(data, "n_chars")
     out.table(table, "advantage.csv", "Backprop's perplexity over the learner's; above 1 the learner is better.")
@@ -104,11 +113,16 @@ def amount(data, out):
     out.text(ABOUT_PARTS)
     out.table(parts, "parts.csv", "Differences in test loss, nats.")
     if len(parts.dropna(subset=["low"])):
-        out.figure(part_figure(parts), "parts.png", "What the difference to backprop is due to.")
+        out.lead = "parts.png"
+        out.figure(
+            part_figure(parts), "parts.png", part_finding(parts),
+            "Difference in test loss between two learners, paired by seed; below 0: better with it", BARS,
+        )  # fmt: skip
     out.heading("How it learns")
     out.figure(
-        learning_figure(data, out), "learning.png", "Validation perplexity over training, mean over seeds; the dot is "
-        "the best state, the one that is scored.",
+        learning_figure(data, out), "learning.png", learning_finding(data),
+        "Validation loss over training minus backprop's, paired by seed; the mark is the best state, which is scored",
+        "95 % t interval of each point over seeds",
     )  # fmt: skip
 
 
@@ -116,9 +130,11 @@ def length(data, out):
     """The grid over the length of the sequences."""
     out.heading("Length of the sequences")
     out.table(perplexity_table(data, "seq_len"), "sequence_perplexity.csv", "The same targets at every length.")
-    out.figure(
-        scaling_figure(data, "seq_len", "characters of a sequence"), "sequence_length.png", "Perplexity and advantage."
-    )
+    if len(levels_of(data, "seq_len")) > 2:
+        out.figure(
+            scaling_figure(data, "seq_len", "characters of a sequence"), "sequence_length.png",
+            scaling_finding(data, "seq_len"), SCALING, BARS,
+        )  # fmt: skip
     out.table(advantage_table(data, "seq_len"), "sequence_advantage.csv", "Backprop's perplexity over the learner's.")
 
 
@@ -250,16 +266,33 @@ def block_ratios(data, name, metric) -> np.ndarray:
     return pd.concat(logs).groupby(level=0).mean().to_numpy() if logs else np.array([])
 
 
+def scaling_finding(data, axis) -> str:
+    """How the variants stand against backprop at the largest level."""
+    table = advantage_table(data, axis)
+    table = table[~table["learner"].isin((*declared.CONTROLS, BEST))]
+    if table.empty:
+        return "Backprop and a variant are not both in these records"
+    last = table[table[axis] == table[axis].max()]
+    texts = [f"{row.learner} {row.ratio:.2f}x" + ("" if row.low > 1 or row.high < 1 else " (not told from 1)")
+             for row in last.itertuples()]  # fmt: skip
+    return f"Backprop's perplexity over the variant's at {thousands(table[axis].max())}: {', '.join(texts)}"
+
+
 def scaling_figure(data, axis, label):
-    """Perplexity with the floors, and the ratio to backprop."""
+    """Perplexity with the floors, and the ratio to backprop with the crossovers."""
     fig, (left, right) = plots.figures(2, size=(13, 4.4))
     drawn, table = perplexity_table(data, axis), advantage_table(data, axis)
-    controls = set(declared.CONTROLS)
-    plots.curves(left, drawn[~drawn["learner"].isin((*controls, BEST))], axis, "perplexity", "learner",
-                 data.looks | FLOORS)  # fmt: skip
-    shown = table[~table["learner"].isin(controls)]
+    apart = (*declared.CONTROLS, BEST)  # the best of three lies on one of the three
+    plots.curves(left, drawn[~drawn["learner"].isin(apart)], axis, "perplexity", "learner", data.looks | FLOORS,
+                 dodge=1.03)  # fmt: skip
+    shown = table[~table["learner"].isin(apart)]
     if len(shown):
-        plots.curves(right, shown, axis, "ratio", "learner", data.looks)
+        plots.curves(right, shown, axis, "ratio", "learner", data.looks, dodge=1.03)
+    if axis == "n_chars":
+        for row in crossover_table(data).dropna(subset=["low", "high"]).itertuples():
+            if row.learner not in apart and row.scored_on.startswith("test"):
+                colour = data.looks[row.learner].colour
+                right.axvspan(row.low, row.high, color=colour, alpha=0.1, linewidth=0, label=plots.BAND)
     plots.reference(right, y=1.0)
     for ax in (left, right):
         plots.log_x(ax, ticks=drawn[axis])
@@ -270,31 +303,64 @@ def scaling_figure(data, axis, label):
     return fig
 
 
+def part_finding(parts) -> str:
+    """Whether the rule makes a difference that can be told from none, and whether the network does."""
+    known = parts.dropna(subset=["low"])
+    rule = known[known["part"].str.contains("rule")]
+    told = rule[(rule["low"] > 0) | (rule["high"] < 0)]
+    if rule.empty:
+        return "What the difference to backprop is due to"
+    if told.empty:
+        return f"The learning rule makes no measurable difference: {len(rule)} of {len(rule)} intervals hold 0"
+    worst = told.loc[told["value"].abs().idxmax()]
+    return f"The learning rule makes a difference in {len(told)} of {len(rule)} comparisons, up to {worst['value']:+.3f} nats"
+
+
 def part_figure(parts):
     sizes = parts["n_chars"].unique()
     fig, panels = plots.figures(len(sizes), size=(5.2 * len(sizes) + 2.4, 4.2), sharex=True)
     for ax, x in zip(panels, sizes, strict=True):
         plots.intervals(ax, parts[parts["n_chars"] == x], "part", null=0.0)
-        ax.set(title=f"{thousands(x)} characters", xlabel="nats of test loss; below 0: better with it")
+        ax.set(title=f"{thousands(x)} characters", xlabel="nats of test loss")
     return fig
+
+
+def learning_finding(data) -> str:
+    """Which learner has the lowest loss at the largest amount of text."""
+    level = levels_of(data, "n_chars")[-1]
+    names = [name for name in data.arms if name not in {*declared.CONTROLS, BEST}]
+    losses = {name: cells_of(data, "n_chars", level, name)["validation_perplexity"] for name in names}
+    means = {name: math.exp(np.log(values.astype(float)).mean()) for name, values in losses.items() if len(values)}
+    best = min(means, key=means.get)
+    return f"At {thousands(declared.number(level))} characters {best} has the lowest validation perplexity: {means[best]:.2f}"
 
 
 def learning_figure(data, out):
     levels, controls = levels_of(data, "n_chars"), {*declared.CONTROLS, BEST}
     fig, panels = plots.figures(len(levels), sharey=True, size=(3.6 * len(levels) + 2, 3.8))
     for ax, level in zip(panels, levels, strict=True):
-        for name in (name for name in data.arms if name not in controls):
-            series = [out.series(key) for key in cells_of(data, "n_chars", level, name)["key"]]
-            if not series:
+        base = by_seed(data, out, level, "backprop")
+        for name in (name for name in data.arms if name not in controls and name != "backprop"):
+            runs = by_seed(data, out, level, name)
+            both = [seed for seed in runs if seed in base and len(runs[seed][1]) == len(base[seed][1])]
+            if not both:
                 continue
-            curve = np.exp(np.mean([arrays["held_out"] for arrays in series], axis=0))
-            updates, look = np.asarray(series[0]["held_out_steps"]), data.looks[name]
-            ax.plot(updates, curve, color=look.colour, linestyle=look.dash, label=name)
-            best = int(np.argmin(curve))
-            ax.plot(updates[best], curve[best], look.marker, color=look.colour)
-        plots.log_y(ax)
+            updates, look = runs[both[0]][0], data.looks[name]
+            gaps = np.array([runs[seed][1] - base[seed][1] for seed in both])
+            plots.averages(ax, updates, gaps, name, look)
+            best = int(np.argmin(np.mean([runs[seed][1] for seed in both], axis=0)))
+            ax.plot(updates[best], gaps.mean(axis=0)[best], look.marker, color=look.colour)
+        plots.reference(ax, y=0.0)
         ax.set(title=f"{thousands(declared.number(level))} characters", xlabel="updates")
-    panels[0].set_ylabel("validation perplexity")
-    lines = {line.get_label(): line for ax in panels for line in ax.get_lines() if line.get_label() in data.looks}
-    panels[-1].legend(lines.values(), lines, loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    panels[0].set_ylabel("nats, minus backprop's")
+    plots.name_lines(panels, data.looks)
     return fig
+
+
+def by_seed(data, out, level, name) -> dict[object, tuple[np.ndarray, np.ndarray]]:
+    """seed -> (updates, held-out losses) of a learner at a level."""
+    found = {}
+    for row in cells_of(data, "n_chars", level, name).itertuples():
+        series = out.series(row.key)
+        found[row.seed] = np.asarray(series["held_out_steps"]), np.asarray(series["held_out"], float)
+    return found

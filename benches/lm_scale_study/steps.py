@@ -135,26 +135,45 @@ def course_figure(data, out):
     return fig
 
 
+def gradient_finding(gradients) -> str:
+    """How many of the settings give a gradient that is trusted."""
+    good = int((gradients["gradient_cosine"] >= TRUSTED).sum())
+    return f"{good} of {len(gradients)} settings give a gradient with a cosine of at least {TRUSTED:g} to the true one"
+
+
 def gradient_figure(gradients):
+    """Colour: the nudge; marker and dash: beta."""
     names = list(dict.fromkeys(gradients["variant"]))
     betas = sorted(gradients["beta"].unique(), key=lambda beta: declared.number(beta))
-    colours = dict(zip(("symmetric", "split", "positive"), plots.OKABE_ITO, strict=False))
+    nudges = ("symmetric", "split", "positive")
+    looks = {
+        f"{nudge}, {declared.number(beta):g}": plots.Look(plots.COLOURS[i], plots.MARKERS[j], plots.DASHES[j % 4])
+        for i, nudge in enumerate(nudges) for j, beta in enumerate(betas)
+    }  # fmt: skip
     fig, panels = plots.figures(len(names), sharey=True, size=(4 * len(names) + 2.2, 4.2))
     for ax, name in zip(panels, names, strict=True):
-        for nudge, colour in colours.items():
-            for beta, mark in zip(betas, plots.MARKERS, strict=False):
+        for nudge in nudges:
+            for beta in betas:
                 keep = (gradients["variant"] == name) & (gradients["nudge"] == nudge) & (gradients["beta"] == beta)
-                rows = gradients[keep].sort_values("flops")
+                rows, label = gradients[keep].sort_values("flops"), f"{nudge}, {declared.number(beta):g}"
+                style = {"color": looks[label].colour, "marker": looks[label].marker, "linestyle": looks[label].dash}
                 error = np.maximum(1 - rows["gradient_cosine"], 1e-7)
-                label = f"{nudge}, {declared.number(beta):g}"
-                ax.plot(rows["flops"], error, color=colour, marker=mark, linewidth=1, markersize=4.5, label=label)
+                ax.plot(rows["flops"], error, **style, linewidth=1, markersize=4.5, label=label)
         plots.log_x(ax)
         plots.log_y(ax)
-        plots.reference(ax, y=1 - TRUSTED)
+        plots.reference(ax, y=1 - TRUSTED, label=f"cosine {TRUSTED:g}")
         ax.set(title=name, xlabel="FLOPs of a step")
     panels[0].set_ylabel("1 - cosine")
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), title="nudge, beta", fontsize=8)
+    plots.name_lines(panels, looks)
     return fig
+
+
+def step_finding(timed) -> str:
+    """What a step of each settled network costs at its most sweeps, in steps of backprop."""
+    rows = timed[timed["stepper"].isin(SETTLED) & timed["over_backprop"].notna()]
+    last = rows.loc[rows.groupby("stepper", sort=False)["sweeps"].idxmax()] if len(rows) else rows
+    texts = [f"{row.stepper} {row.over_backprop:.3g}x at {row.sweeps} sweeps" for row in last.itertuples()]
+    return f"A step over one of backprop: {', '.join(texts)}" if texts else "No step of a settled network was timed"
 
 
 def step_figure(data, timed):

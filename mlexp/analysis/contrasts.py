@@ -86,12 +86,13 @@ def describe(contrast: Contrast) -> str:
 
 def values(leaf: Leaf, data: Data) -> np.ndarray:
     """The leaf's value in every block that is complete. Raises Missing where a column has no record at all."""
-    table = data.table(leaf.metric, leaf.axis)
+    table = data.columns(leaf.metric, leaf.axis)
     columns = [column for column, _ in leaf.weights]
     absent = [column for column in columns if column not in table]
     if absent:
         raise Missing(f"no {leaf.metric} of " + ", ".join(f"{arm} at {at}" if at else arm for at, arm in absent))
-    cells = table[columns].dropna().to_numpy(float)
+    cells = np.column_stack([table[column] for column in columns])
+    cells = cells[~np.isnan(cells).any(axis=1)]
     if leaf.log:
         if (cells <= 0).any():
             (at, arm), worst = columns[int(cells.min(axis=0).argmin())], f"{cells.min():.6g}"

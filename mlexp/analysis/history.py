@@ -163,11 +163,18 @@ def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str
     out.text(ABOUT.format(**about, commits=len(when)))
     out.text("\n".join(_lines(rows, every, moving, len(df) - len(clean))))
     if moving:
-        out.figure(_figure(moving, changes, metrics, when), "history.png", f"Key metrics over {len(when)} commits.")
+        found = _changes(rows)
+        figure = _figure(moving, changes, metrics, when)
+        out.figure(figure, "history.png", found, "Key metrics by commit, as ratios to the median commit",
+                   n=f"{len(when)} commits", shown="open" if rows else "folded")  # fmt: skip
     if rows:
         out.table(table, "history.csv", "Changes found; before and after count the commits of the levels beside it.")
+    return f"{len(when)} commits, {_changes(rows)}"
+
+
+def _changes(rows: list[dict[str, Any]]) -> str:
     worse = sum(row["better_or_worse"] == "worse" for row in rows)
-    return f"{len(when)} commits, {len(rows)} change{'s' * (len(rows) != 1)} of level ({worse} for the worse)"
+    return f"{len(rows)} change{'s' * (len(rows) != 1)} of level ({worse} for the worse)"
 
 
 def _lines(rows: list[dict[str, Any]], every: list[Series], moving: list[Series], aside: int) -> list[str]:

@@ -4,17 +4,19 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from mlexp.analysis import plots
+from mlexp.analysis import columns, plots
 from mlexp.analysis.results import describe
 from mlexp.analysis.stats import Verdict
+from mlexp.record import METRICS
 
 if TYPE_CHECKING:
     from mlexp.analysis.data import Data
@@ -29,8 +31,8 @@ class Output:
 
     `data`: the study's records as its claims see them; None where nothing declares what the study is.
     `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
-    `remarks` what stands below each of its figures and tables about how the records were measured. `pdf`: figures are
-    also made as PDF.
+    `remarks` what stands below each of its figures and tables about how the records were measured; `grid` what is
+    missing of it. `pdf`: figures are also made as PDF. `lead` is the name of the figure that stands with the answer.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Output:
         remarks: str = "",
         data: "Data | None" = None,
         pdf: bool = False,
+        grid: str = "",
     ):
         self.question, self.context, self.unfinished = question, context, unfinished
         self.line, self.dirty, self.remarks = describe(context), dirty, remarks
         self.stand_ins = stand_ins(context)
-        self.data, self.pdf = data, pdf
-        self.answer = ""
+        self.data, self.pdf, self.grid = data, pdf, grid
+        self.answer = self.lead = ""
         self.findings: Mapping[str, Finding] = {}
         self.blocks: list[dict[str, Any]] = []
         self.verdicts: list[dict[str, Any]] = []
@@ -71,24 +74,69 @@ class Output:
         self.blocks.append({"kind": "text", "text": markdown.strip(), "html": paragraphs(markdown)})
 
     def table(self, df: pd.DataFrame, name: str, caption: str = "") -> None:
-        """A table: at full precision in the CSV file `name`, rounded on the page."""
+        """A table: at full precision in the CSV file `name`, as people read it (`columns`) on the page."""
         df = df.reset_index(drop=df.index.names == [None])
         df.columns = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in df.columns]
         self._add(name, ".csv", df.to_csv(index=False, lineterminator="\n").encode())
-        shown = [[cell_text(value) for value in row] for row in df.head(PAGE_ROWS).itertuples(index=False)]
-        numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in df.dtypes]
-        block = {"columns": list(df.columns), "rows": shown, "numeric": numeric, "left": len(df) - len(shown)}
-        self.blocks.append({"kind": "table", "name": name, "caption": caption, "foot": self.remarks, **block})
+        metrics = self.data.metrics if self.data else METRICS
+        arm = self.arm_of(df)
+        shown = columns.columns(df.head(PAGE_ROWS), metrics, arm)
+        block = {"name": name, "caption": caption, "foot": self.remarks, "left": len(df) - len(df.head(PAGE_ROWS))}
+        whose = [str(value) for value in df[arm].head(PAGE_ROWS)] if arm else []
+        rows = list(zip(*(each.cells for each in shown), strict=True))
+        heads = [each._replace(cells=[]) for each in shown]
+        self.blocks.append({"kind": "table", **block, "heads": heads, "rows": rows, "arms": whose})
 
-    def figure(self, fig: Figure, name: str, caption: str = "") -> None:
-        """A figure: `name` as PNG, the same as SVG, the context and any stand-ins printed on it and in its caption."""
-        images = plots.save(fig, foot=self.foot)
+    def arm_of(self, df: pd.DataFrame) -> str:
+        """The column of a table that says of which arm each row is; empty where there is none."""
+        if self.data is None:
+            return ""
+        arms = set(self.data.arms)
+        return next((name for name in df if len(df) and set(df[name].map(str)) & arms), "")
+
+    def figure(
+        self, fig: Figure, name: str, finding: str, measure: str = "", bars: str = "", n: str = "",
+        shown: Literal["open", "folded", "linked"] = "open",
+    ) -> None:
+        """A figure: `name` as PNG, the same as SVG. A PNG alone says all that a reader of it must know.
+
+        Args:
+            fig: the figure.
+            name: the PNG's file name.
+            finding: what it shows, a sentence made from the numbers that it draws: its title.
+            measure: what is drawn, with its unit.
+            bars: what its error bars or bands are. Raises ValueError where it has some and this is empty.
+            n: of how many it speaks, where those are not all replicates of the study.
+            shown: how the page has it: open, folded away until it is asked for, or as a link to its file alone.
+        """
+        if not bars and (drawn := bars_of(fig)):
+            raise ValueError(f"figure {name}: it has {drawn}; say what they are: bars='95 % t interval over seeds'")
+        sentences = [measure, f"Bars: {bars}" if bars else "", f"n: {n or self.blocks_in_words()}"]
+        subtitle = " ".join(f"{text.rstrip('.')}." for text in sentences if text.removeprefix("n: "))
+        if self.data is not None:
+            mark_arms(fig, self.data.arms)
+        words: dict[str, str] = {"foot": self.foot, "title": finding, "subtitle": subtitle}
+        images = plots.save(fig, **words)
         self._add(name, ".png", images.png)
         self._add(name.removesuffix(".png") + ".svg", ".svg", images.svg)
         if self.pdf:
-            self._add(name.removesuffix(".png") + ".pdf", ".pdf", plots.pdf(fig, foot=self.foot))
-        svg = inline_svg(images.svg.decode(), prefix=f"{self.mark}-{len(self.blocks)}", label=caption or name)
-        self.blocks.append({"kind": "figure", "name": name, "caption": caption, "foot": self.foot, "svg": svg})
+            self._add(name.removesuffix(".png") + ".pdf", ".pdf", plots.pdf(fig, **words))
+        prefix = f"{self.mark}-{len(self.blocks)}"
+        svg, styles = Markup(""), {}
+        if shown != "linked":
+            svg, styles = inline_svg(images.svg.decode(), prefix, f"{finding} {subtitle}", (images.title, images.foot))
+        block = {"finding": finding, "caption": subtitle, "foot": self.foot, "svg": svg, "styles": styles, "shown": shown}
+        self.blocks.append({"kind": "figure", "name": name, **block})
+
+    def blocks_in_words(self) -> str:
+        """How many replicates there are: 5 seeds; empty where nothing declares what they are."""
+        if self.data is None:
+            return ""
+        study = self.data.study
+        grids = [self.data.rows(axis) for axis in (*study.over, "") if not axis or axis in self.data.records]
+        records = next((rows for rows in grids if len(rows)), self.data.records)
+        counts = {name: records[name].nunique() for name in study.replicates if name in records}
+        return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
 
     def verdict(
         self,
@@ -106,6 +154,8 @@ class Output:
         would decide it."""
         if verdict not in list(Verdict):
             raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
+        if any(row["id"] == id for row in self.verdicts):
+            raise ValueError(f"verdict {id!r} is taken; every claim needs an id of its own")
         if isinstance(interval, tuple):
             interval = " to ".join(f"{float(end):.3g}" for end in interval)
         row = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
@@ -140,9 +190,10 @@ class Output:
 
     @property
     def foot(self) -> str:
-        """The line below every figure: where the numbers come from and what in it is not the real thing."""
+        """The line below every figure: where the numbers come from, what is missing and what is not the real thing."""
         parts = [
             self.line,
+            *([self.grid] if self.grid else []),
             *(["uncommitted code (dirty)"] if self.dirty else []),
             *([self.stand_ins] if self.stand_ins else []),
             *([self.remarks] if self.remarks else []),
@@ -162,22 +213,6 @@ def stand_ins(context: Mapping[str, Any], fields: Sequence[str] = tuple(STAND_IN
     """What in this context is a substitute for the real thing, as a phrase; empty where nothing is."""
     found = [field for field in fields if str(context.get(field) or "").startswith(STAND_INS[field])]
     return f"stand-in {' and '.join(found)}" if found else ""
-
-
-def number(value: Any) -> str:
-    """A number for people: four significant digits, thousands apart."""
-    if isinstance(value, int | np.integer) or (float(value).is_integer() and abs(value) < 1e15):
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-
-
-def cell_text(value: Any) -> str:
-    """A cell of a rounded table."""
-    if value is None or (not isinstance(value, str | list | dict) and pd.isna(value)):
-        return "–"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    return number(value) if isinstance(value, int | float | np.number) else str(value)
 
 
 def paragraphs(markdown: str) -> Markup:
@@ -211,20 +246,61 @@ def _spans(text: str) -> str:
     return re.sub("\0(\\d+)\0", lambda match: f"<code>{codes[int(match[1])]}</code>", text)
 
 
-def inline_svg(svg: str, prefix: str, label: str) -> Markup:
-    """An SVG for the page: ids of its own, as few as needed, the page's greys, its size a wish; no metadata."""
+def bars_of(fig: Figure) -> str:
+    """What of a figure is an interval, and so must be named; empty where nothing is."""
+    for ax in fig.axes:
+        if any(isinstance(each, ErrorbarContainer) and each.lines[2] for each in ax.containers):
+            return "error bars"
+        if any(artist.get_label() == plots.BAND for artist in ax.collections):
+            return "bands"
+    return ""
+
+
+def mark_arms(fig: Figure, arms: Iterable[str]) -> None:
+    """Lines and names of arms, also those that a report drew by its own calls, say whose they are."""
+    known = set(arms)
+    for ax in fig.axes:
+        legend = ax.get_legend()
+        texts = [*(legend.get_texts() if legend else ()), *ax.get_yticklabels(), *ax.texts]
+        for artist, name in [*((text, text.get_text()) for text in texts), *((x, x.get_label()) for x in ax.lines)]:
+            if name in known:
+                plots.mark(str(name), artist)
+
+
+def inline_svg(
+    svg: str, prefix: str, label: str, trim: tuple[float, float] = (0, 0)
+) -> tuple[Markup, dict[str, str]]:
+    """(an SVG for the page, its styles by class). It has ids of its own, as few as needed, the page's greys, its size as
+    a wish; no metadata, and neither title nor foot, `trim` points high, which the page says itself."""
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(rf'<g id="(?:{plots.TITLE}|{plots.FOOT})">.*?</g>\s*', "", svg, flags=re.DOTALL)
     needed = set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg))
-    box = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert box, "an SVG of matplotlib's says how large it is"
-    width = round(1.25 * float(box[1]))  # its points, larger; the page may narrow it
+    width, height = (float(size) for size in box.groups())
+    shown = f'viewBox="0 {trim[0]:.6g} {width:.6g} {height - sum(trim):.6g}"'
+
+    def own_id(id: re.Match[str]) -> str:
+        if id[1].startswith(plots.ARM):
+            return f' data-arm="{id[1].removeprefix(plots.ARM)}"'
+        return f' id="{prefix}-{id[1]}"' if id[1] in needed else ""
+
+    styles: dict[str, str] = {}
+
+    def own_class(style: re.Match[str]) -> str:  # a hundred styles stand in thousands of places
+        css = re.sub(r"#[0-9a-f]{6}\b", _page_colour, html.unescape(style[1]))
+        name = f"c{zlib.crc32(css.encode()):08x}"
+        styles[name] = css
+        return f' class="{name}"'
+
     rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-        (r' id="([^"]*)"', lambda id: f' id="{prefix}-{id[1]}"' if id[1] in needed else ""),
+        (r' id="([^"]*)"', own_id),
         (r'(href="#|url\(#)', rf"\1{prefix}-"),
         (r' (?:d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0])),
-        (r' style="[^"]*"', lambda style: re.sub(r"#[0-9a-f]{6}\b", _page_colour, style[0])),
+        (r' style="([^"]*)"', own_class),
+        (r'viewBox="[^"]*"', shown),
         (r'^<svg (.*?) ?\b(?:width|height)="[^"]*"(.*?) ?\b(?:width|height)="[^"]*"', r"<svg \1\2"),
-        (r"^<svg ", f'<svg role="img" aria-label="{html.escape(label)}" width="{width}" '),
+        (r"^<svg ", f'<svg role="img" aria-label="{html.escape(label)}" width="{round(1.25 * width)}" '),
     ]
 
     def own(tag: re.Match[str]) -> str:  # text between tags stays, whatever it looks like
@@ -233,7 +309,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
             text = re.sub(pattern, new, text, flags=re.DOTALL)
         return text
 
-    return Markup(re.sub(r"<[^>]*>", own, svg))
+    return Markup(re.sub(r"<[^>]*>", own, svg)), styles
 
 
 def _page_colour(colour: re.Match[str]) -> str:

@@ -1,9 +1,10 @@
-// Tables sort by a click on a heading: up, down, as they were. Without this script they read as they stand.
+// Tables sort by a click on a heading: up, down, as they were. Without this script all reads as it stands.
 const MISSING = "\u2013";
 const natural = new Intl.Collator("en", { numeric: true }).compare;
 
 function number(text) {
-  return text === "inf" ? Infinity : text === "-inf" ? -Infinity : Number(text.replaceAll(",", ""));
+  const plain = text.split(" to ")[0].replace("\u2212", "-").replaceAll(",", "").replace(/^</, "").replace(/x$/, "");
+  return plain === "inf" ? Infinity : plain === "-inf" ? -Infinity : Number(plain);
 }
 
 function order(one, other, sign) {
@@ -28,3 +29,42 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+// An arm is highlighted in all figures and tables of its question: while pointed at, or until clicked again.
+let pinned = null;
+function light(arm) {
+  for (const each of document.querySelectorAll(".lit, .on")) each.classList.remove("lit", "on");
+  const card = arm?.closest(".card"), name = arm?.dataset.arm;
+  card?.classList.add("lit");
+  for (const each of card?.querySelectorAll("[data-arm]") ?? []) each.classList.toggle("on", each.dataset.arm === name);
+}
+for (const [event, pins] of [["pointerover", false], ["click", true]]) {
+  document.addEventListener(event, ({ target }) => {
+    const arm = target.closest("[data-arm]");
+    if (pins && arm) pinned = pinned?.dataset.arm === arm.dataset.arm ? null : arm;
+    else if (pins && !target.closest("a, button, input, summary")) pinned = null;
+    light(pinned ?? arm);
+  });
+}
+
+// A box that leaves only the claims, figures and tables that hold its words.
+const box = document.createElement("input"), folds = [...document.querySelectorAll("details")];
+Object.assign(box, { type: "search", placeholder: "filter claims, figures, tables" });
+box.setAttribute("aria-label", "Filter claims, figures and tables");
+document.querySelector(".contents").prepend(box);
+box.addEventListener("input", () => {
+  const words = box.value.trim().toLowerCase();
+  for (const each of document.querySelectorAll(".verdicts > li, .matrix tbody tr, .card figure")) {
+    each.hidden = words !== "" && !each.textContent.toLowerCase().includes(words);
+  }
+  folds.forEach((fold) => { if (words && fold.closest(".card")) fold.open = true; });
+});
+
+// What a link points at may be folded away; what is printed is open.
+const unfold = () => {
+  for (let each = document.getElementById(location.hash.slice(1)); each; each = each.parentElement) each.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
+addEventListener("beforeprint", () => folds.forEach((fold) => { fold.dataset.was = fold.open; fold.open = true; }));
+addEventListener("afterprint", () => folds.forEach((fold) => { fold.open = fold.dataset.was === "true"; }));

@@ -28,20 +28,34 @@ def index(sections: list[Section], errors: list[str]) -> str:
     )
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    questions = [
-        {"name": name, "id": "q-" + re.sub(r"\W+", "-", name), "asks": group[0].asks, "sections": group}
-        for name, group in ((name, list(g)) for name, g in itertools.groupby(sections, lambda s: s.out.question))
-    ]
+    questions = [_question(name, list(g)) for name, g in itertools.groupby(sections, lambda s: s.out.question)]
     return env.get_template("page.html.j2").render(
         questions=questions,
         errors=errors,
-        tallies=_total(section.tally for section in sections),
-        checks=_total(section.checks for section in sections),
-        style=Markup(style),
+        style=Markup(style + "\n".join(f".{name} {{ {css} }}" for name, css in _styles(sections).items())),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
         version=mlexp.__version__,
     )
+
+
+def _question(name: str, sections: list[Section]) -> dict[str, Any]:
+    """A question as the page has it: its sections, and where there are several a matrix of claims by contexts."""
+    found = [{verdict["id"]: verdict for verdict in section.out.verdicts} for section in sections]
+    every = {id: verdict for verdicts in reversed(found) for id, verdict in verdicts.items()}
+    rows = [
+        {"label": every[id]["label"], "claim": every[id]["claim"], "verdicts": [verdicts.get(id) for verdicts in found]}
+        for id in dict.fromkeys(id for verdicts in found for id in verdicts)
+    ]
+    id = "q-" + re.sub(r"\W+", "-", name)
+    matrix = rows if len(sections) > 1 else []
+    return {"name": name, "id": id, "asks": sections[0].asks, "sections": sections, "matrix": matrix}
+
+
+def _styles(sections: Iterable[Section]) -> dict[str, str]:
+    """The styles of all figures, by the name of their class."""
+    blocks = (block for section in sections for block in section.out.blocks if block["kind"] == "figure")
+    return {name: css for block in blocks for name, css in block["styles"].items()}
 
 
 def summary(section: Section) -> str:
@@ -79,13 +93,6 @@ def _verdict_table(verdicts: list[dict[str, Any]]) -> str:
     return _table([*columns, *(["counts as"] if marked else [])], rows)
 
 
-def _total(tallies: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for one in tallies:
-        total.update(one)
-    return {str(word): total[word] for word in Verdict if total[word]}
-
-
 def _block(block: dict[str, Any]) -> str:
     if block["kind"] == "heading":
         return f"## {block['text']}"
@@ -95,11 +102,12 @@ def _block(block: dict[str, Any]) -> str:
     if block["kind"] == "file":
         return link
     if block["kind"] == "figure":
-        return f"!{link}\n\n{block['caption']} ({block['foot']})".replace("\n\n ", "\n\n")
+        return f"**{block['finding']}**\n\n!{link}\n\n{block['caption']} ({block['foot']})"
     left = block["left"] + len(block["rows"]) - len(shown := block["rows"][:SHOWN_ROWS])
     more = f" {left} more rows in the file." if left else ""
     foot = f" ({block['foot']})" if block["foot"] else ""
-    return f"{_table(block['columns'], shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
+    heads = [f"{head.name} ({head.unit})" if head.unit else head.name for head in block["heads"]]
+    return f"{_table(heads, shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -6,34 +6,45 @@
     plots.log_x(ax, ticks=table["n_params"])
     fig  # a notebook shows it; plots.save(fig).png has it as bytes, fig.savefig("speed.pdf") as a file
 
+A report's figures bear their finding as title, what is drawn below it, and where it comes from at the foot: see `save`.
+
 `ax` is a matplotlib Axes like any other; pyplot has no part in it.
 """
 
 import contextlib
 import io
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.container import ErrorbarContainer
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
+
+from mlexp.analysis.stats import t_bar
 
 __all__ = [
-    "Images", "Look", "curves", "figure", "figures", "intervals", "log_x", "log_y", "looks", "pdf", "points",
-    "reference", "save", "si",
+    "Images", "Look", "averages", "curves", "figure", "figures", "intervals", "log_x", "log_y", "looks", "mark",
+    "name_lines", "name_points", "pdf", "points", "reference", "save", "si",
 ]  # fmt: skip
 
-INK, FAINT, PAPER = "#24292f", "#d0d7de", "#ffffff"  # the page replaces these to suit its own colours
-OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d31")
-MARKERS, DASHES = "osD^vPX", ("-", "--", ":")
+INK, SOFT, FAINT, PAPER = "#24292f", "#59636e", "#d0d7de", "#ffffff"  # the page replaces these to suit its own colours
+# Okabe and Ito's, sky blue and orange darkened: each has a contrast of 3 on white and on the page's dark ground
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b37c00", "#2e94cf", "#6e7781")
+MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
+ARM = "arm="  # how the id of what is drawn of an arm begins; the page highlights arms by it
+TITLE, FOOT = "mlexp-title", "mlexp-foot"  # ids of what a page says itself
+BAND = "_band"  # the label of an interval that is drawn as a band; no legend shows it
+DOTS, LABEL_SIZE = 150, 8  # dots an inch of a PNG; points of the names of lines
 STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
@@ -48,7 +59,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11,
+    "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 10,
@@ -75,10 +86,19 @@ class Look(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A figure as bytes."""
+    """A figure as bytes; `title` and `foot` are the room of these, in points: what a page may cut off and say itself."""
 
     png: bytes
     svg: bytes
+    title: float = 0.0
+    foot: float = 0.0
+
+
+class EndLabel(Annotation):
+    """The name of a line at the right of the axes, or of a point at its right; its height is chosen when all of them
+    are known."""
+
+    beside: float | None = None  # the x of the point, where it is one
 
 
 class Shown(Figure):
@@ -97,11 +117,12 @@ class Shown(Figure):
 def looks(arms: Iterable[str]) -> dict[str, Look]:
     """A look for each arm, by its place among all arms: pass the whole list, so that figures of a part agree.
 
-    Colours are Okabe and Ito's, told apart by colour-blind readers; markers and dashes differ too, for more than seven.
+    Up to seven arms differ in colour (told apart by colour-blind readers) and in marker; up to 28 in colour and dash, and
+    in colour and marker.
     """
-    names, n = list(dict.fromkeys(arms)), len(OKABE_ITO)
+    names, n = list(dict.fromkeys(arms)), len(COLOURS)
     return {
-        name: Look(OKABE_ITO[i % n], MARKERS[(i + i // n) % len(MARKERS)], DASHES[i // n % len(DASHES)])
+        name: Look(COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)], DASHES[i // n % len(DASHES)])
         for i, name in enumerate(names)
     }
 
@@ -154,8 +175,9 @@ def curves(
     low: str | None = "low",
     high: str | None = "high",
     labels: bool = True,
+    dodge: float = 1.0,
 ) -> None:
-    """A line for each arm, named beside the axes in the order in which the lines end.
+    """A line for each arm, named at its end.
 
     Args:
         ax: where to draw.
@@ -167,24 +189,109 @@ def curves(
         low: the column of the interval's lower ends, drawn as error bars where the table has both.
         high: that of its upper ends.
         labels: whether the lines are named.
+        dodge: above 1, the points of one x stand side by side on a logarithmic axis, each so many times further right
+            than the last, so that their intervals are seen; say so where it is used.
 
     Raises:
         ValueError: for an arm without a look.
     """
     _check_known(table[by], looks)
-    ends: list[tuple[float, int, ErrorbarContainer]] = []
     with mpl.rc_context(STYLE):
-        for arm in looks:
+        present = [arm for arm in looks if arm in set(table[by])]
+        for i, arm in enumerate(present):
             line = table[table[by] == arm].dropna(subset=[x, y]).sort_values(x)
             if line.empty:
                 continue
+            line = line.assign(**{x: line[x] * dodge ** (i - (len(present) - 1) / 2)}) if dodge != 1 else line
             look, bars = looks[arm], low in line and high in line
             yerr = _errors(line[y], line[low], line[high]) if bars else None
             style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": look.dash}
             drawn = ax.errorbar(line[x], line[y], yerr, **style, capsize=2.5, elinewidth=1, label=_short(arm))
-            ends.append((-line[y].iloc[-1], len(ends), drawn))
-        if labels and ends:
-            ax.legend(handles=[drawn for *_, drawn in sorted(ends)], loc="upper left", bbox_to_anchor=(1.01, 1.02))
+            mark(arm, *drawn.get_children())
+            if labels:
+                _name_end(ax, arm, look.colour, line[x].iloc[-1], line[y].iloc[-1])
+
+
+def averages(
+    ax: Axes, x: Sequence[float], runs: Any, arm: str, look: Look, marks: bool = False, against: Any = None
+) -> None:
+    """The mean of several runs' curves as a line, with the 95 % t interval of each point as a band.
+
+    Args:
+        ax: where to draw.
+        x: the points' places, of length n.
+        runs: the curves, of shape (runs, n); of a single one there is no band.
+        arm: whose they are.
+        look: how that arm is drawn.
+        marks: whether each point has its marker.
+        against: curves of independent runs whose mean is subtracted; the interval is that of the difference, of one
+            variance. For paired runs give the differences themselves as `runs`.
+    """
+    groups = [np.atleast_2d(np.asarray(each, float)) for each in (runs, against) if each is not None]
+    mean = groups[0].mean(axis=0) - (groups[1].mean(axis=0) if against is not None else 0)
+    df = sum(len(group) - 1 for group in groups)
+    with mpl.rc_context(STYLE):
+        style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker if marks else None}
+        mark(arm, *ax.plot(x, mean, label=_short(arm), **style))
+        if all(len(group) > 1 for group in groups):
+            squares = sum(((group - group.mean(axis=0)) ** 2).sum(axis=0) for group in groups)
+            half = t_bar(df) * np.sqrt(squares / df * sum(1 / len(group) for group in groups))
+            mark(arm, ax.fill_between(x, mean - half, mean + half, color=look.colour, alpha=0.15, lw=0, label=BAND))
+
+
+def name_lines(panels: Iterable[Axes], looks: Mapping[str, Look]) -> None:
+    """Name the lines of arms at their ends, each once: in the last panel in which it is drawn."""
+    last = {}
+    for ax in panels:
+        for line in ax.get_lines():
+            if (arm := str(line.get_label())) in looks and len(line.get_xdata()):
+                last[arm] = (ax, line)
+    for arm, (ax, line) in last.items():
+        x, y = (np.asarray(values, float) for values in line.get_data())
+        end = int(np.nanargmax(np.where(np.isfinite(y), x, -np.inf)))
+        _name_end(ax, arm, looks[arm].colour, x[end], y[end])
+
+
+def name_points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Look]) -> None:
+    """Name the point of each arm at its right; names of points at one x stand below each other."""
+    for arm, at_x, at_y in table[[by, x, y]].itertuples(index=False, name=None):
+        _name_end(ax, arm, looks[arm].colour, at_x, at_y).beside = at_x
+
+
+def mark(arm: str, *artists: Artist) -> None:
+    """Say of what is drawn whose it is: the page highlights it with the arm."""
+    for artist in artists:
+        artist.set_gid(f"{ARM}{arm}")
+
+
+def _name_end(ax: Axes, arm: str, colour: str, x: float, y: float) -> EndLabel:
+    with mpl.rc_context(STYLE):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
+        label = EndLabel(
+            _short(arm), (x, y), (1.03, 0.5), "data", "axes fraction", arrowprops=line, annotation_clip=False,
+            color=colour, fontsize=LABEL_SIZE, va="center",
+        )  # fmt: skip
+        mark(arm, label)
+        ax.add_artist(label)
+        label.set_clip_on(False)
+    return label
+
+
+def _part_labels(ax: Axes) -> None:
+    """Give the names of lines and points heights near their ends, far enough apart to be read."""
+    labels = [artist for artist in ax.texts if isinstance(artist, EndLabel)]
+    height = ax.get_position().height * ax.get_figure(root=True).get_size_inches()[1]
+    to_axes = ax.transData + ax.transAxes.inverted()
+    for beside in dict.fromkeys(label.beside for label in labels):
+        group = [label for label in labels if label.beside == beside]
+        ends = to_axes.transform([label.xy for label in group])
+        order = np.argsort(ends[:, 1], kind="stable")
+        gap = min(1.2 * LABEL_SIZE / 72 / height, 1.06 / max(len(group) - 1, 1))
+        steps = gap * np.arange(len(group))
+        heights = isotonic_regression(np.clip(ends[order, 1], 0, 1) - steps).x
+        heights = np.clip(heights, -0.03, 1.03 - steps[-1]) + steps
+        for i, at in zip(order, heights, strict=True):
+            group[i].set_position((1.03 if beside is None else ends[i, 0] + 0.015, at))
 
 
 def points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: dict[str, Look]) -> None:
@@ -193,7 +300,7 @@ def points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: dict[s
     with mpl.rc_context(STYLE):
         for arm, look in looks.items():
             dots = table[table[by] == arm]
-            ax.scatter(dots[x], dots[y], s=9, color=look.colour, alpha=0.35, linewidths=0, zorder=1.5)
+            mark(arm, ax.scatter(dots[x], dots[y], s=9, color=look.colour, alpha=0.35, linewidths=0, zorder=1.5))
 
 
 def intervals(
@@ -201,13 +308,16 @@ def intervals(
 ) -> None:
     """A point with its interval for each row of `table`, top to bottom, with a dashed line at `null`.
 
-    `table` has the columns `name` (labels), `value`, `low`, `high`, as `Pairs.ratios()` and `differences()` give them.
+    `table` has the columns `name` (labels), `value`, `low`, `high`, as `Pairs.ratios()` and `differences()` give them;
+    where it has a column `filled`, rows without it have hollow markers.
     """
     with mpl.rc_context(STYLE):
         for i, row in enumerate(table.to_dict("records")):
-            look = (looks or {}).get(row[name], Look(OKABE_ITO[0], "o", "-"))
+            look = (looks or {}).get(row[name], Look(COLOURS[0], "o", "-"))
             error = _errors(*(pd.Series([row[key]]) for key in ("value", "low", "high")))
-            ax.errorbar(row["value"], i, xerr=error, color=look.colour, marker=look.marker, capsize=3, elinewidth=1.4)
+            fill = "full" if row.get("filled", True) else "none"
+            style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": fill}
+            mark(str(row[name]), *ax.errorbar(row["value"], i, xerr=error, capsize=3, elinewidth=1.4, **style).get_children())
         ax.set_yticks(range(len(table)), [_short(value) for value in table[name]])
         ax.set_ylim(len(table) - 0.5, -0.5)
         if null is not None:
@@ -252,53 +362,80 @@ def si(value: float) -> str:
     return f"{value / step:.3g}{letter}"
 
 
-def save(fig: Figure, foot: str = "") -> Images:
-    """The figure as PNG (150 dots an inch) for people and SVG for the page, `foot` printed below; the same figure gives
-    the same bytes."""
+def save(fig: Figure, foot: str = "", title: str = "", subtitle: str = "") -> Images:
+    """The figure as PNG (150 dots an inch) for people and SVG for the page; the same figure gives the same bytes.
+
+    Args:
+        fig: the figure; it is as before afterwards.
+        foot: small print below it: where its numbers come from.
+        title: what it shows, a sentence, above it.
+        subtitle: what is drawn, with which intervals, of how many.
+    """
     png, svg = io.BytesIO(), io.BytesIO()
-    with _finished(fig, foot):
-        fig.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    with _finished(fig, foot, title, subtitle) as room:
+        before = fig.get_dpi()
+        fig.set_dpi(DOTS)
+        FigureCanvasAgg(fig).print_png(png, metadata={"Software": None})
         layout = fig.get_layout_engine()
         fig.set_layout_engine("none")  # everything has its place: to find it again takes as long as to draw
-        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None})
         fig.set_layout_engine(layout)
-    return Images(png.getvalue(), svg.getvalue())
+        FigureCanvasAgg(fig)
+        fig.set_dpi(before)
+    return Images(png.getvalue(), svg.getvalue(), *(72 * inches for inches in room))
 
 
-def pdf(fig: Figure, foot: str = "") -> bytes:
+def pdf(fig: Figure, foot: str = "", title: str = "", subtitle: str = "") -> bytes:
     """The figure as PDF for print, as `save` draws it; its fonts are embedded as TrueType, so that text stays text."""
     content = io.BytesIO()
-    with _finished(fig, foot):
+    with _finished(fig, foot, title, subtitle):
         fig.savefig(content, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return content.getvalue()
 
 
 @contextlib.contextmanager
-def _finished(fig: Figure, foot: str) -> Iterator[None]:
-    """The figure in the look of all, with `foot` for the time being."""
+def _finished(fig: Figure, foot: str, title: str, subtitle: str) -> Iterator[tuple[float, float]]:
+    """The figure in the look of all, for the time being with its title and its foot, which make it higher by so many
+    inches."""
     with mpl.rc_context(STYLE):
-        printed = _print_foot(fig, foot)
         for ax in fig.axes:
             ax.set_title(ax.get_title() or ax.get_title("left"), loc="left")
             ax.set_title("", loc="center")
             _plain_ticks(ax.xaxis)
             _plain_ticks(ax.yaxis)
+            _part_labels(ax)
             if legend := ax.get_legend():  # a report's own call knows nothing of STYLE
                 legend.set_frame_on(False)
                 for text in legend.get_texts():
                     text.set_color(INK)
-        yield
-        printed.remove()
+        width, height = fig.get_size_inches()
+        printed, (above, below) = _frame(fig, foot, title, subtitle)
+        yield above, below
+        for text in printed:
+            text.remove()
+        fig.set_size_inches(width, height)
 
 
-def _print_foot(fig: Figure, foot: str) -> Text:
-    """`foot` in small print below everything else, which makes room for it."""
+def _frame(fig: Figure, foot: str, title: str, subtitle: str) -> tuple[list[Text], tuple[float, float]]:
+    """Print title and subtitle above everything else and `foot` below; the room of both, in inches."""
     width, height = fig.get_size_inches()
-    lines = textwrap.wrap(foot, int(width * 17))
-    room = (len(lines) * 0.135 + 0.08) / height if lines else 0
+    heads, subs, feet = (
+        textwrap.wrap(text, int(width * letters)) for text, letters in ((title, 10), (subtitle, 15), (foot, 17))
+    )
+    above = 0.21 * len(heads) + 0.16 * len(subs) + (0.12 if heads or subs else 0)
+    below = 0.135 * len(feet) + 0.08 if feet else 0
+    whole = height + above + below
+    fig.set_size_inches(width, whole)
     layout: Any = fig.get_layout_engine()  # of `figures`: constrained
-    layout.set(rect=(0, room, 1, 1 - room))
-    return fig.text(0.01, 0.05 / height, "\n".join(lines), fontsize=7, color="#6e7781", va="bottom", linespacing=1.3)
+    layout.set(rect=(0, below / whole, 1, 1 - (above + below) / whole))
+
+    def put(lines: list[str], top: float, gid: str, **style: Any) -> list[Text]:
+        return [fig.text(0.01, top / whole, "\n".join(lines), gid=gid, **style)] if lines else []
+
+    printed = put(heads, whole - 0.05, TITLE, fontsize=11, fontweight="bold", va="top", linespacing=1.3)
+    printed += put(subs, whole - 0.06 - 0.21 * len(heads), TITLE, fontsize=8.5, color=SOFT, va="top", linespacing=1.25)
+    printed += put(feet, 0.05, FOOT, fontsize=7, color="#6e7781", va="bottom", linespacing=1.3)
+    return printed, (above, below)
 
 
 def _plain_ticks(axis: Axis) -> None:
@@ -325,7 +462,7 @@ def _check_known(arms: pd.Series, looks: dict[str, Look]) -> None:
 def _short(name: object) -> str:
     """A name that leaves room for the axes."""
     text = str(name)
-    return text if len(text) <= 32 else f"{text[:31]}…"
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _errors(value: pd.Series, low: pd.Series, high: pd.Series) -> np.ndarray:

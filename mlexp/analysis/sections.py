@@ -1,8 +1,10 @@
 """A question's records as sections, one a context: its claims evaluated, its report run, what stands around them."""
 
+import functools
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,20 +13,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from mlexp import study
 from mlexp.analysis import history, results, standard, times
 from mlexp.analysis.claims import evaluate
+from mlexp.analysis.columns import text
 from mlexp.analysis.data import Data
 from mlexp.analysis.disturbed import disturbances, remarks
 from mlexp.analysis.files import Loaded, Row, arrays
-from mlexp.analysis.output import Output, cell_text, stand_ins
+from mlexp.analysis.output import STAND_INS, Output, code_spans, stand_ins
 from mlexp.analysis.stats import Verdict
 from mlexp.analysis.tables import arm_table
 from mlexp.record import CONTEXT, metrics_of
 from mlexp.study import Study
 
 Report = Callable[[pd.DataFrame, Output], None]
+SCALES = ("full", "quick", "smoke")  # the most to be trusted first
+KILLED = "started and never ended, or still running"
 
 
 @dataclass
@@ -34,12 +40,56 @@ class Section:
     out: Output
     folder: Path  # below the results folder
     records: int
-    grid: str
     unfinished: list[tuple[str, str, str]]  # cell, status, reason
     environment: dict[str, str]
     asks: str = ""  # the question as its README puts it
     history: str = ""  # how many commits and changes; empty where there are too few
     disturbed: list[tuple[str, str]] = field(default_factory=list)  # cell, by what
+
+    @property
+    def grid(self) -> str:
+        """What of the grid is missing; empty where nothing is."""
+        return self.out.grid
+
+    @property
+    def basis(self) -> str:
+        """What the answer rests on, in one line: how many replicates and cells, at which scale, what is no real thing."""
+        scale = self.out.context.get("scale")
+        cells = f"{self.records} cell{'' if self.records == 1 else 's'}"
+        parts = [self.out.blocks_in_words(), cells, f"{scale} scale" if scale else "", *self.notes]
+        return " · ".join(part for part in parts if part)
+
+    @property
+    def answer(self) -> Markup:
+        """The answer as the page has it."""
+        return code_spans(self.out.answer)
+
+    @property
+    def short(self) -> str:
+        """The context in few words: scale, weights, what was set."""
+        context = self.out.context
+        weights = str(context.get("weights") or "").partition(" ")[0]
+        parts = [context.get("scale"), weights, context.get("device"), "set" if context.get("overrides") else ""]
+        return " · ".join(str(part) for part in parts if part) or "records"
+
+    @functools.cached_property
+    def ids(self) -> dict[str, str]:
+        """An id on the page for every claim, figure and table by its name: the same in every run."""
+        names = [verdict["id"] for verdict in self.out.verdicts]
+        names += [block["name"] for block in self.out.blocks if "name" in block]
+        found: dict[str, str] = {}
+        for name in names:
+            id = f"{self.out.mark}-" + (re.sub(r"[^a-zA-Z0-9.]+", "-", name).strip("-") or "claim")
+            while id in found.values():
+                id += "-2"
+            found.setdefault(name, id)
+        return found
+
+    @property
+    def lead(self) -> dict[str, Any] | None:
+        """The figure that stands with the answer: the one that the report names, else its first."""
+        figures = [each for each in self.out.blocks if each["kind"] == "figure" and each["shown"] == "open"]
+        return next((block for block in figures if block["name"] == self.out.lead), figures[0] if figures else None)
 
     @property
     def notes(self) -> list[str]:
@@ -66,7 +116,7 @@ def tally(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = False) -> list[Section]:
-    """What the records of one question say, context by context; the one with most finished cells comes first.
+    """What the records of one question say, context by context; the one to be trusted most comes first.
 
     `folder` is the question's own; without one, what the records carry of the study is enough for the tables. `pdf`:
     figures also as PDF.
@@ -80,32 +130,50 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
         return []
     metrics = loaded.metrics.get(name, {})
     df = results.latest(results.frame(Loaded(list(rows.values()), {name: metrics})))
-    groups = sorted(results.contexts(df), key=lambda group: -(group[1]["status"] == "passed").sum())
     over_commits = by_context(name, loaded)
     asks = declared.asks if declared and declared.asks else question_of(folder / "README.md") if folder else ""
     killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
     never_ran = [cell for cell in loaded.never_ran if f"/{name}/" in f"/{cell}"]
     sections: list[Section] = []
-    for context, group in groups:
+    for context, group in results.contexts(df):
         passed = group["status"] == "passed"
         records, rest = (group[keep].reset_index(drop=True) for keep in (passed, ~passed))
         series = _series_of(rows)
         dirty = bool(group["dirty"].any())
-        out = Output(name, context, rest, series, dirty, remarks(records), pdf=pdf)
+        note = grid_note(group)
+        if never_ran and not note:
+            note = f"unfinished run: {len(never_ran)} of the cells that it selected never ran"
+        out = Output(name, context, rest, series, dirty, remarks(records), pdf=pdf, grid=note)
         if len(records):
             fill(out, records, declared, report, metrics, [rows[key] for key in records["key"] if key in rows])
         past = over_commits.get(_fields(context))
         changes = "" if past is None else history.add(past, metrics_of(metrics), loaded.commits, out)
-        unfinished = [(str(row.cell), str(row.status), cell_text(row.reason)) for row in rest.itertuples()]
-        if not sections:
-            unfinished += [(start["cell"], "killed", "started and never ended, or still running") for start in killed]
-        place = Path(name, out.slug) if sections else Path(name)
-        note = grid_note(group)
-        if never_ran and not note:
-            note = f"unfinished run: {len(never_ran)} of the cells that it selected never ran"
+        unfinished = [(str(row.cell), str(row.status), text(row.reason)) for row in rest.itertuples()]
         facts, disturbed = environment(group), disturbances(records)
-        sections.append(Section(out, place, len(records), note, unfinished, facts, asks, changes, disturbed))
+        sections.append(Section(out, Path(name), len(records), unfinished, facts, asks, changes, disturbed))
+    sections.sort(key=distrust)
+    for section in sections[1:]:
+        section.folder = Path(name, section.out.slug)
+    if sections:
+        sections[0].unfinished += [(start["cell"], "killed", KILLED) for start in killed]
     return sections
+
+
+def distrust(section: Section) -> tuple[object, ...]:
+    """Sorts contexts, the one to be trusted most first: what answers something before what does not, the real thing
+    before a stand-in, full before quick, all of the grid before a part, committed code before uncommitted."""
+    context, verdicts = section.out.context, [v["verdict"] for v in section.out.verdicts if "check" not in v["marks"]]
+    weights, scale = str(context.get("weights") or ""), str(context.get("scale") or "")
+    return (
+        bool(verdicts) and set(verdicts) == {Verdict.NOT_TESTED},
+        next((rank for rank, name in enumerate(STAND_INS["weights"][::-1], 1) if weights.startswith(name)), 0),
+        bool(stand_ins(context, ("corpus",))),
+        SCALES.index(scale) if scale in SCALES else len(SCALES),
+        bool(context.get("overrides")),
+        bool(section.grid),
+        section.out.dirty,
+        -section.records,
+    )
 
 
 def _series_of(rows: Mapping[Any, Row]) -> Callable[[str], Mapping[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Numbers for people: an amount in its unit, as every claim, table and page writes it."""
 
 import math
+from collections.abc import Iterable
 
 
 def amount(value: float, unit: str, log: bool = False, is_level: bool = False) -> str:
@@ -28,6 +29,13 @@ def span(low: float, high: float, unit: str, log: bool = False, is_level: bool =
     for mark in (" points", " %", f" {unit}"):
         ends = [end.removesuffix(mark).removeprefix("exponent ") for end in ends]
     return " to ".join(ends)
+
+
+def reach(values: Iterable[float], unit: str = "") -> str:
+    """Where values lie, in words: one of them, or the least to the greatest."""
+    known = sorted(value for value in values if not math.isnan(value))
+    ends = list(dict.fromkeys(amount(value, unit, is_level=True) for value in (known[:1] + known[-1:])))
+    return " to ".join(ends) or "unknown"
 
 
 def digits(value: float) -> str:

@@ -11,6 +11,7 @@ from mlexp.analysis.curves import page_trend
 from mlexp.analysis.data import Data, number
 from mlexp.analysis.findings import Finding
 from mlexp.analysis.output import Output
+from mlexp.analysis.shown import amount, digits
 from mlexp.analysis.tables import against_baseline, arm_table, holm_by_name, levels_of, series_curves
 from mlexp.record import PROVENANCE
 from mlexp.study import Study
@@ -52,7 +53,26 @@ def arms(data: Data, out: Output, axis: str) -> None:
     if axis and len(levels_of(data, axis)) > 2 and (lines := list(trends(data, axis))):
         out.text("\n".join(lines))
     label = f"{study.outcome}, {outcome.unit}" if outcome else study.outcome
-    out.figure(outcome_figure(data, table, axis, label), f"outcome{tag}.png", f"{label}: mean and 95 % interval.")
+    out.figure(
+        outcome_figure(data, table, axis, label), f"outcome{tag}.png", finding(data, table, axis),
+        f"{label}, mean over {unit(data)}", f"95 % t interval over {unit(data)}",
+    )  # fmt: skip
+
+
+def finding(data: Data, table: pd.DataFrame, axis: str) -> str:
+    """Which arm is best at the largest level, by the outcome's direction, and by how much the baseline differs."""
+    study, metric = data.study, data.metrics.get(data.study.outcome)
+    last = table[table[axis] == table[axis].iloc[-1]] if axis else table
+    where = f" at {axis} {table[axis].iloc[-1]}" if axis else ""
+    values = last.set_index(study.arm)[study.outcome].dropna()
+    if metric is None or values.empty:
+        return f"{study.outcome} by {study.arm}{where}"
+    best = values.idxmin() if metric.better == "lower" else values.idxmax()
+    extreme = {"lower": "Lowest", "higher": "Highest"}.get(metric.better, "Highest")
+    text = f"{extreme} mean {study.outcome}{where}: {best}, {amount(values[best], metric.unit, is_level=True)}"
+    if study.baseline in values and study.baseline != best:
+        text += f" ({study.baseline}: {amount(values[study.baseline], metric.unit, is_level=True)})"
+    return text
 
 
 def family(study: Study) -> str:
@@ -93,10 +113,10 @@ def outcome_figure(data: Data, table: pd.DataFrame, axis: str, label: str) -> Fi
     outcome, arm = data.study.outcome, data.study.arm
     levels = levels_of(data, axis)
     if not axis or len(levels) < 2:
-        fig, ax = plots.figure(f"{outcome} by {arm}", xlabel=label, size=(7.6, 0.3 * len(table) + 1.4))
+        fig, ax = plots.figure(xlabel=label, size=(7.6, 0.3 * len(table) + 1.4))
         plots.intervals(ax, table.rename(columns={outcome: "value"}), arm, data.looks)
         return fig
-    fig, ax = plots.figure(f"{outcome} by {axis}", xlabel=axis, ylabel=label)
+    fig, ax = plots.figure(xlabel=axis, ylabel=label)
     numeric = all(any(c.isdigit() for c in level) for level in levels)
     x = {level: number(level) if numeric else i for i, level in enumerate(levels)}
     plots.curves(ax, table.assign(x=table[axis].map(x)), "x", outcome, arm, data.looks)
@@ -117,16 +137,29 @@ def curves(data: Data, out: Output) -> None:
         drawn = {level: series_curves(data, out.series, name, axis, level) for level in levels}
         drawn = {level: lines for level, lines in drawn.items() if lines}
         if drawn:
-            out.figure(series_figure(data, name, drawn), f"series_{name}.png", f"{name}: means over {unit(data)}.")
+            over = unit(data)
+            out.figure(
+                series_figure(data, name, drawn), f"series_{name}.png", series_finding(name, drawn),
+                f"{name}, mean over {over}", f"95 % t interval of each point over {over}",
+            )  # fmt: skip
+
+
+def series_finding(name: str, drawn: dict[str, dict[str, np.ndarray]]) -> str:
+    """Where the curves end at the last level."""
+    level, lines = list(drawn.items())[-1]
+    where = f" at {level}" if level else ""
+    ends = {arm: float(runs[:, -1].mean()) for arm, runs in lines.items()}
+    shown = list(ends.items())[:4]
+    more = f" and {len(ends) - len(shown)} more" if len(ends) > len(shown) else ""
+    return f"{name} ends{where} at " + ", ".join(f"{digits(value)} ({arm})" for arm, value in shown) + more
 
 
 def series_figure(data: Data, name: str, drawn: dict[str, dict[str, np.ndarray]]) -> Figure:
     fig, panels = plots.figures(len(drawn), sharey=True, size=(3.6 * len(drawn) + 3, 3.8))
     for ax, (level, lines) in zip(panels, drawn.items(), strict=True):
-        for arm, values in lines.items():
-            look = data.looks[arm]
-            ax.plot(range(1, len(values) + 1), values, color=look.colour, linestyle=look.dash, label=arm)
+        for arm, runs in lines.items():
+            plots.averages(ax, np.arange(1, runs.shape[1] + 1), runs, arm, data.looks[arm])
         ax.set(title=level, xlabel="index")
     panels[0].set_ylabel(name)
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    plots.name_lines(panels, data.looks)
     return fig

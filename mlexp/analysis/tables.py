@@ -23,9 +23,7 @@ def levels_of(data: Data, axis: str) -> list[str]:
 
 def cells_of(data: Data, axis: str, level: str, arm: str) -> pd.DataFrame:
     """The records of an arm at a level."""
-    rows = data.rows(axis)
-    keep = rows[data.study.arm].astype(str) == arm
-    return rows[keep & (rows[axis].astype(str) == level)] if axis else rows[keep]
+    return data.cells(axis, level, arm)
 
 
 def arm_table(data: Data, axis: str = "", metrics: Sequence[str] = (), outcome: str = "") -> pd.DataFrame:
@@ -117,13 +115,13 @@ def against_baseline(data: Data, axis: str = "") -> pd.DataFrame:
 def series_curves(
     data: Data, series: Callable[[str], Mapping[str, np.ndarray]], name: str, axis: str, level: str
 ) -> dict[str, np.ndarray]:
-    """The mean over blocks of a series for each arm, where all its records have that series in one length."""
+    """A series of each arm, blocks x points, where all its records have that series in one length."""
     found = {}
     for arm in data.arms:
         arrays = [series(key).get(name) for key in cells_of(data, axis, level, arm)["key"]]
         shapes = {None if array is None else array.shape for array in arrays}
         if len(shapes) == 1 and (shape := shapes.pop()) is not None and len(shape) == 1 and shape[0] > 1:
-            found[arm] = np.mean([array for array in arrays if array is not None], axis=0)
+            found[arm] = np.array([array for array in arrays if array is not None])
     return found
 
 

@@ -1,9 +1,9 @@
-"""Text for people: Markdown, rounded cells, verdicts."""
+"""Text for people: Markdown, stand-ins, what a figure must say of itself."""
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from mlexp.analysis import output
+from mlexp.analysis import output, plots
 
 
 def test_markdown_is_the_little_that_reports_need():
@@ -17,24 +17,6 @@ def test_markdown_is_the_little_that_reports_need():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (float("nan"), "–"),
-        (True, "yes"),
-        (np.int64(1557611200), "1,557,611,200"),
-        (0.123456, "0.1235"),
-        (12345.678, "12,346"),
-        (3.0, "3"),
-        ("a", "a"),
-        (float("inf"), "inf"),
-    ],
-)
-def test_cells_are_rounded_for_people(value, text):
-    assert output.cell_text(value) == text
-
-
-@pytest.mark.parametrize(
     ("context", "said"),
     [
         ({"weights": "random", "corpus": "pydoc_topics"}, "stand-in weights and corpus"),
@@ -45,3 +27,44 @@ def test_cells_are_rounded_for_people(value, text):
 )
 def test_a_stand_in_is_never_shown_as_the_real_thing(context, said):
     assert output.stand_ins(context) == said
+
+
+@pytest.mark.parametrize("drawn", ["error bars", "bands", ""])
+def test_a_figure_says_what_its_bars_are_or_is_refused(drawn):
+    fig, ax = plots.figure("", "x", "y")
+    table = pd.DataFrame({"arm": "a", "x": [1, 2], "y": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5]})
+    if drawn == "error bars":
+        plots.curves(ax, table, "x", "y", "arm", plots.looks(["a"]))
+    elif drawn == "bands":
+        plots.averages(ax, [1, 2], [[1, 2], [2, 3]], "a", plots.looks(["a"])["a"])
+    else:
+        plots.curves(ax, table, "x", "y", "arm", plots.looks(["a"]), low=None)
+    out = output.Output("q", {}, None, dict)
+    if drawn:
+        with pytest.raises(ValueError, match=f"figure f.png: it has {drawn}; say what they are"):
+            out.figure(fig, "f.png", "a rises")
+        assert out.blocks == [] and out.files == {}
+    out.figure(fig, "f.png", "a rises", "y of x", "95 % t interval" if drawn else "", n="2 seeds")
+    (block,) = out.blocks
+    assert block["finding"] == "a rises" and block["caption"].endswith("n: 2 seeds.")
+    assert ("Bars: 95 % t interval." in block["caption"]) == bool(drawn)
+
+
+def test_the_page_s_svg_has_arms_and_leaves_out_what_the_page_says_itself():
+    fig, ax = plots.figure("", "x", "y")
+    ax.plot([1, 2], [1, 2], label="a & b")
+    output.mark_arms(fig, ["a & b"])
+    images = plots.save(fig, "the foot", "the title", "the subtitle")
+    for said in ("the foot", "the title", "the subtitle"):
+        assert said in images.svg.decode()
+    svg, styles = output.inline_svg(images.svg.decode(), "x", "label", (images.title, images.foot))
+    assert 'data-arm="a &amp; b"' in svg and not any(said in svg for said in ("the foot", "the title", "the subtitle"))
+    assert " style=" not in svg and set(styles) >= {name for name in svg.split('class="')[1:2][0].split('"')[:1]}
+    assert images.title > 20 < images.foot + 15
+
+
+def test_two_verdicts_of_one_id_are_refused():
+    out = output.Output("q", {}, None, dict)
+    out.verdict("H1", "one", "supported")
+    with pytest.raises(ValueError, match="verdict 'H1' is taken"):
+        out.verdict("H1", "another", "refuted")

@@ -1,10 +1,15 @@
 """Figures: stable looks, plain tick labels, identical bytes, hostile names drawn as they are."""
 
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 from mlexp.analysis import plots
 
@@ -64,10 +69,63 @@ def test_hostile_names_are_text(name):
 
 
 def test_looks_differ_and_stay_with_their_arm():
-    arms = [f"arm{i}" for i in range(13)]
+    arms = [f"arm{i}" for i in range(27)]
     looks = plots.looks(arms)
-    assert len(set(looks.values())) == 13
+    for part in (("colour", "marker"), ("colour", "dash")):
+        assert len({tuple(getattr(look, name) for name in part) for look in looks.values()}) == 27
+    first = list(looks.values())[:7]
+    assert len({look.colour for look in first}) == len({look.marker for look in first}) == 7
     assert plots.looks(arms)["arm5"] == looks["arm5"]
+
+
+def labels(fig):
+    (ax,) = fig.axes
+    return {text.get_text(): text for text in ax.texts if isinstance(text, plots.EndLabel)}
+
+
+@given(ends=st.lists(st.floats(0, 1), min_size=1, max_size=27))
+@settings(max_examples=15, deadline=None)
+def test_names_at_line_ends_keep_the_order_of_their_lines_and_do_not_overlap(ends):
+    names = [f"a{i}" for i in range(len(ends))]
+    table = pd.DataFrame([{"arm": n, "x": x, "y": x * y} for n, y in zip(names, ends, strict=True) for x in (0, 1)])
+    fig, ax = plots.figure("", "x", "y")
+    plots.curves(ax, table, "x", "y", "arm", plots.looks(names))
+    plots.save(fig)
+    drawn = labels(fig)
+    order = sorted(range(len(ends)), key=lambda i: ends[i])
+    heights = [drawn[names[i]].get_position()[1] for i in order]
+    assert set(drawn) == set(names)
+    for (i, one), (j, other) in itertools.pairwise(zip(order, heights, strict=True)):
+        assert other > one or ends[i] == ends[j]
+        assert abs(other - one) > 0.03 or len(ends) > 26
+
+
+def test_the_mean_of_runs_has_scipy_s_interval_as_a_band():
+    runs, base = np.random.default_rng(0).normal(size=(2, 5, 3))
+    look = plots.looks(["a"])["a"]
+    fig, panels = plots.figures(2)
+    plots.averages(panels[0], [1, 2, 3], runs, "a", look)
+    plots.averages(panels[1], [1, 2, 3], runs, "a", look, against=base)
+    wanted = (stats.ttest_1samp(runs, 0).confidence_interval(), stats.ttest_ind(runs, base).confidence_interval())
+    for ax, interval in zip(panels, wanted, strict=True):
+        ends = ax.collections[0].get_paths()[0].vertices
+        for i, x in enumerate((1, 2, 3)):
+            at = ends[ends[:, 0] == x, 1]
+            assert (at.min(), at.max()) == pytest.approx((interval.low[i], interval.high[i]))
+    np.testing.assert_allclose(panels[1].lines[0].get_ydata(), (runs - base).mean(axis=0))
+    fig, ax = plots.figure()
+    plots.averages(ax, [1, 2, 3], runs[:1], "a", look)
+    assert not ax.collections  # of one run there is none
+
+
+def test_a_saved_figure_bears_its_title_and_is_as_before_afterwards():
+    fig, ax = plots.figure("", "x", "y")
+    ax.plot([1, 2])
+    size, dots = tuple(fig.get_size_inches()), fig.get_dpi()
+    images = plots.save(fig, "foot", "A long finding " * 12, "what is drawn")
+    assert {"what is drawn", "foot"} <= set(texts(images))
+    assert (tuple(fig.get_size_inches()), fig.get_dpi()) == (size, dots) and not fig.texts
+    assert images.title > plots.save(fig, "foot", "Short", "what is drawn").title
 
 
 def test_open_and_missing_intervals_do_not_break_the_drawing():

@@ -31,7 +31,7 @@ def said_of(question: str) -> dict[str, str]:
     """Everything that the report of a question says of its committed records: file name -> text."""
     figures = []
 
-    def remember(fig, foot):  # in place of making pictures, which is most of the time that a report takes
+    def remember(fig, **words):  # in place of making pictures, which is most of the time that a report takes
         figures.append(drawn_in(fig))
         return NO_PICTURE
 

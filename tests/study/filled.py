@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mlexp.analysis.output import Output
+from mlexp.analysis.output import Output, bars_of
 from mlexp.analysis.sections import fill, report_of, study_in
 from tests.command import ROOT
 
@@ -27,8 +27,9 @@ class Filled(Output):
         super().table(df, name, caption)
         self.tables[name] = df
 
-    def figure(self, fig, name, caption=""):
-        self.figures[name], self.captions[name] = fig, caption
+    def figure(self, fig, name, finding, measure="", bars="", n="", shown="open"):
+        assert bars or not bars_of(fig), name
+        self.figures[name], self.captions[name] = fig, f"{finding}. {measure}. {bars}"
 
     @property
     def headings(self):

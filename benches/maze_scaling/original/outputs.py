@@ -24,7 +24,7 @@ def four_panels(data):
         gains = quantity_table(data, At(GAIN.of(metric)))
         for i, row in enumerate(gains.itertuples()):
             bars = None if np.isnan(row.low) else [[100 * (row.value - row.low)], [100 * (row.high - row.value)]]
-            bar_ax.bar(i, 100 * row.value, color=plots.OKABE_ITO[2 if row.value > 0 else 1], yerr=bars, capsize=3)
+            bar_ax.bar(i, 100 * row.value, color=plots.COLOURS[2 if row.value > 0 else 1], yerr=bars, capsize=3)
         bar_ax.set_xticks(range(len(gains)), list(gains["label"]))
         plots.reference(bar_ax, y=0.0)
         bar_ax.set(title=f"PoH advantage, {metric}", ylabel="points")
