@@ -121,7 +121,7 @@ def picture(folder: Path) -> str:
 
 def metric_table(metrics: Mapping[str, Any]) -> str:
     """A row a metric."""
-    heads = ("name", "unit", "better", "what it is", "`mlexp compare` judges it as")
+    heads = ("name", "unit", "better", "what it is", "kind")
     rows = [(f"`{n}`", m.unit, "" if m.better == "none" else m.better, m.what, m.compared) for n, m in metrics.items()]
     return table(heads, rows)
 

@@ -98,6 +98,9 @@ def looks(arms: Iterable[str]) -> dict[str, Look]:
     """A look for each arm, by its place among all arms: pass the whole list, so that figures of a part agree.
 
     Colours are Okabe and Ito's, told apart by colour-blind readers; markers and dashes differ too, for more than seven.
+
+    Args:
+        arms: their names, in the order of drawing; a name that stands twice counts once.
     """
     names, n = list(dict.fromkeys(arms)), len(OKABE_ITO)
     return {
@@ -188,7 +191,19 @@ def curves(
 
 
 def points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: dict[str, Look]) -> None:
-    """A faint dot for each row, behind the curves: the blocks that their means hide."""
+    """A faint dot for each row, behind the curves: the blocks that their means hide.
+
+    Args:
+        ax: where to draw.
+        table: a row a dot, such as `Pairs.blocks` with a numeric column for x.
+        x: its column for the x axis, numbers.
+        y: the same for the y axis.
+        by: its column of arms.
+        looks: how each arm is drawn.
+
+    Raises:
+        ValueError: for an arm without a look.
+    """
     _check_known(table[by], looks)
     with mpl.rc_context(STYLE):
         for arm, look in looks.items():
@@ -201,7 +216,12 @@ def intervals(
 ) -> None:
     """A point with its interval for each row of `table`, top to bottom, with a dashed line at `null`.
 
-    `table` has the columns `name` (labels), `value`, `low`, `high`, as `Pairs.ratios()` and `differences()` give them.
+    Args:
+        ax: where to draw.
+        table: with the columns `value`, `low` and `high`, as `Pairs.ratios()` and `differences()` give them.
+        name: its column of labels.
+        looks: how each label is drawn; those without a look alike.
+        null: where the dashed line stands, such as 1 for ratios; None: nowhere.
     """
     with mpl.rc_context(STYLE):
         for i, row in enumerate(table.to_dict("records")):
