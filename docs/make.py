@@ -60,7 +60,7 @@ def all_blocks(folder: Path) -> dict[str, str]:
     return {
         "headline": headline(folder),
         "metrics": metric_table(METRICS),
-        "conditions": table(("name", "unit", "what it is"), ((f"`{n}`", m.unit, m.what) for n, m in CONDITIONS.items())),
+        "conditions": table(("name", "unit", "what"), ((f"`{n}`", m.unit, m.what) for n, m in CONDITIONS.items())),
         "options": option_table(),
         **commands(),
     }

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from mlexp.cli import parser
+from mlexp.harness import grid
 from mlexp.harness.options import TABLE
+from mlexp.study import load
 
 ROOT = Path(__file__).parents[1]
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "link": "href", "object": "data"}
@@ -89,9 +92,9 @@ def test_every_page_of_the_repository_is_shown_and_no_python(site):
 def test_links_of_readmes_become_those_of_the_site():
     pages = module("pages")
     file = ROOT / "benches/maze_scaling/README.md"
-    text = "[a](../training_speed/) [b](../../docs/models.md#x) [c](../../mlexp/study.py) [d](https://x.org) ![e](f.png)"
+    text = "[a](../training_speed/) [b](../../docs/models.md#x) [c](../../mlexp/study.py) [d](https://x.y) ![e](f.png)"
     assert pages.linked(text, file, "questions/maze_scaling.md") == (
-        "[a](training_speed.md) [b](../models.md#x) `mlexp/study.py` [d](https://x.org) ![e](f.png)"
+        "[a](training_speed.md) [b](../models.md#x) `mlexp/study.py` [d](https://x.y) ![e](f.png)"
     )
     with pytest.raises(FileNotFoundError, match=r"maze_scaling/README\.md: the link to \.\./gone/ leads nowhere"):
         pages.linked("[a](../gone/)", file, "questions/maze_scaling.md")
@@ -110,6 +113,32 @@ def test_every_option_of_a_command_is_on_its_page(name):
         for flag in action.option_strings:
             assert flag in ("-h", "--help") or re.search(rf"`{flag}[ `]", section), flag
     assert "Exit status: " in section
+
+
+def examples():
+    """The lines of the documents that show a command of ours, without what stands behind them."""
+    for file in sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("docs/reference/*.md"), ROOT / "README.md"]):
+        for block in re.findall(r"```(?:text)?\n(.*?)```", file.read_text(), re.DOTALL):
+            for line in re.findall(r"^(?:\$ )?(mlexp \w.*)$", block, re.MULTILINE):
+                if not re.search(r"\[|PYTEST_ARGS|BASE|QUESTION|DIR$", line):  # a usage line
+                    yield re.split(r" {2,}", line)[0]
+
+
+@pytest.mark.parametrize("line", sorted(set(examples())))
+def test_every_example_of_a_command_is_one(line):
+    assert parser().parse_args(shlex.split(line.partition(" -- ")[0])[1:])
+
+
+def test_the_originals_commands_name_settings_that_there_are():
+    text = (ROOT / "docs/originals.md").read_text()
+    sections = re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert len(sections) == 4
+    for question, section in sections:
+        settings = load(ROOT / "benches" / question / "study.py").STUDY.settings["full"]
+        shown = re.findall(r"--set (\S+=[^\s`]+)", section)
+        assert shown
+        for change in shown:
+            assert grid.override(settings, [grid.parse_override(change)])
 
 
 def test_every_option_of_pytest_is_on_its_page():

@@ -164,8 +164,8 @@ def mean_p(values: ArrayLike, null: float = 0.0) -> float:
 
 
 def verdict(interval: Estimate | Sequence[float], null: float = 0.0) -> Verdict:
-    """Of the claim that a quantity lies above `null`: supported where all of the interval does, refuted where none does,
-    else undecided.
+    """Of the claim that a quantity lies above `null`: supported where all of the interval does, refuted where none
+    does, else undecided.
 
     Args:
         interval: an Estimate, or its two ends.

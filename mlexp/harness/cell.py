@@ -36,8 +36,8 @@ class Cell:
         device (str): `cpu` or `cuda`.
         dtype (str): `float32` or `bfloat16`.
         seed (int): 32 bits from the block's axes; every arm of a block has the same.
-        options (SimpleNamespace): `weights`, `prompts`, `corpus` as given on the command line (None where not); `model`:
-            name -> folder.
+        options (SimpleNamespace): `weights`, `prompts`, `corpus` as given on the command line (None where not);
+            `model`: name -> folder.
         key (str): what `--resume` finds it by.
     """
 
