@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         blocks = all_blocks(Path(folder))
         old = [page for page in PAGES if filled((ROOT / page).read_text(), blocks) != (ROOT / page).read_text()]
         if check:
-            print(*(f"{page} is out of date: run python -m docs.make" for page in old), sep="\n", file=sys.stderr)
+            for page in old:
+                print(f"{page} is out of date: run python -m docs.make", file=sys.stderr)
             return 1 if old else 0
         for page in old:
             (ROOT / page).write_text(filled((ROOT / page).read_text(), blocks))

@@ -146,44 +146,38 @@ def test_every_option_of_pytest_is_on_its_page():
     assert not [name for name in TABLE if not re.search(rf"`--{name}[ `[]", text)]
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """The documents, and what they are made of, to be changed."""
-    for name in ("docs", "benches", "README.md"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
-    made = ROOT / module("make").RECORDS
-    (tmp_path / made.relative_to(ROOT).parent).mkdir(parents=True)
-    shutil.copyfile(made, tmp_path / made.relative_to(ROOT))
-    return tmp_path
-
-
-def make(*argv, where):
-    return subprocess.run([sys.executable, "-m", "docs.make", *argv], cwd=where, capture_output=True, text=True)
-
-
 def test_what_is_made_is_up_to_date():
-    done = make("--check", where=ROOT)
+    done = subprocess.run([sys.executable, "-m", "docs.make", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     picture = (ROOT / "docs/speedup_vs_params.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
 
 
-def test_a_stale_block_is_seen_and_mended(copy):
-    readme = (copy / "README.md").read_text()
+def test_a_stale_block_is_seen_and_mended(tmp_path, monkeypatch, capsys):
+    make = module("make")
+    for page in make.PAGES:
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / page, tmp_path / page)
+
+    def reported(folder):
+        """What the report leaves, without its seconds."""
+        (folder / make.QUESTION).mkdir()
+        (folder / make.QUESTION / make.PICTURE).write_bytes(b"drawn")
+        return re.search(r"<!-- made: headline -->\n(.*?)\n<!-- end -->", readme, re.DOTALL)[1]
+
+    readme, metrics = (tmp_path / "README.md").read_text(), tmp_path / "docs/metrics.md"
+    monkeypatch.setattr(make, "ROOT", tmp_path)
+    monkeypatch.setattr(make, "headline", reported)
+    assert make.main(["--check"]) == 0
     assert readme.count("**undecided**") == 1
-    (copy / "README.md").write_text(readme.replace("**undecided**", "**supported**"))
-    metrics = copy / "docs/metrics.md"
+    (tmp_path / "README.md").write_text(readme.replace("**undecided**", "**supported**"))
     metrics.write_text(re.sub(r"\| `accuracy` .*\n", "", metrics.read_text()))
-    (copy / "docs/speedup_vs_params.png").unlink()
-    done = make("--check", where=copy)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        f"{page} is out of date: run python -m docs.make" for page in ("README.md", "docs/metrics.md")
-    ]
-    assert make(where=copy).returncode == 0
-    assert (copy / "README.md").read_text() == readme and "`accuracy`" in metrics.read_text()
-    assert (copy / "docs/speedup_vs_params.png").exists()
+    assert make.main(["--check"]) == 1
+    stale = [f"{page} is out of date: run python -m docs.make" for page in ("README.md", "docs/metrics.md")]
+    assert capsys.readouterr().err.split("\n")[-3:] == [*stale, ""]
+    assert make.main([]) == 0
+    assert (tmp_path / "README.md").read_text() == readme and "`accuracy`" in metrics.read_text()
+    assert (tmp_path / "docs" / make.PICTURE).read_bytes() == b"drawn"
 
 
 def test_the_headline_says_no_more_than_the_verdict():
