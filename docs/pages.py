@@ -1,7 +1,7 @@
 """Pages of the site that stand elsewhere in the repository, shown without a copy; a hook of mkdocs.
 
 A link in them is relative to their own file. To a page of the site it leads there, to any other file of the repository
-it becomes the file's name: the site is read without the repository.
+it becomes the file's name: the site is read without the repository. And no page loads a script from elsewhere.
 """
 
 import os
@@ -18,6 +18,8 @@ PLACES = {
     "contributing.md": ROOT / "CONTRIBUTING.md",
     "changelog.md": ROOT / "CHANGELOG.md",
 }  # page -> file
+# What the theme's search needs where pages are opened as files: it would fetch the first.
+FROM_ELSEWHERE, OURS = "https://unpkg.com/iframe-worker/shim", "file_worker.js"
 LINK = re.compile(r"(?<!!)\[([^]\n]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -32,6 +34,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """The text of a page with the links of the site."""
     file = PLACES.get(page.file.src_uri)
     return linked(markdown, file, page.file.src_uri) if file else markdown
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """A page with our script in place of the theme's."""
+    return output.replace(FROM_ELSEWHERE, relative(OURS, page.file.dest_uri))
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """The same of pages that are no document's, such as that of an error."""
+    return output_content.replace(FROM_ELSEWHERE, OURS)
 
 
 def linked(markdown: str, file: Path, page: str) -> str:

@@ -30,8 +30,8 @@ def module(name):
     return found
 
 
-def loaded_from_elsewhere(html):
-    """What a page makes a browser fetch from another place."""
+def loaded(html):
+    """The addresses that a page makes a browser fetch."""
     found = []
 
     class Page(HTMLParser):
@@ -39,11 +39,17 @@ def loaded_from_elsewhere(html):
             values = dict(attrs)
             address = values.get(LOADING.get(tag, ""), "") or ""
             loads = tag != "link" or values.get("rel") not in RELATIONS_THAT_LOAD_NOTHING
-            if loads and re.match(r"(https?:)?//", address):
+            if loads and address and not address.startswith("data:"):
                 found.append(address)
 
     Page().feed(html)
-    return [*found, *re.findall(r"(?:@import\s+|url\()[\"']?((?:https?:)?//[^\"')]+)", html)]
+    return found
+
+
+def loaded_from_elsewhere(text):
+    """Those of them, and of a style's, that are at another place."""
+    addresses = [*loaded(text), *re.findall(r"(?:@import\s+|\burl\()(?:url\()?[\"']?([^\"')]+)", text)]
+    return [address for address in addresses if re.match(r"(https?:)?//", address)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,11 @@ def site(tmp_path_factory):
 def test_pages_load_nothing_from_elsewhere(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 25
+    here = [(page, found.partition("?")[0]) for page in pages for found in loaded(page.read_text())]
+    assert not [
+        (page, found) for page, found in here if page.name != "404.html" and not (page.parent / found).is_file()
+    ]
+    assert (site / "search/search_index.js").is_file()  # what pages that are opened as files search in
     assert not {str(page): found for page in pages if (found := loaded_from_elsewhere(page.read_text()))}
     styles = [found for file in site.rglob("*.css") if (found := loaded_from_elsewhere(file.read_text()))]
     assert not styles
