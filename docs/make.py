@@ -133,10 +133,17 @@ def option_table() -> str:
 
     rows = []
     for name, told in TABLE.items():
-        value = told.get("metavar") or "\\|".join(told.get("choices", ()))
-        value = f"[={value}]" if told.get("nargs") == "?" else f" {value}" if value else ""
-        rows.append((f"`--{name}{value}`".replace("\\|", "|"), told["help"] + again(told)))
+        values = (told.get("metavar") or "|".join(told.get("choices", ()))).split("|")
+        flag = f"--{name}[={values[0]}]" if told.get("nargs") == "?" else f"--{name}"
+        rows.append((with_values(flag, [] if told.get("nargs") == "?" else values), told["help"] + again(told)))
     return table(("option", "what it does"), rows)
+
+
+def with_values(flag: str, values: list[str]) -> str:
+    """An option as code with its value, or with the values that it may have."""
+    if len(values) > 1:  # no | in code: Markdown's dialects escape it differently in tables
+        return f"`{flag}` " + ", ".join(f"`{value}`" for value in values)
+    return f"`{' '.join([flag, *filter(None, values)])}`"
 
 
 def again(told: Mapping[str, Any]) -> str:
@@ -155,7 +162,7 @@ def described(name: str, command: argparse.ArgumentParser) -> str:
     """One command for the page."""
     actions = [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
     usage = command.usage or " ".join([f"mlexp {name} [options]", *(place(a) for a in actions if not a.option_strings)])
-    rows = [(f"`{spelled(action)}`", told(action)) for action in actions]
+    rows = [(spelled(action), told(action)) for action in actions]
     statuses = re.sub(r"^exit status: ", "", command.epilog or "")
     parts = [f"```text\n{usage}\n```", command.description or "", table(("argument", "what it is"), rows)]
     return "\n\n".join([*parts, f"Exit status: {statuses}."])
@@ -170,9 +177,9 @@ def place(action: argparse.Action) -> str:
 def spelled(action: argparse.Action) -> str:
     """An argument with its value."""
     if not action.option_strings:
-        return str(action.metavar)
-    value = action.metavar or "|".join(map(str, action.choices or ()))
-    return ", ".join(action.option_strings) + (f" {value}" if value else "")
+        return f"`{action.metavar}`"
+    values = [str(action.metavar)] if action.metavar else [str(choice) for choice in action.choices or ()]
+    return with_values(action.option_strings[0], values)
 
 
 def told(action: argparse.Action) -> str:
