@@ -103,6 +103,7 @@ class Project:
             "PYTEST_ADDOPTS": " ".join(f"-p no:{name}" for name in PLUGINS),
             "OMP_NUM_THREADS": "1",  # two that wait for each other take many times as long where the cores are shared
             "COLUMNS": "100",
+            "CUDA_VISIBLE_DEVICES": "",  # pages show what is measured on a CPU
             **{f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
 
