@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 PLUGIN = "mlexp.harness.plugin"
 OPTION = f"-p {PLUGIN}"
-INI = f"[pytest]\naddopts = {OPTION}\npythonpath = .\n"  # the path, so that bench files can import the project's modules
+INI = (
+    f"[pytest]\naddopts = {OPTION}\npythonpath = .\n"  # the path, so that bench files can import the project's modules
+)
 ALONE = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini")  # configure pytest even where they are empty
 PLACES = (  # (file, its table), in the order in which pytest looks for them
     *((name, "pytest") for name in ALONE),
