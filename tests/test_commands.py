@@ -67,6 +67,27 @@ def test_the_first_question_needs_numpy_alone(project):
     assert {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) == {"numpy", "mlexp"}
 
 
+@pytest.mark.parametrize("where", [".", "lib"])
+def test_a_bench_file_imports_the_project_s_own_modules(project, where):
+    """Under pytest, and where `mlexp`, started as a command, reads what the file declares."""
+    main(["init"])
+    main(["new", "sorting"])
+    (project / where).mkdir(exist_ok=True)
+    (project / where / "mywork.py").write_text("ARMS = {'baseline': 4, 'variant': 1}\n")
+    ini_file, bench = project / "pytest.ini", project / "benches/sorting/bench_sorting.py"
+    ini_file.write_text(ini_file.read_text().replace("pythonpath = .", f"pythonpath = {where}"))
+    bench.write_text(re.sub("ARMS = .*", "from mywork import ARMS", bench.read_text()))
+    command = [sys.executable, "-P", "-m"]  # as a script's, its path does not begin with the working folder
+    for words in (
+        ["pytest", "benches/sorting", "--scale", "smoke", "--benchmark-json", "out.json"],
+        ["mlexp", "report", "out.json"],
+        ["mlexp", "export", "out.json", "--to", "out.tex"],
+        ["mlexp", "list"],
+    ):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_init_again_changes_nothing_and_names_what_is_there(project, capsys):
     main(["init"])
     (project / "benches/first/README.md").write_text("mine")
