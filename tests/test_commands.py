@@ -15,6 +15,8 @@ from mlexp.commands import init
 from mlexp.commands.listing import shown
 from mlexp.commands.show import bars
 
+from .needs import needs
+
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[1]
@@ -324,6 +326,7 @@ def test_list_of_a_question_without_a_study(toy, capsys, monkeypatch):
 
 
 def test_list_of_our_own_questions_loads_no_torch():
+    needs("torch")  # else they say what they lack
     code = "import sys; from mlexp.cli import main; main(['list']); print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *listed, loaded = done.stdout.splitlines()
