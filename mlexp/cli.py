@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlexp import __version__
-from mlexp.commands import init, listing, new, show
+from mlexp.commands import ini, init, listing, new, show
 
 STATUSES = "exit status: 0 ok; 1 regression; 2 nothing or not everything compared; 3 not comparable; 4 unreadable input"
 BROKEN_PIPE = 128 + 13  # as of a program that SIGPIPE ended
@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
         choices=("png", "svg", "pdf"),
         default="png",
         help="pdf: also as PDF, fonts embedded; PNG and SVG are always written",
+    )
+    report.add_argument(
+        "--fresh", action="store_true", help="make everything anew; else questions of which nothing changed are kept"
     )
     report.set_defaults(run=_report)
     _add_export(commands)
@@ -192,15 +195,22 @@ def _add_forms(command: argparse.ArgumentParser) -> None:
         forms.add_argument(f"--{form}", dest="form", action="store_const", const=form, default="text", help=told)
 
 
+def _let_benches_import() -> None:
+    """Let bench files, which declare what is reported, import the project's modules as under pytest."""
+    sys.path += [folder for folder in ini.import_paths(Path()) if folder not in sys.path]
+
+
 def _report(options: argparse.Namespace) -> int:
     from mlexp.analysis.report import run
 
-    return run(options.paths, options.out, options.benches, [options.figures])
+    _let_benches_import()
+    return run(options.paths, options.out, options.benches, [options.figures], options.fresh)
 
 
 def _export(options: argparse.Namespace) -> int:
     from mlexp.analysis.export import run
 
+    _let_benches_import()
     return run(options.paths, options.to, options.question, options.columns, options.table, options.benches)
 
 

@@ -48,7 +48,8 @@ class Settings:
     """What the settings of a question derive from: a frozen dataclass whose fields declare bounds as `Annotated[type,
     bound]`. A row of it for each scale stands in `Study.settings`; `--set name=value` replaces a field.
 
-    Raises ValueError where a value is out of bounds, naming the field, the value and what is allowed.
+    Raises:
+        ValueError: where a value is out of bounds, naming the field, the value and what is allowed.
     """
 
     def __post_init__(self) -> None:

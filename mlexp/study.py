@@ -35,8 +35,10 @@ class Contrast:
     Attributes:
         weights: (arm, weight) pairs; weights that add up to 0 compare, those that add up to 1 average.
         metric: empty for the study's outcome.
-        log: whether of logarithms. Contrasts of different metrics, or with and without logarithms, do not add up:
-            ValueError.
+        log: whether of logarithms.
+
+    Raises:
+        ValueError: where contrasts of different metrics, or with and without logarithms, are added or subtracted.
     """
 
     weights: tuple[tuple[str, float], ...]
@@ -74,7 +76,7 @@ def arm(name: str) -> Contrast:
 
 
 def mean(*names: str) -> Contrast:
-    """The mean of several arms' outcomes."""
+    """The mean of several arms' outcomes, in their unit."""
     return Contrast(tuple((name, 1 / len(names)) for name in names))
 
 
@@ -171,9 +173,15 @@ Quantity = At | Mean | Slope | Steps | FromMean | Given
 @dataclass(frozen=True)
 class Within:
     """Each of the quantity's values lies between `low` and `high`, in the unit of the metric; for a ratio these are
-    ratios (1: no difference), for the slope of a ratio exponents (0: none). None: no bound on that side.
+    ratios (1: no difference), for the slope of a ratio exponents (0: none).
 
-    Raises ValueError for a bound of 0 or less of a ratio, and for bounds in the wrong order.
+    Attributes:
+        quantity: what lies there.
+        low: the lower bound, itself left out; None: none.
+        high: the upper bound, itself left out; None: none.
+
+    Raises:
+        ValueError: for a bound of 0 or less of a ratio, and for bounds in the wrong order.
     """
 
     quantity: Quantity
@@ -245,7 +253,8 @@ class Claim:
         check: is about the implementation (a speed limit, memory), and no hypothesis of the study.
         settings: values that the claim speaks of; under others it is not tested.
 
-    Raises ValueError for another `about`, and for a check that is primary.
+    Raises:
+        ValueError: for another `about`, and for a check that is primary.
     """
 
     text: str
@@ -308,8 +317,9 @@ class Study:
             confidence level, or the reason why there is none.
         answer: a function of (findings by id, the table of arms) that gives the study's answer in one sentence.
 
-    Raises ValueError for a baseline or an arm of a claim that is not among `arms`, an outcome or metric of a claim that
-    nobody declared, and for a fourth primary claim.
+    Raises:
+        ValueError: for a baseline or an arm of a claim that is not among `arms`, an outcome or metric of a claim that
+            nobody declared, and for a fourth primary claim.
     """
 
     asks: str
@@ -380,7 +390,11 @@ NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks")  # of 
 
 
 def beside(bench: str | Path) -> ModuleType:
-    """The `study.py` that stands beside a bench file: `declared = beside(__file__)`, then `STUDY = declared.STUDY`."""
+    """The `study.py` that stands beside a bench file: `declared = beside(__file__)`, then `STUDY = declared.STUDY`.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
     if not (file := Path(bench).with_name("study.py")).is_file():
         raise FileNotFoundError(f"there is no study.py beside {Path(bench).name}")
     return load(file)

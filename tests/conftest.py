@@ -15,9 +15,8 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
         del os.environ[name]
 
 # Nor are they shuffled or dressed by what is installed to be tested beside cells (test_company.py).
-os.environ["PYTEST_ADDOPTS"] = " ".join(
-    ["-p no:randomly -p no:sugar -p no:playwright", os.environ.get("PYTEST_ADDOPTS", "")]
-)
+ALONE = "-p no:randomly -p no:sugar -p no:playwright"
+os.environ["PYTEST_ADDOPTS"] = f"{ALONE} {os.environ.get('PYTEST_ADDOPTS', '')}"
 
 TOY = '''
 """A toy question: two models, two seeds, two arms. What a cell does is scripted by files beside it."""
@@ -140,7 +139,8 @@ def fit(toy):
 
 
 @pytest.fixture
-def toy(pytester):
+def toy(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", ALONE)  # pytester has taken it away
     gc.freeze()  # every cell collects garbage first, which takes as long as there is much in memory from other tests
     yield Toy(pytester)
     gc.unfreeze()

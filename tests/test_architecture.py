@@ -186,8 +186,8 @@ def test_no_function_is_long():
 
 
 def glossed_tree() -> dict[str, str]:
-    """Path -> gloss, from the tree in the README: two spaces a level, folders end in a slash."""
-    block = re.search(r"<!-- tree -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    """Path -> gloss, from the tree in CONTRIBUTING.md: two spaces a level, folders end in a slash."""
+    block = re.search(r"<!-- tree -->\n```\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)[1]
     stack, found = [], {}
     for line in block.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
@@ -197,10 +197,10 @@ def glossed_tree() -> dict[str, str]:
     return found
 
 
-def test_the_readme_s_tree_is_the_disk():
+def test_the_tree_in_contributing_is_the_disk():
     tree = glossed_tree()
     for path, gloss in tree.items():
-        assert (ROOT / path).exists(), f"the README shows {path}, which is not there"
+        assert (ROOT / path).exists(), f"CONTRIBUTING.md shows {path}, which is not there"
         assert gloss, f"{path} has no gloss"
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     files = {Path(line) for line in listed.stdout.splitlines() if (ROOT / line).exists()}

@@ -15,6 +15,8 @@ from mlexp.commands import init
 from mlexp.commands.listing import shown
 from mlexp.commands.show import bars
 
+from .needs import needs
+
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +67,27 @@ def test_the_first_question_needs_numpy_alone(project):
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", None) or node.names[0].name for node in nodes}
     assert {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) == {"numpy", "mlexp"}
+
+
+@pytest.mark.parametrize("where", [".", "lib"])
+def test_a_bench_file_imports_the_project_s_own_modules(project, where):
+    """Under pytest, and where `mlexp`, started as a command, reads what the file declares."""
+    main(["init"])
+    main(["new", "sorting"])
+    (project / where).mkdir(exist_ok=True)
+    (project / where / "mywork.py").write_text("ARMS = {'baseline': 4, 'variant': 1}\n")
+    ini_file, bench = project / "pytest.ini", project / "benches/sorting/bench_sorting.py"
+    ini_file.write_text(ini_file.read_text().replace("pythonpath = .", f"pythonpath = {where}"))
+    bench.write_text(re.sub("ARMS = .*", "from mywork import ARMS", bench.read_text()))
+    command = [sys.executable, "-P", "-m"]  # as a script's, its path does not begin with the working folder
+    for words in (
+        ["pytest", "benches/sorting", "--scale", "smoke", "--benchmark-json", "out.json"],
+        ["mlexp", "report", "out.json"],
+        ["mlexp", "export", "out.json", "--to", "out.tex"],
+        ["mlexp", "list"],
+    ):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_init_again_changes_nothing_and_names_what_is_there(project, capsys):
@@ -303,6 +326,7 @@ def test_list_of_a_question_without_a_study(toy, capsys, monkeypatch):
 
 
 def test_list_of_our_own_questions_loads_no_torch():
+    needs("torch")  # else they say what they lack
     code = "import sys; from mlexp.cli import main; main(['list']); print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *listed, loaded = done.stdout.splitlines()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -26,6 +28,30 @@ def names(requirements):
 
 def test_a_plain_install_is_the_harness_alone():
     assert names(PROJECT["dependencies"]) == CORE
+
+
+MOST, MOST_BYTES = 45, 500e6  # of a plain install: distributions, and what they take on disk
+
+
+def brought_by(requirements):
+    """The distributions that these requirements bring, by name, as they are installed here."""
+    found, todo = {}, list(requirements)
+    while todo:
+        wanted = Requirement(todo.pop())
+        if wanted.name not in found and (not wanted.marker or wanted.marker.evaluate({"extra": ""})):
+            found[wanted.name] = metadata.distribution(wanted.name)
+            todo += found[wanted.name].requires or []
+    return found
+
+
+def bytes_of(distribution):
+    return sum(path.stat().st_size for file in distribution.files or () if (path := Path(file.locate())).is_file())
+
+
+def test_a_plain_install_is_light():
+    brought = brought_by(PROJECT["dependencies"])
+    assert set(brought) >= CORE and len(brought) + 1 <= MOST, sorted(brought)
+    assert 50e6 < sum(map(bytes_of, brought.values())) < MOST_BYTES
 
 
 def test_every_extra_brings_what_its_parts_need():

@@ -11,6 +11,7 @@ from mlexp import extras
 
 from .bare import hide_extras
 from .command import ROOT
+from .needs import needs
 
 pytest_plugins = ["pytester"]
 
@@ -202,6 +203,7 @@ def test_a_gpu_without_torch_is_not_used(bare, tmp_path):
 
 def test_a_part_of_what_a_subject_needs_is_not_enough(tmp_path):
     """torch alone decodes nothing: transformers is missed as the subject is loaded, not in the middle of a cell."""
+    needs("torch")
     code = "import sys; sys.modules['transformers'] = None; import mlexp.decoding.engine"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
     told = 'mlexp.extras.MissingExtra: mlexp.decoding needs transformers: pip install "pytest-mlexp[decoding]"'

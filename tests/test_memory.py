@@ -7,9 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from mlexp.memory import out_of_memory
+
+from .needs import needs
+
+torch = needs("torch")
 
 HUGE = 1 << 46
 

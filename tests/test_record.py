@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mlexp import record
 
+from .needs import needs
+
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 
 
@@ -37,7 +39,7 @@ def test_numpy_floats_become_python_floats():
 
 
 def test_a_tensor_is_refused():
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     with pytest.raises(TypeError, match=r"loss_nats is a torch.Tensor.*cast with \.item"):
         record.validate({"loss_nats": torch.ones(())}, record.METRICS)
 

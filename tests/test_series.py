@@ -16,6 +16,8 @@ from mlexp.analysis.arrays import Arrays
 from mlexp.analysis.sources import LoadError
 from mlexp.harness.cell import numbers
 
+from .needs import needs
+
 pytest_plugins = ["pytester"]
 KINDS = st.sampled_from(["float64", "float32", "float16", "int64", "int8", "uint16", "bool"])
 SHAPES = drawn.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)
@@ -60,7 +62,7 @@ def test_values_that_are_not_finite_are_missing(tmp_path):
 
 
 def test_torch_tensors_are_taken_in_every_form():
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     for dtype in (torch.float32, torch.bfloat16, torch.int32):
         found = series.large_array(torch.ones(series.LARGE + 1, dtype=dtype))
         assert found.shape == (series.LARGE + 1,) and found.sum() == series.LARGE + 1

@@ -56,7 +56,7 @@ def floor_lines(ax, data, axis="y", band=True):
 
 
 def arms_figure(data, table):
-    """Each arm's difference to the control, best first; arms tied with the best are filled. `table`: every arm, ranked."""
+    """Each arm's difference to the control, best first, filled where tied with the best. `table`: every arm, ranked."""
     control = CONTROLS[0] if CONTROLS[0] in data.arms else table["variant"].iloc[0]
     rows = pair_table(data, {name: (name, control) for name in table["variant"] if name != control}, apart=APART)
     rows["filled"] = rows["arm"].map(table.set_index("variant")["tied"]).fillna(False).astype(bool)

@@ -66,7 +66,8 @@ def report(records, out):
         if len(levels_of(batches, "model")) > 1:
             out.figure(
                 throughput_figure(batches, table), "throughput.png", throughput_finding(table),
-                "Prompts a second against model size, both scales logarithmic; mean over batches", n=unit_count(batches),
+                "Prompts a second against model size, both scales logarithmic; mean over batches",
+                n=batches.blocks_in_words(),
             )  # fmt: skip
 
 
@@ -372,10 +373,5 @@ def live_figure(data, out):
 def throughput_finding(table) -> str:
     last = table[table["n_params"] == table["n_params"].max()].sort_values("prompts_per_s", ascending=False)
     best = last.iloc[0]
-    return f"At {best['model']} {best['decoder']} decodes most prompts a second: {amount(best['prompts_per_s'], '', is_level=True)}"
-
-
-def unit_count(data) -> str:
-    """How many replicates there are, in words."""
-    name = data.study.replicates[0]
-    return f"{data.records[name].nunique()} {name}es"
+    rate = amount(best["prompts_per_s"], "", is_level=True)
+    return f"At {best['model']} {best['decoder']} decodes most prompts a second: {rate}"

@@ -30,7 +30,9 @@ def report(records, out):
         measure = f"Time of a call of {kernel} on {where(records)}, and its share of the copy bandwidth"
         bars = "95 % interval from the spread of the rounds of one process"
         figure = kernel_figure(out.data, rows, kernel, records)
-        out.figure(figure, f"{kernel}.png", kernel_finding(rows, kernel), measure, bars, n=f"{rows['shape'].nunique()} shapes")
+        out.figure(
+            figure, f"{kernel}.png", kernel_finding(rows, kernel), measure, bars, n=f"{rows['shape'].nunique()} shapes"
+        )
 
 
 def where(records) -> str:

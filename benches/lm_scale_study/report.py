@@ -67,7 +67,8 @@ def report(records, out):
         if figure := steps.course_figure(data, out):
             worst = steps.checked(records)["gradient_cosine"].min()
             out.figure(
-                figure, "gradient_course.png", f"The worst gradient in training has a cosine of {worst:.4f} to the true one",
+                figure, "gradient_course.png",
+                f"The worst gradient in training has a cosine of {worst:.4f} to the true one",
                 f"1 - cosine over training, a line a cell; dashed: the bar of trust, cosine {TRUSTED:g}",
             )  # fmt: skip
     if len(gradients):
@@ -312,8 +313,9 @@ def part_finding(parts) -> str:
         return "What the difference to backprop is due to"
     if told.empty:
         return f"The learning rule makes no measurable difference: {len(rule)} of {len(rule)} intervals hold 0"
-    worst = told.loc[told["value"].abs().idxmax()]
-    return f"The learning rule makes a difference in {len(told)} of {len(rule)} comparisons, up to {worst['value']:+.3f} nats"
+    worst = told.loc[told["value"].abs().idxmax(), "value"]
+    count = f"{len(told)} of {len(rule)} comparisons"
+    return f"The learning rule makes a difference in {count}, up to {worst:+.3f} nats"
 
 
 def part_figure(parts):
@@ -331,8 +333,8 @@ def learning_finding(data) -> str:
     names = [name for name in data.arms if name not in {*declared.CONTROLS, BEST}]
     losses = {name: cells_of(data, "n_chars", level, name)["validation_perplexity"] for name in names}
     means = {name: math.exp(np.log(values.astype(float)).mean()) for name, values in losses.items() if len(values)}
-    best = min(means, key=means.get)
-    return f"At {thousands(declared.number(level))} characters {best} has the lowest validation perplexity: {means[best]:.2f}"
+    best, size = min(means, key=means.get), thousands(declared.number(level))
+    return f"At {size} characters {best} has the lowest validation perplexity: {means[best]:.2f}"
 
 
 def learning_figure(data, out):

@@ -61,7 +61,9 @@ def report(records, out):
             out.figure(fig, name, f"{what}: {ends}", f"{measure}, mean over seeds", f"{BARS} at each point")
     if drawn := larger_figure(data, out, side):
         fig, ends = drawn
-        out.figure(fig, "larger.png", f"On the largest mazes: {ends}", "Accuracy on mazes larger than those trained on", BARS)
+        out.figure(
+            fig, "larger.png", f"On the largest mazes: {ends}", "Accuracy on mazes larger than those trained on", BARS
+        )
     fig, solved = sample_figure(data, out)
     out.figure(fig, "mazes.png", solved, "Sample test mazes with the models' walks", n="the first seed")
     out.heading("Cost")

@@ -6,7 +6,6 @@ from mlexp.analysis import plots
 from mlexp.analysis.tables import pair_table
 from mlexp.study import load
 
-
 TARGETS = load(Path(__file__).with_name("bench_training_speed.py")).TARGETS
 ABOUT = """
 Ratio of times, plain over ours, the same steps of the same model in one run: above 1 ours is faster. Compilation is not
@@ -51,7 +50,9 @@ def finding(table) -> str:
     """The better loop's speed-up in each workload."""
     best = table.loc[table.groupby("workload", sort=False)["ratio"].idxmax()] if len(table) else table
     texts = [f"{row.workload} {row.ratio:.2f}x" for row in best.itertuples()]
-    return f"The better of our loops over a plain eager one: {', '.join(texts)}" if texts else "No loop but the plain one"
+    return (
+        f"The better of our loops over a plain eager one: {', '.join(texts)}" if texts else "No loop but the plain one"
+    )
 
 
 def ratio_figure(data, table, device):

@@ -9,6 +9,7 @@ import numpy as np
 
 from mlexp.analysis import gate
 from mlexp.analysis.gate import Verdict
+from mlexp.analysis.markup import markdown_table
 
 from .comparison import Comparison
 
@@ -29,7 +30,7 @@ def markdown(comparisons: Sequence[Comparison], status: int) -> str:
     """For a pull-request comment."""
     rows = [[*row[:2], f"`{row[2]}`", *row[3:]] for row in map(row_texts, _worst_first(comparisons))]
     title = f"### {gate.MARK[status == gate.OK]} mlexp ab: {headline(comparisons, status)}"
-    return f"{title}\n\n{gate.markdown_table(HEADS, rows)}"
+    return f"{title}\n\n{markdown_table(HEADS, rows)}"
 
 
 def as_json(comparisons: Sequence[Comparison], status: int) -> str:

@@ -41,8 +41,8 @@ class Column(NamedTuple):
 
 def columns(df: pd.DataFrame, metrics: Mapping[str, Metric], first: str = "") -> list[Column]:
     """The columns of a table. `metrics` says their units; the column `first`, where there is one, comes first."""
-    names = sorted(df, key=lambda name: name != first)
-    ends, found = intervals(list(df)), []
+    every = [str(name) for name in df]
+    names, ends, found = sorted(every, key=lambda name: name != first), intervals(every), []
     highs = {high for _, high in ends}
     for name in (name for name in names if name not in highs):
         unit = metrics[name].unit if name in metrics else ""
@@ -51,13 +51,13 @@ def columns(df: pd.DataFrame, metrics: Mapping[str, Metric], first: str = "") ->
             found.append(column(name, df[name], unit))
         else:
             of = ends[pair]
-            found.append(interval(of, df[of] if of in df else None, *(df[end] for end in pair), metrics))
+            found.append(interval(of, df.get(of), df[pair[0]], df[pair[1]], metrics))
     return [each._replace(more=i >= SHOWN) for i, each in enumerate(found)]
 
 
 def intervals(names: Sequence[str]) -> dict[tuple[str, str], str]:
-    """Which neighbours are the ends of an interval, and of what: `low` and `high` of the column before them, `x_low` and
-    `x_high` of x."""
+    """Which neighbours are the ends of an interval, and of what: `low` and `high` of the column before them, `x_low`
+    and `x_high` of x."""
     found = {}
     for i, (low, high) in enumerate(itertools.pairwise(names)):
         if "low" in low.split("_") and low.replace("low", "high") == high:
@@ -83,7 +83,9 @@ def interval(
     ends = [end.to_numpy(float, na_value=math.nan) for end in (low, high)]
     known = np.concatenate(ends) if values is None else values.to_numpy(float, na_value=math.nan)
     write, shown = writer(of, known, unit)
-    cells = [f"{write(a)} to {write(b)}" if math.isfinite(a + b) or a < b else MISSING for a, b in zip(*ends, strict=True)]
+    cells = []
+    for a, b in zip(*ends, strict=True):
+        cells.append(MISSING if math.isnan(a) and math.isnan(b) else f"{write(a)} to {write(b)}")
     return Column(f"interval of {of}" if of else "interval", shown, cells, numeric=True)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mlexp.analysis import gate
 from mlexp.analysis.gate import Verdict
+from mlexp.analysis.markup import markdown_table
 
 if TYPE_CHECKING:
     from mlexp.analysis.compare import Comparison
@@ -25,7 +26,7 @@ def markdown(found: "Comparison") -> str:
     """For a pull-request comment: the headline first, the table below it."""
     shown, left = _table_rows(found, code="`")
     parts = [f"### {gate.MARK[found.status == gate.OK]} mlexp compare: {found.headline}"]
-    parts += [gate.markdown_table(HEADS, shown)] if shown else []
+    parts += [markdown_table(HEADS, shown)] if shown else []
     parts += [left] if left else []
     parts += ["\n".join(f"- {note}" for note in found.notes)] if found.notes else []
     return "\n\n".join(parts)

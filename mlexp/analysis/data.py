@@ -53,6 +53,13 @@ class Data:
         """How each arm is drawn, in every figure alike."""
         return plots.looks([*self.study.arms, *self.arms])
 
+    def blocks_in_words(self) -> str:
+        """How many replicates there are, in words: 5 seeds."""
+        grids = [self.rows(axis) for axis in (*self.study.over, "") if not axis or axis in self.records]
+        records = next((rows for rows in grids if len(rows)), self.records)
+        counts = {name: records[name].nunique() for name in self.study.replicates if name in records}
+        return ", ".join(f"{n} {name}{'' if n == 1 else plural(name)}" for name, n in counts.items() if n)
+
     def rows(self, axis: str) -> pd.DataFrame:
         """The records of the grid that has this curve axis, under the study's fixed conditions."""
         if ("rows", axis) not in self._made:
@@ -158,6 +165,11 @@ class Data:
             return [number(level) for level in levels]
         smallest = self.rows(axis).groupby(axis)[field_].min()
         return [float(smallest[level]) for level in levels]
+
+
+def plural(name: str) -> str:
+    """The ending of several: seeds, batches."""
+    return "es" if name.endswith(("s", "x", "ch", "sh")) else "s"
 
 
 def columns_of(table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -166,25 +166,6 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(columns), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def markdown_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], cell: Callable[[str], str] | None = None
-) -> str:
-    """A GitHub table; what cells hold breaks out of none and begins no HTML.
-
-    `cell`: how a text is made safe; by default it is shown as it stands, and no Markdown in it acts.
-    """
-    safe = cell or _escaped
-    lines: list[Sequence[object]] = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(safe(str(text)) for text in line) + " |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    text = re.sub(r"\s+", " ", text)
-    if len(text) > 1 and text[0] == text[-1] == "`":  # code: only a bar would end the cell
-        return f"`{text[1:-1].replace('`', '')}`".replace("|", "\\|")
-    return re.sub(r"([\\|*_`~<\[\]])", r"\\\1", text) if text.strip("-") else text
 
 
 def differing(one: Any, other: Any) -> str:

@@ -14,6 +14,7 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from mlexp.analysis import columns, plots
+from mlexp.analysis.markup import code_spans, paragraphs
 from mlexp.analysis.results import describe
 from mlexp.analysis.stats import Verdict
 from mlexp.record import METRICS
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mlexp.analysis.findings import Finding
 
 STAND_INS = {"weights": ("random", "trained"), "corpus": ("pydoc_topics",)}  # how the values of stand-ins begin
-SHOWN_ROWS, PAGE_ROWS = 40, 400  # of a table: in summary.md, and on the page, where it scrolls and sorts
+PAGE_ROWS = 400  # of a table on the page, where it scrolls and sorts
 
 
 class Output:
@@ -84,7 +85,7 @@ class Output:
         block = {"name": name, "caption": caption, "foot": self.remarks, "left": len(df) - len(df.head(PAGE_ROWS))}
         whose = [str(value) for value in df[arm].head(PAGE_ROWS)] if arm else []
         rows = list(zip(*(each.cells for each in shown), strict=True))
-        heads = [each._replace(cells=[]) for each in shown]
+        heads = [each._asdict() | {"cells": len(each.cells)} for each in shown]
         self.blocks.append({"kind": "table", **block, "heads": heads, "rows": rows, "arms": whose})
 
     def arm_of(self, df: pd.DataFrame) -> str:
@@ -92,10 +93,16 @@ class Output:
         if self.data is None:
             return ""
         arms = set(self.data.arms)
-        return next((name for name in df if len(df) and set(df[name].map(str)) & arms), "")
+        return next((str(name) for name in df if len(df) and set(df[name].map(str)) & arms), "")
 
     def figure(
-        self, fig: Figure, name: str, finding: str, measure: str = "", bars: str = "", n: str = "",
+        self,
+        fig: Figure,
+        name: str,
+        finding: str,
+        measure: str = "",
+        bars: str = "",
+        n: str = "",
         shown: Literal["open", "folded", "linked"] = "open",
     ) -> None:
         """A figure: `name` as PNG, the same as SVG. A PNG alone says all that a reader of it must know.
@@ -122,21 +129,22 @@ class Output:
         if self.pdf:
             self._add(name.removesuffix(".png") + ".pdf", ".pdf", plots.pdf(fig, **words))
         prefix = f"{self.mark}-{len(self.blocks)}"
-        svg, styles = Markup(""), {}
+        svg, styles = Markup(""), dict[str, str]()
         if shown != "linked":
             svg, styles = inline_svg(images.svg.decode(), prefix, f"{finding} {subtitle}", (images.title, images.foot))
-        block = {"finding": finding, "caption": subtitle, "foot": self.foot, "svg": svg, "styles": styles, "shown": shown}
+        block = {
+            "finding": finding,
+            "caption": subtitle,
+            "foot": self.foot,
+            "svg": svg,
+            "styles": styles,
+            "shown": shown,
+        }
         self.blocks.append({"kind": "figure", "name": name, **block})
 
     def blocks_in_words(self) -> str:
         """How many replicates there are: 5 seeds; empty where nothing declares what they are."""
-        if self.data is None:
-            return ""
-        study = self.data.study
-        grids = [self.data.rows(axis) for axis in (*study.over, "") if not axis or axis in self.data.records]
-        records = next((rows for rows in grids if len(rows)), self.data.records)
-        counts = {name: records[name].nunique() for name in study.replicates if name in records}
-        return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
+        return self.data.blocks_in_words() if self.data else ""
 
     def verdict(
         self,
@@ -215,37 +223,6 @@ def stand_ins(context: Mapping[str, Any], fields: Sequence[str] = tuple(STAND_IN
     return f"stand-in {' and '.join(found)}" if found else ""
 
 
-def paragraphs(markdown: str) -> Markup:
-    """The little Markdown that reports need, as HTML; everything else is escaped."""
-    blocks = []
-    for block in re.split(r"\n\s*\n", markdown.strip()):
-        lines = [line.strip() for line in block.splitlines()]
-        if lines and all(line.startswith(("- ", "* ")) for line in lines):
-            blocks.append("<ul>" + "".join(f"<li>{_spans(line[2:])}</li>" for line in lines) + "</ul>")
-        else:
-            blocks.append(f"<p>{_spans(' '.join(lines))}</p>")
-    return Markup("\n".join(blocks))
-
-
-def code_spans(text: str) -> Markup:
-    """A line of plain text, what stands in backticks set as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
-
-
-def _spans(text: str) -> str:
-    codes: list[str] = []  # set aside first: what stands in code is neither emphasis nor link
-
-    def code(match: re.Match[str]) -> str:
-        codes.append(match[1])
-        return f"\0{len(codes) - 1}\0"
-
-    text = re.sub(r"`([^`]+)`", code, html.escape(text.replace("\0", "")))
-    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-    text = re.sub(r"(?<![\w*])\*([^*\s](?:[^*]*[^*\s])?)\*(?![\w*])", r"<em>\1</em>", text)
-    text = re.sub(r"\[([^\]]+)\]\((https?://[^\s)]+)\)", r'<a href="\2">\1</a>', text)
-    return re.sub("\0(\\d+)\0", lambda match: f"<code>{codes[int(match[1])]}</code>", text)
-
-
 def bars_of(fig: Figure) -> str:
     """What of a figure is an interval, and so must be named; empty where nothing is."""
     for ax in fig.axes:
@@ -267,11 +244,9 @@ def mark_arms(fig: Figure, arms: Iterable[str]) -> None:
                 plots.mark(str(name), artist)
 
 
-def inline_svg(
-    svg: str, prefix: str, label: str, trim: tuple[float, float] = (0, 0)
-) -> tuple[Markup, dict[str, str]]:
-    """(an SVG for the page, its styles by class). It has ids of its own, as few as needed, the page's greys, its size as
-    a wish; no metadata, and neither title nor foot, `trim` points high, which the page says itself."""
+def inline_svg(svg: str, prefix: str, label: str, trim: tuple[float, float] = (0, 0)) -> tuple[Markup, dict[str, str]]:
+    """(an SVG for the page, its styles by class). It has ids of its own, as few as needed, the page's greys, its size
+    as a wish; no metadata, and neither title nor foot, `trim` points high, which the page says itself."""
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(rf'<g id="(?:{plots.TITLE}|{plots.FOOT})">.*?</g>\s*', "", svg, flags=re.DOTALL)
     needed = set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg))

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import jinja2
 from markupsafe import Markup
 
 import mlexp
-from mlexp.analysis.gate import markdown_table
-from mlexp.analysis.output import SHOWN_ROWS
-from mlexp.analysis.sections import Section
-from mlexp.analysis.stats import Verdict
+from mlexp.analysis.markup import markdown_table
+from mlexp.analysis.section import Section
+
+SHOWN_ROWS = 40  # of a table in summary.md
 
 
 def index(sections: list[Section], errors: list[str]) -> str:
@@ -106,7 +105,7 @@ def _block(block: dict[str, Any]) -> str:
     left = block["left"] + len(block["rows"]) - len(shown := block["rows"][:SHOWN_ROWS])
     more = f" {left} more rows in the file." if left else ""
     foot = f" ({block['foot']})" if block["foot"] else ""
-    heads = [f"{head.name} ({head.unit})" if head.unit else head.name for head in block["heads"]]
+    heads = [f"{head['name']} ({head['unit']})" if head["unit"] else head["name"] for head in block["heads"]]
     return f"{_table(heads, shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
 
 

@@ -44,8 +44,8 @@ class Pairs:
             confidence: of each interval by itself; nothing allows for the number of rows.
 
         Returns:
-            A row a level and arm, in the columns `by`, the arm, `value`, `low`, `high`, `n` (replicates). Of a single
-            replicate the interval is not known: NaN.
+            A row a level and arm, in the columns `by`, the arm, `value`, `low`, `high`, `n` (how many replicates; it is
+            called `replicates` where `n` is an axis). Of a single replicate the interval is not known: NaN.
 
         Raises:
             ValueError: for an axis that a block does not have, and for a replicate that lacks a level.
@@ -89,7 +89,8 @@ class Pairs:
             sample = self._one_a_replicate(group, column, averaged)
             found = known_ratio(sample, confidence) if column == "ratio" else known_interval(sample, confidence)
             rows.append((*values, *found, len(sample)))
-        return pd.DataFrame(rows, columns=[*kept, self.axis, "value", "low", "high", "n"])
+        count = "replicates" if "n" in (*kept, self.axis) else "n"
+        return pd.DataFrame(rows, columns=[*kept, self.axis, "value", "low", "high", count])
 
     def _one_a_replicate(self, group: pd.DataFrame, column: str, averaged: list[str]) -> np.ndarray:
         """The value of each replicate (of a ratio its logarithm), averaged over further levels."""

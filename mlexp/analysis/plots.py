@@ -14,7 +14,7 @@ A report's figures bear their finding as title, what is drawn below it, and wher
 import contextlib
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
@@ -28,6 +28,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from mlexp.analysis.stats import t_bar
@@ -86,7 +87,7 @@ class Look(NamedTuple):
 
 
 class Images(NamedTuple):
-    """A figure as bytes; `title` and `foot` are the room of these, in points: what a page may cut off and say itself."""
+    """A figure as bytes; `title` and `foot` are their room in points: what a page may cut off and say itself."""
 
     png: bytes
     svg: bytes
@@ -117,8 +118,11 @@ class Shown(Figure):
 def looks(arms: Iterable[str]) -> dict[str, Look]:
     """A look for each arm, by its place among all arms: pass the whole list, so that figures of a part agree.
 
-    Up to seven arms differ in colour (told apart by colour-blind readers) and in marker; up to 28 in colour and dash, and
-    in colour and marker.
+    Up to seven arms differ in colour (told apart by colour-blind readers) and in marker; up to 28 in colour and
+    dash, and in colour and marker.
+
+    Args:
+        arms: their names, in the order of drawing; a name that stands twice counts once.
     """
     names, n = list(dict.fromkeys(arms)), len(COLOURS)
     return {
@@ -213,7 +217,7 @@ def curves(
 
 
 def averages(
-    ax: Axes, x: Sequence[float], runs: Any, arm: str, look: Look, marks: bool = False, against: Any = None
+    ax: Axes, x: ArrayLike, runs: ArrayLike, arm: str, look: Look, marks: bool = False, against: ArrayLike | None = None
 ) -> None:
     """The mean of several runs' curves as a line, with the 95 % t interval of each point as a band.
 
@@ -231,7 +235,7 @@ def averages(
     mean = groups[0].mean(axis=0) - (groups[1].mean(axis=0) if against is not None else 0)
     df = sum(len(group) - 1 for group in groups)
     with mpl.rc_context(STYLE):
-        style = {"color": look.colour, "linestyle": look.dash, "marker": look.marker if marks else None}
+        style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash, "marker": look.marker if marks else None}
         mark(arm, *ax.plot(x, mean, label=_short(arm), **style))
         if all(len(group) > 1 for group in groups):
             squares = sum(((group - group.mean(axis=0)) ** 2).sum(axis=0) for group in groups)
@@ -244,7 +248,7 @@ def name_lines(panels: Iterable[Axes], looks: Mapping[str, Look]) -> None:
     last = {}
     for ax in panels:
         for line in ax.get_lines():
-            if (arm := str(line.get_label())) in looks and len(line.get_xdata()):
+            if (arm := str(line.get_label())) in looks and np.size(line.get_xdata()):
                 last[arm] = (ax, line)
     for arm, (ax, line) in last.items():
         x, y = (np.asarray(values, float) for values in line.get_data())
@@ -280,7 +284,8 @@ def _name_end(ax: Axes, arm: str, colour: str, x: float, y: float) -> EndLabel:
 def _part_labels(ax: Axes) -> None:
     """Give the names of lines and points heights near their ends, far enough apart to be read."""
     labels = [artist for artist in ax.texts if isinstance(artist, EndLabel)]
-    height = ax.get_position().height * ax.get_figure(root=True).get_size_inches()[1]
+    figure: Any = ax.get_figure(root=True)
+    height = ax.get_position().height * figure.get_size_inches()[1]
     to_axes = ax.transData + ax.transAxes.inverted()
     for beside in dict.fromkeys(label.beside for label in labels):
         group = [label for label in labels if label.beside == beside]
@@ -295,7 +300,19 @@ def _part_labels(ax: Axes) -> None:
 
 
 def points(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, looks: dict[str, Look]) -> None:
-    """A faint dot for each row, behind the curves: the blocks that their means hide."""
+    """A faint dot for each row, behind the curves: the blocks that their means hide.
+
+    Args:
+        ax: where to draw.
+        table: a row a dot, such as `Pairs.blocks` with a numeric column for x.
+        x: its column for the x axis, numbers.
+        y: the same for the y axis.
+        by: its column of arms.
+        looks: how each arm is drawn.
+
+    Raises:
+        ValueError: for an arm without a look.
+    """
     _check_known(table[by], looks)
     with mpl.rc_context(STYLE):
         for arm, look in looks.items():
@@ -308,8 +325,13 @@ def intervals(
 ) -> None:
     """A point with its interval for each row of `table`, top to bottom, with a dashed line at `null`.
 
-    `table` has the columns `name` (labels), `value`, `low`, `high`, as `Pairs.ratios()` and `differences()` give them;
-    where it has a column `filled`, rows without it have hollow markers.
+    Args:
+        ax: where to draw.
+        table: with the columns `value`, `low` and `high`, as `Pairs.ratios()` and `differences()` give them; where it
+            has a column `filled`, the markers of rows that are not are hollow.
+        name: its column of labels.
+        looks: how each label is drawn; those without a look alike.
+        null: where the dashed line stands, such as 1 for ratios; None: nowhere.
     """
     with mpl.rc_context(STYLE):
         for i, row in enumerate(table.to_dict("records")):
@@ -317,7 +339,8 @@ def intervals(
             error = _errors(*(pd.Series([row[key]]) for key in ("value", "low", "high")))
             fill = "full" if row.get("filled", True) else "none"
             style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "fillstyle": fill}
-            mark(str(row[name]), *ax.errorbar(row["value"], i, xerr=error, capsize=3, elinewidth=1.4, **style).get_children())
+            drawn = ax.errorbar(row["value"], i, xerr=error, capsize=3, elinewidth=1.4, **style)
+            mark(str(row[name]), *drawn.get_children())
         ax.set_yticks(range(len(table)), [_short(value) for value in table[name]])
         ax.set_ylim(len(table) - 0.5, -0.5)
         if null is not None:
@@ -375,10 +398,12 @@ def save(fig: Figure, foot: str = "", title: str = "", subtitle: str = "") -> Im
     with _finished(fig, foot, title, subtitle) as room:
         before = fig.get_dpi()
         fig.set_dpi(DOTS)
-        FigureCanvasAgg(fig).print_png(png, metadata={"Software": None})
+        raster: Any = FigureCanvasAgg(fig)
+        raster.print_png(png, metadata={"Software": None})
         layout = fig.get_layout_engine()
         fig.set_layout_engine("none")  # everything has its place: to find it again takes as long as to draw
-        FigureCanvasSVG(fig).print_svg(svg, metadata={"Date": None, "Creator": None})
+        vector: Any = FigureCanvasSVG(fig)
+        vector.print_svg(svg, metadata={"Date": None, "Creator": None})
         fig.set_layout_engine(layout)
         FigureCanvasAgg(fig)
         fig.set_dpi(before)

@@ -1,7 +1,8 @@
 """The report driver: records in; tables, figures, verdicts, `summary.md` per question and one `index.html` out.
 
 It walks the folders of questions and hands each the records whose `question` is its folder's name, once per context.
-What a record says never chooses code. Everything is made in memory first; a report that fails writes nothing.
+What a record says never chooses code. Everything is made in memory first; a report that fails writes nothing. A
+question of which nothing changed is taken from the cache (see `kept`), without the libraries that draw.
 """
 
 import sys
@@ -11,11 +12,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 import mlexp
+from mlexp.analysis import kept
 from mlexp.analysis.files import Loaded, LoadError, read
 from mlexp.analysis.page import index, summary
-from mlexp.analysis.sections import Section, sections_of
+from mlexp.analysis.section import Section
 from mlexp.analysis.sources import DEFAULT_PATHS
-from mlexp.analysis.stats import Verdict
+from mlexp.analysis.verdict import Verdict
 from mlexp.store import write
 
 OK, NOTHING, FAILED, UNREADABLE = 0, 2, 3, 4
@@ -23,9 +25,14 @@ FIGURES = ("png", "svg")
 
 
 def run(
-    paths: list[Path], out: Path = Path("results"), benches: Path | None = None, figures: Collection[str] = FIGURES
+    paths: list[Path],
+    out: Path = Path("results"),
+    benches: Path | None = None,
+    figures: Collection[str] = FIGURES,
+    fresh: bool = False,
 ) -> int:
-    """`mlexp report`: returns the exit status. `figures`: formats; PNG and SVG are always made, the page needs them."""
+    """`mlexp report`: returns the exit status. `figures`: formats; PNG and SVG are always made, the page needs them.
+    `fresh`: nothing is taken from the cache."""
     given = paths or default_paths()
     if not given:
         return _fail(
@@ -39,7 +46,7 @@ def run(
     sections, errors = [], []
     for name in [*folders, *(name for name in _declared_in(loaded) if name not in folders)]:
         try:
-            sections += sections_of(name, folders.get(name), loaded, pdf="pdf" in figures)
+            sections += _sections(name, folders.get(name), loaded, "pdf" in figures, fresh)
         except (Exception, SystemExit) as error:  # the other questions are still reported
             where = _where(error, folders[name]) if name in folders else name
             errors.append(f"{where}: {type(error).__name__}: {error}".splitlines()[0])
@@ -51,6 +58,21 @@ def run(
         return _fail(UNREADABLE, f"cannot write below {out}: {error.strerror}")
     _print(sections, out)
     return _fail(FAILED, *errors) if errors else OK
+
+
+def _sections(name: str, folder: Path | None, loaded: Loaded, pdf: bool, fresh: bool) -> list[Section]:
+    """A question's sections: those that were kept, else made now and kept."""
+    key = kept.key_of(name, folder, loaded, pdf)
+    if not fresh and (found := kept.get(key)) is not None:
+        return found
+    from mlexp.analysis.sections import sections_of  # with pandas, scipy and matplotlib
+
+    made = sections_of(name, folder, loaded, pdf)
+    try:
+        kept.put(key, made)
+    except OSError as error:
+        _fail(OK, f"not kept for the next time: {error.strerror or error}")
+    return made
 
 
 def questions(benches: Path | None = None) -> dict[str, Path]:

@@ -132,7 +132,14 @@ def axes(df: pd.DataFrame) -> list[str]:
 
 
 def latest(df: pd.DataFrame) -> pd.DataFrame:
-    """The newest record of each cell in each context; `attrs["superseded"]` says how many older ones went."""
+    """The newest record of each cell in each context.
+
+    Args:
+        df: records, from `load`.
+
+    Returns:
+        These rows of `df`, in its order; `attrs["superseded"]` says how many older ones are left out.
+    """
     fields = ["cell", *(field for field in CONTEXT if field in df)]
     newest = by_time(df).drop_duplicates(fields, keep="last").sort_index()
     rows = newest.reset_index(drop=True)
@@ -146,7 +153,15 @@ def by_time(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def contexts(df: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The frames of `df` whose records may be compared, each with what they share; the largest first."""
+    """The parts of `df` whose records may be compared, the largest first.
+
+    Args:
+        df: records, from `load`.
+
+    Returns:
+        Pairs of a dict and a DataFrame: what the records of a context share (`machine`, `device`, `dtype`, `scale`,
+        `settings`, `weights`, `corpus`, and `overrides` in words), and these records.
+    """
     if df.empty:
         return []
     groups = df.groupby([field for field in CONTEXT if field in df], dropna=False, sort=False)

@@ -1,19 +1,15 @@
 """A question's records as sections, one a context: its claims evaluated, its report run, what stands around them."""
 
-import functools
 import itertools
 import json
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from mlexp import study
 from mlexp.analysis import history, results, standard, times
@@ -22,7 +18,8 @@ from mlexp.analysis.columns import text
 from mlexp.analysis.data import Data
 from mlexp.analysis.disturbed import disturbances, remarks
 from mlexp.analysis.files import Loaded, Row, arrays
-from mlexp.analysis.output import STAND_INS, Output, code_spans, stand_ins
+from mlexp.analysis.output import STAND_INS, Output, stand_ins
+from mlexp.analysis.section import Section
 from mlexp.analysis.stats import Verdict
 from mlexp.analysis.tables import arm_table
 from mlexp.record import CONTEXT, metrics_of
@@ -31,88 +28,6 @@ from mlexp.study import Study
 Report = Callable[[pd.DataFrame, Output], None]
 SCALES = ("full", "quick", "smoke")  # the most to be trusted first
 KILLED = "started and never ended, or still running"
-
-
-@dataclass
-class Section:
-    """A question in one context: what its report found, and what stands around it."""
-
-    out: Output
-    folder: Path  # below the results folder
-    records: int
-    unfinished: list[tuple[str, str, str]]  # cell, status, reason
-    environment: dict[str, str]
-    asks: str = ""  # the question as its README puts it
-    history: str = ""  # how many commits and changes; empty where there are too few
-    disturbed: list[tuple[str, str]] = field(default_factory=list)  # cell, by what
-
-    @property
-    def grid(self) -> str:
-        """What of the grid is missing; empty where nothing is."""
-        return self.out.grid
-
-    @property
-    def basis(self) -> str:
-        """What the answer rests on, in one line: how many replicates and cells, at which scale, what is no real thing."""
-        scale = self.out.context.get("scale")
-        cells = f"{self.records} cell{'' if self.records == 1 else 's'}"
-        parts = [self.out.blocks_in_words(), cells, f"{scale} scale" if scale else "", *self.notes]
-        return " · ".join(part for part in parts if part)
-
-    @property
-    def answer(self) -> Markup:
-        """The answer as the page has it."""
-        return code_spans(self.out.answer)
-
-    @property
-    def short(self) -> str:
-        """The context in few words: scale, weights, what was set."""
-        context = self.out.context
-        weights = str(context.get("weights") or "").partition(" ")[0]
-        parts = [context.get("scale"), weights, context.get("device"), "set" if context.get("overrides") else ""]
-        return " · ".join(str(part) for part in parts if part) or "records"
-
-    @functools.cached_property
-    def ids(self) -> dict[str, str]:
-        """An id on the page for every claim, figure and table by its name: the same in every run."""
-        names = [verdict["id"] for verdict in self.out.verdicts]
-        names += [block["name"] for block in self.out.blocks if "name" in block]
-        found: dict[str, str] = {}
-        for name in names:
-            id = f"{self.out.mark}-" + (re.sub(r"[^a-zA-Z0-9.]+", "-", name).strip("-") or "claim")
-            while id in found.values():
-                id += "-2"
-            found.setdefault(name, id)
-        return found
-
-    @property
-    def lead(self) -> dict[str, Any] | None:
-        """The figure that stands with the answer: the one that the report names, else its first."""
-        figures = [each for each in self.out.blocks if each["kind"] == "figure" and each["shown"] == "open"]
-        return next((block for block in figures if block["name"] == self.out.lead), figures[0] if figures else None)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader must know before believing anything."""
-        dirty = "measured with uncommitted code (dirty)" if self.out.dirty else ""
-        lost = f"did not finish: {len(self.unfinished)}" if self.unfinished else ""
-        return [note for note in (self.out.stand_ins, self.grid, dirty, lost, self.out.remarks) if note]
-
-    @property
-    def tally(self) -> dict[str, int]:
-        """How many hypotheses ended with which verdict."""
-        return tally(verdict for verdict in self.out.verdicts if "check" not in verdict["marks"])
-
-    @property
-    def checks(self) -> dict[str, int]:
-        """The same of engineering checks."""
-        return tally(verdict for verdict in self.out.verdicts if "check" in verdict["marks"])
-
-
-def tally(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """How many of each verdict there are, in the order of `Verdict`."""
-    counts = Counter(verdict["verdict"] for verdict in verdicts)
-    return {str(word): counts[word] for word in Verdict if counts[word]}
 
 
 def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = False) -> list[Section]:
@@ -150,7 +65,9 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
         changes = "" if past is None else history.add(past, metrics_of(metrics), loaded.commits, out)
         unfinished = [(str(row.cell), str(row.status), text(row.reason)) for row in rest.itertuples()]
         facts, disturbed = environment(group), disturbances(records)
-        sections.append(Section(out, Path(name), len(records), unfinished, facts, asks, changes, disturbed))
+        sections.append(
+            Section(out, Path(name), len(records), unfinished, facts, out.blocks_in_words(), asks, changes, disturbed)
+        )
     sections.sort(key=distrust)
     for section in sections[1:]:
         section.folder = Path(name, section.out.slug)

@@ -64,10 +64,11 @@ def finding(data: Data, table: pd.DataFrame, axis: str) -> str:
     study, metric = data.study, data.metrics.get(data.study.outcome)
     last = table[table[axis] == table[axis].iloc[-1]] if axis else table
     where = f" at {axis} {table[axis].iloc[-1]}" if axis else ""
-    values = last.set_index(study.arm)[study.outcome].dropna()
-    if metric is None or values.empty:
+    known = last.dropna(subset=[study.outcome])
+    values: dict[str, float] = dict(zip(known[study.arm].astype(str), known[study.outcome].astype(float), strict=True))
+    if metric is None or not values:
         return f"{study.outcome} by {study.arm}{where}"
-    best = values.idxmin() if metric.better == "lower" else values.idxmax()
+    best = (min if metric.better == "lower" else max)(values, key=lambda name: values[name])
     extreme = {"lower": "Lowest", "higher": "Highest"}.get(metric.better, "Highest")
     text = f"{extreme} mean {study.outcome}{where}: {best}, {amount(values[best], metric.unit, is_level=True)}"
     if study.baseline in values and study.baseline != best:

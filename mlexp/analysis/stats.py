@@ -8,12 +8,13 @@ skewed, also beyond twenty. Curves are in `curves.py`, families of comparisons i
 import functools
 import math
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
+
+from mlexp.analysis.verdict import Verdict as Verdict  # part of the public module
 
 __all__ = [
     "Estimate", "Verdict", "blocks_to_decide", "known_interval", "known_ratio", "mean_p", "median_sequence",
@@ -39,15 +40,6 @@ class Estimate(NamedTuple):
     high: float
     n: int
     method: str
-
-
-class Verdict(StrEnum):
-    """What the data say of a claim. `not tested`: they lack something that the claim needs."""
-
-    SUPPORTED = "supported"
-    REFUTED = "refuted"
-    UNDECIDED = "undecided"
-    NOT_TESTED = "not tested"
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
@@ -96,7 +88,12 @@ def ratio_interval(ratios: ArrayLike, confidence: float = 0.95) -> Estimate:
 
 def known_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """(mean, low, high) by `t_interval`, of however few values: of one the interval is not known (NaN), of none nor is
-    the mean."""
+    the mean.
+
+    Args:
+        values: a flat list of finite numbers, one an independent unit.
+        confidence: of the interval, within (0, 1).
+    """
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return (float(values[0]) if len(values) else math.nan, math.nan, math.nan)
@@ -104,7 +101,12 @@ def known_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, 
 
 
 def known_ratio(log_ratios: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(geometric mean, low, high) of ratios from their natural logarithms; NaN as in `known_interval`."""
+    """(geometric mean, low, high) of ratios, without unit; NaN as in `known_interval`.
+
+    Args:
+        log_ratios: their natural logarithms, one a block.
+        confidence: of the interval, within (0, 1).
+    """
     value, low, high = known_interval(log_ratios, confidence)
     return math.exp(value), math.exp(low), math.exp(high)
 
@@ -117,6 +119,13 @@ def median_sequence(values: ArrayLike, confidence: float = 0.95) -> Estimate:
     martingale from 1, which ever reaches 1 / (1 - confidence) with a probability of 1 - confidence at most (Ville's
     inequality); the interval holds the medians for which it has not, and ends at values seen. Infinite while n < 8
     (of 95 %). Darling and Robbins, PNAS 58 (1967) 66; Howard and Ramdas, Bernoulli 28 (2022) 1704.
+
+    Args:
+        values: a flat list of at least one number, in any order.
+        confidence: of the interval at every n together, within (0, 1).
+
+    Raises:
+        ValueError: for no value, and for NaN.
     """
     values = np.sort(np.asarray(values, dtype=float))
     n = len(values)
@@ -130,8 +139,16 @@ def median_sequence(values: ArrayLike, confidence: float = 0.95) -> Estimate:
 
 
 def mean_p(values: ArrayLike, null: float = 0.0) -> float:
-    """Two-sided p that the mean of paired differences is `null` (scipy.stats.ttest_1samp). `values` as `t_interval` has
-    them; of equal values p is 1 where they are `null`, else 0."""
+    """Two-sided p that the mean of paired differences is `null` (scipy.stats.ttest_1samp); of equal values 1 where they
+    are `null`, else 0.
+
+    Args:
+        values: as `t_interval` has them.
+        null: in their unit.
+
+    Raises:
+        ValueError: as `t_interval`.
+    """
     values = sample(values)
     if np.ptp(values) == 0:
         return 1.0 if values[0] == null else 0.0
@@ -139,8 +156,16 @@ def mean_p(values: ArrayLike, null: float = 0.0) -> float:
 
 
 def verdict(interval: Estimate | Sequence[float], null: float = 0.0) -> Verdict:
-    """Of the claim that a quantity lies above `null` (of a ratio: 1): supported where all of the interval does, refuted
-    where none does, else undecided. `interval`: an Estimate or its two ends."""
+    """Of the claim that a quantity lies above `null`: supported where all of the interval does, refuted where none
+    does, else undecided.
+
+    Args:
+        interval: an Estimate, or its two ends.
+        null: in the unit of the interval; of a ratio 1.
+
+    Raises:
+        ValueError: for ends that are NaN or in the wrong order.
+    """
     return verdict_within(interval, (null, math.inf))
 
 
@@ -148,6 +173,13 @@ def verdict_within(interval: Estimate | Sequence[float], band: tuple[float, floa
     """Of the claim that a quantity lies within `band`: supported by an interval inside it, refuted by one outside.
 
     An interval of no width decides nothing: values without any spread say that the spread is unknown, not that it is 0.
+
+    Args:
+        interval: an Estimate, or its two ends.
+        band: lower and upper bound in the unit of the interval, infinite where there is none.
+
+    Raises:
+        ValueError: for ends that are NaN or in the wrong order.
     """
     low, high = _ends(interval)
     if high - low <= NO_WIDTH * max(abs(low), abs(high)):

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 PLUGIN = "mlexp.harness.plugin"
 OPTION = f"-p {PLUGIN}"
-INI = f"[pytest]\naddopts = {OPTION}\n"
+INI = (
+    f"[pytest]\naddopts = {OPTION}\npythonpath = .\n"  # the path, so that bench files can import the project's modules
+)
 ALONE = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini")  # configure pytest even where they are empty
 PLACES = (  # (file, its table), in the order in which pytest looks for them
     *((name, "pytest") for name in ALONE),
@@ -55,6 +57,16 @@ def place_of(folder: Path) -> Place | None:
             if values is not None or name in ALONE:
                 return Place(path, table, values or {})
     return None
+
+
+def import_paths(folder: Path) -> list[str]:
+    """From where pytest run in a folder lets bench files import the project's modules: `pythonpath`, and the folder."""
+    try:
+        place = place_of(folder)
+    except ValueError:  # pytest says what is wrong with it
+        place = None
+    given = place.values.get("pythonpath", "") if place else ""
+    return [str((folder / name).resolve()) for name in (*(given.split() if isinstance(given, str) else given), ".")]
 
 
 def _table(path: Path, name: str) -> dict[str, Any] | None:

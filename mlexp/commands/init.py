@@ -79,7 +79,7 @@ def workflow(install: str) -> str:
 
 
 def source() -> str:
-    """What pip can install this mlexp from elsewhere; empty where it came from a file of this machine."""
+    """From where pip can install this package elsewhere; empty where it came from a file of this machine."""
     name = next(iter(metadata.packages_distributions().get("mlexp", ())), "")
     if not name:
         return ""

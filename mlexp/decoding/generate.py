@@ -28,13 +28,21 @@ class Continuations:
     """Samples of one prompt; behind the end of a text stand the end token and log-probabilities 0.
 
     `eab_paper` may return fewer or more than n, with one row for each path of its tree.
+
+    Attributes:
+        texts: without the end; None where there was no tokenizer.
+        tokens: (n, G) int64, on the CPU.
+        lengths: (n,) tokens of each, its end token included.
+        logprobs: (n, G) float64, nats, of each token under the distribution that it was drawn from.
+        token_forwards: tokens pushed through the model, the prompt's included.
+        tree: what was shared, node by node.
     """
 
-    texts: list[str] | None  # without the end; None where there was no tokenizer
-    tokens: Tensor  # (n, G) int64, on the CPU
-    lengths: Tensor  # (n,) tokens of each, its end token included
-    logprobs: Tensor  # (n, G) float64, nats, of each token under the distribution that it was drawn from
-    token_forwards: int  # tokens pushed through the model, the prompt's included
+    texts: list[str] | None
+    tokens: Tensor
+    lengths: Tensor
+    logprobs: Tensor
+    token_forwards: int
     tree: Tree
 
 
@@ -53,15 +61,27 @@ def sample(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None"
            backend: str = "auto") -> Continuations:  # fmt: skip
     """Sample n continuations as one tree that shares what they have in common.
 
-    model: a transformers causal LM in eval mode (docs/models.md); tokenizer: may be None if the prompt is no text.
-    prompt: a text, token ids as a list or a tensor, (P,) or (1, P), or a tokenizer's BatchEncoding of one text.
-    policy: `dedup` (n independent samples), `eab_particles` (paths part only where the entropy of the next token
-    reaches `threshold`, a fraction of ln V, into `branch_factor` groups) or `eab_paper` (the original's, biased).
-    max_paths: None = n. top_k, top_p: as in transformers, 0 and 1.0 = all tokens. eos_token_id: "auto" = the model's
-    own, None = texts end at max_new_tokens alone; stop_tokens: further tokens that end a text. backend: of the kernels,
-    `auto`, `reference` or `triton`.
+    Args:
+        model: a transformers causal LM in eval mode (docs/models.md).
+        tokenizer: may be None if the prompt is no text.
+        prompt: a text, token ids as a list or a tensor, (P,) or (1, P), or a tokenizer's BatchEncoding of one text.
+        n: how many samples.
+        policy: `dedup` (n independent samples), `eab_particles` (paths part only where the entropy of the next token
+            reaches `threshold`, into `branch_factor` groups) or `eab_paper` (the original's, biased).
+        max_new_tokens: of a text, at most.
+        temperature: divides the logits.
+        threshold: a fraction of ln V in [0, 1].
+        branch_factor: into how many groups paths part, at most.
+        max_paths: of the tree; None: n.
+        top_k: as in transformers; 0: all tokens.
+        top_p: as in transformers; 1.0: all tokens.
+        eos_token_id: what ends a text; "auto": the model's own, None: max_new_tokens alone.
+        stop_tokens: further tokens that end one.
+        seed: of all draws.
+        backend: of the kernels: `auto`, `reference` or `triton`.
 
-    Raises ValueError for a model that cannot be decoded exactly, and for any argument that is not one of these.
+    Raises:
+        ValueError: for a model that cannot be decoded exactly, and for any argument that is not one of these.
     """
     if policy not in list(POLICIES):
         raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(POLICIES)}")
@@ -143,10 +163,19 @@ def branching(policy: str = "eab_particles", threshold: float = 0.4, branch_fact
     """A function for `model.generate(ids, custom_generate=branching(...), do_sample=True, num_return_sequences=n)`.
 
     Everything else is as in the call of generate(): length, temperature, top_k and top_p (generate's own default is
-    top_k=50), end tokens, several prompts of one length. What cannot be done in a tree (beams, penalties, padding) is
-    an error that names it. seed: None = drawn from torch's global generator, as generate() does. Returns the sequences
-    (B * n, P + G'), or with return_dict_in_generate an output that also has `logprobs` (B * n, G') and `lengths`
-    (B * n,); G' is the length of the longest.
+    top_k=50), end tokens, several prompts of one length. generate() then returns the sequences (B * n, P + G'), or with
+    return_dict_in_generate an output that also has `logprobs` (B * n, G') and `lengths` (B * n,); G' is the length of
+    the longest.
+
+    Args:
+        policy: `dedup` or `eab_particles`.
+        threshold: as `sample` has it, and so the next two.
+        branch_factor: into how many groups paths part, at most.
+        max_paths: of a prompt's tree; None: n.
+        seed: None: drawn from torch's global generator, as generate() does.
+
+    Raises:
+        ValueError: for another policy; in generate(), for what cannot be done in a tree (beams, penalties, padding).
     """
     if policy not in list(POLICIES):
         raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(POLICIES)}")

@@ -27,16 +27,18 @@ class Cell:
     """One cell of a question: what a test gets that takes the fixture `cell`. `mlexp.Cell` annotates it.
 
     Attributes:
-        name: the node id.
-        question: the folder's name.
-        params: axis -> value, the last axis being the arm.
-        settings: the question's frozen dataclass for this scale, with `--set` applied (None where it declares none).
-        scale: `smoke`, `quick` or `full`.
-        device: `cpu` or `cuda`.
-        dtype: `float32` or `bfloat16`.
-        seed: 32 bits from the block's axes; every arm of a block has the same.
-        options: `weights`, `prompts`, `corpus` as given on the command line (None where not); `model`: name -> folder.
-        key: what `--resume` finds it by.
+        name (str): the node id.
+        question (str): the folder's name.
+        params (dict): axis -> value, the last axis being the arm.
+        settings (Settings | None): the question's frozen dataclass for this scale, with `--set` applied (None where it
+            declares none).
+        scale (str): `smoke`, `quick` or `full`.
+        device (str): `cpu` or `cuda`.
+        dtype (str): `float32` or `bfloat16`.
+        seed (int): 32 bits from the block's axes; every arm of a block has the same.
+        options (SimpleNamespace): `weights`, `prompts`, `corpus` as given on the command line (None where not);
+            `model`: name -> folder.
+        key (str): what `--resume` finds it by.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Cell:
 
         Raises:
             RuntimeError: at a second call; a cell is one measurement.
+            TypeError: where `run` cannot be called.
         """
         if not callable(run):
             raise TypeError(f"cell.time was given a {type(run).__name__}, no function; write cell.time(lambda: ...)")

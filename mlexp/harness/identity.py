@@ -11,6 +11,7 @@ not seen.
 import functools
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
@@ -102,7 +103,7 @@ class Sources:
         files, others = self._reach([bench], bench.parent, seen)
         more, names = self._reach([path.resolve() for path in plugins], bench.parent, seen, leave=(HARNESS,))
         files |= more
-        inputs = {path for path in bench.parent.iterdir() if path.suffix in DATA}
+        inputs = {path for path in bench.parent.iterdir() if path.suffix in DATA and not is_output(path)}
         folders = {path.parent for path in files}
         native = {file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.suffix in NATIVE}
         return sorted(files | inputs | native), others | names
@@ -159,6 +160,16 @@ class Sources:
             for file in (place.with_suffix(".py"), place / "__init__.py"):
                 if file.is_file():
                     yield file.resolve()
+
+
+def is_output(path: Path) -> bool:
+    """Whether a file beside a bench file is a session's benchmark JSON (empty until the session ends), not an input:
+    with it in their keys, no cell could be replayed."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(80)
+    return not start or re.match(rb'\s*{\s*"machine_info"\s*:', start) is not None
 
 
 def hashed(paths: Iterable[Path], root: Path) -> dict[str, str]:

@@ -19,19 +19,21 @@ INSTALLED = {"site-packages", "dist-packages"}  # the folders of distributions
 HARNESS = Path(__file__).resolve().parent  # what measures
 
 
-@functools.cache
-def standard() -> tuple[Path, ...]:
+def standard_library() -> tuple[Path, ...]:
     """The folders of the standard library."""
     paths = sysconfig.get_paths()
     folders = paths["stdlib"], paths["platstdlib"], os.path.dirname(os.__file__)
     return tuple({Path(folder).resolve() for folder in folders})
 
 
+STANDARD = standard_library()  # now, for sysconfig loads a module, and while loads are noted that would ask again
+
+
 @functools.cache
 def is_source(path: Path) -> bool:
     """Whether a module's file is a project's code: not of the standard library, nor of what is installed, which can
     change only with a version."""
-    return not (INSTALLED & set(path.parts) or any(path.is_relative_to(folder) for folder in standard()))
+    return not (INSTALLED & set(path.parts) or any(path.is_relative_to(folder) for folder in STANDARD))
 
 
 def find_top(name: str) -> ModuleSpec | None:

@@ -114,7 +114,7 @@ def table_of(name: str, cells: Sequence[Entry]) -> list[str]:
         for level in dict.fromkeys(level_of(entry, over) for entry in cells)
         for value in arms
     ]
-    head = [*over, arm or "cell", "n"]
+    head = [*over, arm or "cell", "cells"]
     for measure in measured:
         head += [spoken(measure, metric_of(cells[0], measure)), *([f"vs {base}"] if base else [])]
     what = ", ".join(f"{kind_of(measure)} {spoken(measure, metric_of(cells[0], measure))}" for measure in measured)

@@ -49,7 +49,9 @@ def test_a_column_has_one_unit_and_one_number_of_decimals(name, values, unit, ce
 
 
 def test_an_interval_stands_in_one_cell_in_the_unit_of_what_it_is_of():
-    df = pd.DataFrame({"arm": ["a", "b"], "wall_s": [0.0123, 0.0456], "low": [0.0119, math.nan], "high": [0.013, math.nan]})
+    df = pd.DataFrame(
+        {"arm": ["a", "b"], "wall_s": [0.0123, 0.0456], "low": [0.0119, math.nan], "high": [0.013, math.nan]}
+    )
     arm, value, interval = columns(df, METRICS)
     assert (arm.numeric, value.numeric) == (False, True)
     assert (interval.name, interval.unit, interval.cells) == ("interval of wall_s", "ms", ["11.9 to 13.0", MISSING])

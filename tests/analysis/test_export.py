@@ -15,6 +15,8 @@ import mlexp
 from mlexp.analysis import latex
 from mlexp.cli import main
 
+from ..needs import needs
+
 STUDY = {"arm": "decoder", "arms": ["plain", "tree"], "baseline": "plain", "over": ["model"], "replicates": ["prompt"]}
 STUDIES = {"speed": STUDY | {"outcome": "wall_s", "claims": {}}}
 OWN = {"speed": {"hits_100": ["items", "higher", "hits & misses"], "note": ["name", "none", "a text"]}}
@@ -47,7 +49,7 @@ def read_back(file):
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet"])
 def test_every_record_comes_back_to_the_last_digit(records, tmp_path, ending, capsys):
     if ending == ".parquet":
-        pytest.importorskip("pyarrow")
+        needs("pyarrow")
     back, df = read_back(export(records, tmp_path / f"out{ending}")), mlexp.load(records, status=None)
     assert "25 records" in capsys.readouterr().out
     assert list(back) == list(df) and len(back) == 25
@@ -59,7 +61,7 @@ def test_every_record_comes_back_to_the_last_digit(records, tmp_path, ending, ca
 
 
 def test_a_column_of_several_kinds_becomes_text_in_parquet(make, tmp_path):
-    pytest.importorskip("pyarrow")
+    needs("pyarrow")
     entries = [make.bench({"n": n}, key=str(n)) for n in (1, "two", None)]
     back = read_back(export(make.write_json(tmp_path / "a.json", entries), tmp_path / "a.parquet"))
     assert back["n"].tolist()[:2] == ["1", "two"] and back["n"].isna()[2]

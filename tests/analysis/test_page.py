@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlexp.analysis import output, plots
+from mlexp.analysis import page as page_module
 from mlexp.analysis import report as driver
 from mlexp.analysis.report import run
 from mlexp.analysis.sections import question_of, tally
@@ -187,8 +188,8 @@ def test_a_long_table_is_all_on_the_page_and_in_part_in_the_summary(make, place)
     page, summary = ((place / "results" / name).read_text() for name in ("index.html", "one/summary.md"))
     assert page.count('<th scope="row">n') == output.PAGE_ROWS
     assert "The first 400 rows; 30 more in the file." in page
-    assert summary.count("| n") == output.SHOWN_ROWS + 1
-    assert f"{n - output.SHOWN_ROWS} more rows in the file." in summary
+    assert summary.count("| n") == page_module.SHOWN_ROWS + 1
+    assert f"{n - page_module.SHOWN_ROWS} more rows in the file." in summary
 
 
 def test_a_table_without_rows_says_so(make, place):

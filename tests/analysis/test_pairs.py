@@ -50,6 +50,14 @@ def test_intervals_are_scipys_over_replicates(df, confidence):
     assert (mean.low, mean.high, mean.n) == (pytest.approx(interval[0]), pytest.approx(interval[1]), 4)
 
 
+def test_an_axis_called_n_keeps_its_name(df):
+    df = df.rename(columns={"model": "n"})
+    df.attrs["axes"] = ["n" if name == "model" else name for name in df.attrs["axes"]]
+    table = mlexp.pairs(df).ratios(by="n")
+    assert list(table) == ["n", "decoder", "value", "low", "high", "replicates"]
+    assert set(table["n"]) == set(df["n"]) and set(table["replicates"]) == {4}
+
+
 def test_without_a_declaration_what_is_needed_is_asked_for(make, tmp_path):
     df = mlexp.load(make.write_json(tmp_path / "a.json", make.grid()))
     with pytest.raises(ValueError, match=r"give baseline= .*decoder: plain, tree"):

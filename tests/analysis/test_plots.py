@@ -103,7 +103,7 @@ def test_names_at_line_ends_keep_the_order_of_their_lines_and_do_not_overlap(end
 def test_the_mean_of_runs_has_scipy_s_interval_as_a_band():
     runs, base = np.random.default_rng(0).normal(size=(2, 5, 3))
     look = plots.looks(["a"])["a"]
-    fig, panels = plots.figures(2)
+    _, panels = plots.figures(2)
     plots.averages(panels[0], [1, 2, 3], runs, "a", look)
     plots.averages(panels[1], [1, 2, 3], runs, "a", look, against=base)
     wanted = (stats.ttest_1samp(runs, 0).confidence_interval(), stats.ttest_ind(runs, base).confidence_interval())
@@ -113,7 +113,7 @@ def test_the_mean_of_runs_has_scipy_s_interval_as_a_band():
             at = ends[ends[:, 0] == x, 1]
             assert (at.min(), at.max()) == pytest.approx((interval.low[i], interval.high[i]))
     np.testing.assert_allclose(panels[1].lines[0].get_ydata(), (runs - base).mean(axis=0))
-    fig, ax = plots.figure()
+    _, ax = plots.figure()
     plots.averages(ax, [1, 2, 3], runs[:1], "a", look)
     assert not ax.collections  # of one run there is none
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from ..needs import needs
+
 pytest_plugins = ["pytester"]
 
 CALL = "cell.time(run, rounds=3, warmup=False)"
@@ -22,6 +24,8 @@ PRODUCT = "import torch; torch.ones(2, 3) @ torch.ones(3, 4)"
     ],
 )
 def test_runs_before_the_rounds_and_flops_of_the_record(toy, asked, body, runs, flops):
+    if "torch" in body:
+        needs("torch")
     source = toy.bench.read_text()
     assert CALL in source and BODY in source
     toy.bench.write_text(source.replace(CALL, f"cell.time(run, {asked})").replace(BODY, body))
@@ -35,6 +39,7 @@ def test_runs_before_the_rounds_and_flops_of_the_record(toy, asked, body, runs, 
 
 
 def test_a_cell_after_one_that_used_torch_has_no_flops_of_it(toy):
+    needs("torch")
     source = toy.bench.read_text().replace(CALL, "cell.time(run)")
     toy.bench.write_text(source.replace(BODY, f"if arm == 'base':\n            {PRODUCT}"))
     toy.run("-k", "m_one-seed1", "--benchmark-json", "out.json", subprocess=True).assert_outcomes(passed=2)

@@ -4,12 +4,15 @@ import contextlib
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from mlexp import study
 from mlexp.harness import measure
 from mlexp.harness.cell import WARM_RUNS, Cell
 from mlexp.harness.conditions import compilations
+
+from ..needs import needs
+
+torch = needs("torch")
 
 
 class Rounds:

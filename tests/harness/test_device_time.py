@@ -10,6 +10,8 @@ from mlexp.harness import measure
 from mlexp.harness.cell import Cell, synchronize
 from mlexp.record import METRICS
 
+from ..needs import needs
+
 KERNEL_MS, FLUSH_MS, SLEEP_MS = 0.25, 40.0, 1.0
 
 
@@ -156,6 +158,7 @@ def test_timer_is_a_declared_metric():
 
 
 def test_a_copy_is_measured_once_and_counts_both_ways(monkeypatch):
+    needs("torch")
     monkeypatch.setitem(measure.COPY_BYTES, "cpu", 1 << 20)
     measure.copy_bytes_per_s.cache_clear()
     later = [0.5, 0.7] * ((measure.COPIES - 1) // 2)

@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import itertools
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from mlexp.harness.identity import Sources, cell_key, distribution, file_hash, hashed, packages, unchanged
 
+ROOT = Path(__file__).parents[2]
 FILES = {
     "pack/__init__.py": "VERSION = 1\n",
     "pack/sub/__init__.py": "from .near import X\n",
@@ -200,3 +203,15 @@ def test_keys_of_other_parts_are_other_keys_and_the_order_of_a_mapping_is_none(d
     key = cell_key(*parts, mapping)
     assert len(key) == 16 and key == cell_key(*parts, dict(reversed(mapping.items())))
     assert key != cell_key(*parts, mapping | {"another": 1}) and key != cell_key(*parts[:-1], mapping)
+
+
+def test_the_standard_library_is_known_before_loads_are_noted(tmp_path):
+    """sysconfig imports a module the first time that it is asked, which asks again whose code that is: on Python 3.13,
+    where nobody else had asked before, that ended the session."""
+    (tmp_path / "own.py").write_text("import sysconfig; print(sysconfig.get_paths()['stdlib'])")
+    code = "from mlexp.harness.identity import Sources; end = Sources().watch(); import own; end()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.strip().endswith(f"python3.{sys.version_info.minor}"), done.stderr

@@ -133,7 +133,9 @@ def test_the_newest_entry_that_still_holds_is_replayed(monkeypatch, tmp_path, ch
         other = {"imports": {"lab.py": "0" * 16}, "packages": {"numpy": "1.0"}}[changed]
         new = entry("new", **(now | {changed: other}))
     keys = Keys(SimpleNamespace(root=tmp_path))
-    state = SimpleNamespace(results=SimpleNamespace(finished={"k": [old, new]}), keys=keys)
+    state = SimpleNamespace(
+        results=SimpleNamespace(finished={"k": [old, new]}), keys=keys, _is_lost=lambda entry: False
+    )
     plan = SimpleNamespace(key="k", elsewhere=None, is_journaled=False)
     State.take_up(state, plan)
     assert plan.is_journaled and plan.elsewhere.record == {

@@ -45,6 +45,23 @@ def test_an_interrupted_run_is_taken_up_again(toy, recorded, code, finished):
     assert replayed == set(before)
 
 
+def test_a_benchmark_json_beside_the_bench_file_is_no_input(toy):
+    """A repository may have its bench file at the top, where the JSON is written; any other file there is an input."""
+    out = toy.folder / "out.json"
+    toy.run("--benchmark-json", str(out), "-k", "m_one").assert_outcomes(passed=4)
+    assert len(toy.ran()) == 4
+    for name in (
+        out,
+        toy.folder / "other.json",
+        out,
+    ):  # the last time it is there, and is emptied as the session starts
+        toy.run("--benchmark-json", str(name), "-k", "m_one", "--resume").assert_outcomes(passed=4)
+        assert not toy.ran()
+    (toy.folder / "tuned.json").write_text('{"rate": 0.1}')
+    toy.run("-k", "m_one", "--resume").assert_outcomes(passed=4)
+    assert len(toy.ran()) == 4
+
+
 def test_ctrl_c_within_a_round_leaves_the_json_of_what_had_finished(toy):
     toy.script(FIFTH, "raise KeyboardInterrupt")
     assert toy.run("--benchmark-json", "out.json", subprocess=True).ret == 2

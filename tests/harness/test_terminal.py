@@ -31,7 +31,7 @@ def test_arms_are_summed_up_with_ratios_to_the_baseline(fit):
     at = result.outlines.index(next(line for line in result.outlines if line.startswith("fit: mean perplexity")))
     head, *rows = (line.split("  ") for line in result.outlines[at + 1 : at + 6])
     table = [[text.strip() for text in row if text.strip()] for row in (head, *rows)]
-    assert table[0][:5] == ["size", "arm", "n", "perplexity", "vs full"] and table[0][-1] == "vs full"
+    assert table[0][:5] == ["size", "arm", "cells", "perplexity", "vs full"] and table[0][-1] == "vs full"
     assert [row[:5] for row in table[1:]] == [
         ["n1000", "full", "2", "30", "1"],
         ["n1000", "half", "1 of 2", "37.4", "1.25x"],
