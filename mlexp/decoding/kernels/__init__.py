@@ -6,7 +6,7 @@
 
 import os
 from importlib import import_module, util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..settings import BranchRule
 from . import reference
-
-if TYPE_CHECKING:  # imported by name at first use; named here for readers, and for tools that follow imports
-    from . import cuda, triton  # noqa: F401
 
 BACKENDS = {
     "entropy_sample": ("triton", "cuda", "reference"),
@@ -49,7 +46,8 @@ def missing(backend: str, device: str, dtype: torch.dtype | None = None, width: 
         return f"no CUDA device is usable by torch {torch.__version__}{how}"
     if device != "cuda" and not interpreted:
         return f"the tensors are on {device}; it runs on cuda"
-    return import_module(".cuda", __name__).missing() if backend == "cuda" else None
+    reason: str | None = _module("cuda").missing() if backend == "cuda" else None
+    return reason
 
 
 def choose(
@@ -79,7 +77,20 @@ Forked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # tip, source, multiplic
 
 
 def _run(kernel: str, backend: str, *args: object) -> Any:
-    return getattr(import_module(f".{backend}", __name__), kernel)(*args)
+    return getattr(_module(backend), kernel)(*args)
+
+
+def _module(backend: str) -> Any:
+    """A backend's module, imported at its first use; by statements, so that keys of cells cover each of them."""
+    if backend == "triton":
+        from . import triton
+
+        return triton
+    if backend == "cuda":
+        from . import cuda
+
+        return cuda
+    return reference
 
 
 def entropy_sample(
