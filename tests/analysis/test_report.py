@@ -250,7 +250,7 @@ def test_series_and_full_precision_reach_the_report(make, place):
     assert run([place / "a.jsonl"]) == 0
     assert (place / "results/one/loss.txt").read_text() == "[3.0, nan]"
     assert "0.1234567890123456" in (place / "results/one/all.csv").read_text()
-    assert "| n1 | 0.123 |" in (place / "results/one/summary.md").read_text()
+    assert "| n1 | 123 |" in (place / "results/one/summary.md").read_text()
 
 
 def test_an_index_with_a_name_is_a_column_and_one_without_is_not(make, place):

@@ -17,7 +17,7 @@ def reported(question: str, *files: Path, folder: Path | None = None) -> list:
     """(section, {figure's file: its texts and numbers}) of each context."""
     drawn = []
 
-    def remember(fig, foot):
+    def remember(fig, **words):
         drawn.append(drawn_in(fig))
         return NO_PICTURE
 
