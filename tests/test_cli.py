@@ -91,11 +91,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     ("words", "target", "passed"),
     [
         (
-            "report a b --out o --benches q --figures pdf",
+            "report a b --out o --benches q --figures pdf --fresh",
             "mlexp.analysis.report.run",
-            ([Path("a"), Path("b")], Path("o"), Path("q"), ["pdf"]),
+            ([Path("a"), Path("b")], Path("o"), Path("q"), ["pdf"], True),
         ),
-        ("report", "mlexp.analysis.report.run", ([], Path("results"), None, ["png"])),
+        ("report", "mlexp.analysis.report.run", ([], Path("results"), None, ["png"], False)),
         (
             "export a --to o.tex --question s --columns x,y --table records --benches q",
             "mlexp.analysis.export.run",
