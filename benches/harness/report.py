@@ -32,7 +32,7 @@ def overhead(records, out):
             pairs_figure(ratios), "share.png",
             f"A recorded duration is {np.median(ratios):.4f}x that of its bare neighbour, in the median",
             f"cell.time over bare benchmark.pedantic, a mark a pair; dashed: 1 and {1 + declared.SHARE:g}",
-            n=f"{len(ratios)} pairs",
+            n=f"{len(ratios)} pairs", shown="folded",
         )  # fmt: skip
 
 

@@ -48,10 +48,11 @@ class Section:
 
     @property
     def short(self) -> str:
-        """The context in few words: scale, weights, what was set."""
+        """The context in few words: scale, weights, machine, whether settings were changed."""
         context = self.out.context
         weights = str(context.get("weights") or "").partition(" ")[0]
-        parts = [context.get("scale"), weights, context.get("device"), "set" if context.get("overrides") else ""]
+        machine = str(context.get("machine") or "").partition(",")[0]
+        parts = [context.get("scale"), weights, machine, "set" if context.get("overrides") else ""]
         return " · ".join(str(part) for part in parts if part) or "records"
 
     @functools.cached_property
