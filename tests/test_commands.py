@@ -129,6 +129,7 @@ def test_where_pytest_is_configured_init_says_which_lines_to_add(name, project, 
     assert path.read_text() == CONFIGURED[name]
     table, line = re.search(r"let it say\n\n    (\[.*\])\n    (addopts = .*)\n", told).groups()
     assert f"left to do: {path.name} configures pytest" in told and PLUGIN in line
+    assert all(option in line for option in ("-ra", "-q") if option in CONFIGURED[name])  # what stands there stays
 
     def is_on():
         done = subprocess.run([sys.executable, "-m", "pytest", "--help"], capture_output=True, text=True, check=False)
