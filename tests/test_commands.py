@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np  # once a process: before pytester's sessions, which unload what is loaded in them
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from mlexp.cli import main
 from mlexp.commands import init
 from mlexp.commands.listing import shown
-from mlexp.commands.show import bars
+from mlexp.commands.show import bars, named
 
 from .needs import needs
 
@@ -419,6 +420,13 @@ def test_a_cell_that_never_ended_is_said(measured, capsys):
 def test_show_of_nothing(measured, capsys, words, status):
     assert main(["show", *words]) == status
     assert capsys.readouterr().err.startswith("mlexp show: ")
+
+
+def test_a_whole_name_means_no_longer_one():
+    """`n1` is the cell of that id, and not `n10` too; a part is everything that has it."""
+    short, long = (SimpleNamespace(values={"cell": f"bench_a.py::test_a[{name}]"}) for name in ("n1", "n10"))
+    assert named([short, long], "n1") == [short]
+    assert named([short, long], "test_a") == [short, long]
 
 
 def test_show_without_any_records(project, capsys):
