@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np  # once a process: before pytester's sessions, which unload what is loaded in them
+import numpy as np
 import pytest
 
 from mlexp.cli import main
