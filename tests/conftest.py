@@ -4,6 +4,7 @@ import gc
 import json
 import os
 
+import numpy as np  # noqa: F401, once a process: pytester unloads what is first loaded in its sessions
 import pytest
 
 if os.environ.get("PYTEST_XDIST_WORKER"):

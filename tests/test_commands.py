@@ -6,14 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np  # once a process: before pytester's sessions, which unload what is loaded in them
+import numpy as np
 import pytest
 
 from mlexp.cli import main
 from mlexp.commands import init
 from mlexp.commands.listing import shown
-from mlexp.commands.show import bars
+from mlexp.commands.show import bars, named
 
 from .needs import needs
 
@@ -150,13 +151,14 @@ def test_where_pytest_is_configured_init_says_which_lines_to_add(name, project, 
     assert path.read_text() == CONFIGURED[name]
     table, line = re.search(r"let it say\n\n    (\[.*\])\n    (addopts = .*)\n", told).groups()
     assert f"left to do: {path.name} configures pytest" in told and PLUGIN in line
+    assert all(option in line for option in ("-ra", "-q") if option in CONFIGURED[name])  # what stands there stays
 
     def is_on():
         done = subprocess.run([sys.executable, "-m", "pytest", "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return "experiment cells" in done.stdout
 
-    if re.fullmatch(r"(native/)?py(test|project)\.toml", name) and pytest.version_tuple < (9,) and "[pytest" in table:
+    if re.fullmatch(r"(native/)?py(test|project)\.toml", name) and pytest.version_tuple < (9,) and ".ini" not in table:
         return  # this pytest reads no such table
     assert not is_on()
     others = [row for row in CONFIGURED[name].splitlines() if row != table and "-q" not in row and "-ra" not in row]
@@ -439,6 +441,13 @@ def test_a_cell_that_never_ended_is_said(measured, capsys):
 def test_show_of_nothing(measured, capsys, words, status):
     assert main(["show", *words]) == status
     assert capsys.readouterr().err.startswith("mlexp show: ")
+
+
+def test_a_whole_name_means_no_longer_one():
+    """`n1` is the cell of that id, and not `n10` too; a part is everything that has it."""
+    short, long = (SimpleNamespace(values={"cell": f"bench_a.py::test_a[{name}]"}) for name in ("n1", "n10"))
+    assert named([short, long], "n1") == [short]
+    assert named([short, long], "test_a") == [short, long]
 
 
 def test_show_without_any_records(project, capsys):

@@ -136,6 +136,8 @@ def test_a_library_that_is_not_of_an_extra_is_told_as_ever(bare, tmp_path):
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'torch'"
     done = bare("-c", "import mlexp.decoding.nothing")
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'mlexp.decoding.nothing'"
+    done = bare("-c", "import sys; sys.modules['scipy'] = None; import mlexp.analysis.stats")  # the core's own
+    assert done.stderr.splitlines()[-1].startswith("ModuleNotFoundError: import of scipy")
 
 
 def test_what_needs_no_library_is_there(bare):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 TABLE_OPTIONS = ("verbose", "columns", "group_by", "sort", "name", "histogram", "compare", "compare_fail", "cprofile")
+# what pytest-benchmark before 5.3 has for --benchmark-columns where it is not given
+COLUMNS = ["min", "max", "mean", "stddev", "median", "iqr", "outliers", "ops", "rounds", "iterations"]
 COLOURS = {"passed": "green", "failed": "red", "crashed": "red"}
 Status = tuple[str, str, str | tuple[str, Mapping[str, bool]]]  # category, letter, word of pytest's reporter
 
@@ -40,7 +42,7 @@ def wants_table(config: pytest.Config) -> bool:
     """Whether pytest-benchmark's own table of timings is asked for: by an option that shapes it or needs it."""
     given = [arg.partition("=")[0] for arg in config.invocation_params.args if isinstance(arg, str)]
     flags = {f"--benchmark-{name.replace('_', '-')}" for name in TABLE_OPTIONS}
-    defaults = {"group_by": "group", "sort": "min", "name": "normal"}
+    defaults = {"group_by": "group", "sort": "min", "name": "normal", "columns": COLUMNS}
     values = {name: getattr(config.option, f"benchmark_{name}", None) for name in TABLE_OPTIONS}
     return not flags.isdisjoint(given) or any(value for name, value in values.items() if value != defaults.get(name))
 

@@ -94,7 +94,7 @@ def test_a_question_may_collect_a_part_of_its_grid(toy):
     assert ran == {("m_one", 1, "base"), ("m_two", 1, "base"), ("m_two", 2, "base")}
     result = toy.run("--device", "cpu", "--set", "arms=ours")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*toy: these settings leave no cell on cpu"])
+    result.stderr.fnmatch_lines(["ERROR: toy: these settings leave no cell on cpu (benches/toy/bench_toy.py)"])
     more = COLLECTS.replace("return", "return 'seed' in params and") + "\ndef test_more(cell, model, arm): pass\n"
     toy.bench.write_text(toy.bench.read_text().replace(COLLECTS, more))
     toy.run("--device", "cpu").assert_outcomes(passed=3, deselected=1)  # a function without cells is none
@@ -153,7 +153,8 @@ def test_bad_input_is_one_line_before_the_first_cell(toy, args, message):
     ]
     pytest.LineMatcher(lines).fnmatch_lines([message])
     assert "Traceback" not in result.stderr.str() + result.stdout.str()
-    assert toy.ran() == [] and not (toy.pytester.path / "out.json").exists() and not toy.journal.exists()
+    out = toy.pytester.path / "out.json"  # pytest-benchmark before 5.3 opens it as it reads the option
+    assert toy.ran() == [] and not (out.exists() and out.stat().st_size) and not toy.journal.exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -152,8 +152,8 @@ def test_a_limit_that_is_none_is_refused(toy, limit):
 def test_out_of_memory_under_w_error(toy):
     """pytest-benchmark warns of a fixture that was not used, which `-W error` makes a failure."""
     toy.edit("    things =", "    raise MemoryError('no room')\n    things =")
-    toy.run("-W", "error", "-k", "m_one and seed1").assert_outcomes(xfailed=2)
-    toy.run("-W", "error", "-k", "m_one and seed1", "--isolate").assert_outcomes(xfailed=2)
+    toy.run("-W", "error", "-k", "m_one and seed1", subprocess=True).assert_outcomes(xfailed=2)
+    toy.run("-W", "error", "-k", "m_one and seed1", "--isolate", subprocess=True).assert_outcomes(xfailed=2)
 
 
 def test_a_json_of_skips_alone_says_so(toy):
