@@ -53,10 +53,10 @@ where one is. `over` is the time in that unit over the limit: 1 is no waste. `_u
 
 
 def report(records, out):
-    data = out.data
+    data, crossovers = out.data, crossover_table(out.data)
     for axis, fill in (("n_chars", amount), ("seq_len", length)):
         if axis in records and len(data.rows(axis)):
-            fill(data, out)
+            fill(data, crossovers, out)
     gradients, single = steps.grid(records, "variant"), steps.grid(records, "sweep")
     trained = records["learner"].notna().any()
     if trained or len(gradients):
@@ -90,10 +90,10 @@ def report(records, out):
             steps.step_figure(data, timed), "step.png", steps.step_finding(timed),
             "Time of a step over backprop's, and bytes saved for backward, against its sweeps",
         )  # fmt: skip
-    original.files(data, crossover_table(data), out)
+    original.files(data, crossovers, out)
 
 
-def amount(data, out):
+def amount(data, crossovers, out):
     """The grid over the amount of training text."""
     rows = data.rows("n_chars")
     out.heading("Amount of text")
@@ -103,12 +103,12 @@ def amount(data, out):
     out.text("\n".join(original.answers(data, advantage_table)))
     out.table(perplexity_table(data, "n_chars"), "perplexity.csv", "Every size and learner, and the floors.")
     out.figure(
-        scaling_figure(data, "n_chars", "characters of training text"), "data_size.png",
+        scaling_figure(data, "n_chars", "characters of training text", crossovers), "data_size.png",
         scaling_finding(data, "n_chars"), f"{SCALING}; shaded: where each crossover may lie, 95 %", BARS,
     )  # fmt: skip
     table = advantage_table(data, "n_chars")
     out.table(table, "advantage.csv", "Backprop's perplexity over the learner's; above 1 the learner is better.")
-    out.table(crossover_table(data), "crossover.csv", "Where the advantage over backprop changes its sign.")
+    out.table(crossovers, "crossover.csv", "Where the advantage over backprop changes its sign.")
     parts = part_table(data)
     out.heading("The rule or the network")
     out.text(ABOUT_PARTS)
@@ -127,13 +127,13 @@ def amount(data, out):
     )  # fmt: skip
 
 
-def length(data, out):
+def length(data, crossovers, out):
     """The grid over the length of the sequences."""
     out.heading("Length of the sequences")
     out.table(perplexity_table(data, "seq_len"), "sequence_perplexity.csv", "The same targets at every length.")
     if len(levels_of(data, "seq_len")) > 2:
         out.figure(
-            scaling_figure(data, "seq_len", "characters of a sequence"), "sequence_length.png",
+            scaling_figure(data, "seq_len", "characters of a sequence", crossovers), "sequence_length.png",
             scaling_finding(data, "seq_len"), SCALING, BARS,
         )  # fmt: skip
     out.table(advantage_table(data, "seq_len"), "sequence_advantage.csv", "Backprop's perplexity over the learner's.")
@@ -279,7 +279,7 @@ def scaling_finding(data, axis) -> str:
     return f"Backprop's perplexity over the variant's at {thousands(table[axis].max())}: {', '.join(texts)}"
 
 
-def scaling_figure(data, axis, label):
+def scaling_figure(data, axis, label, crossovers):
     """Perplexity with the floors, and the ratio to backprop with the crossovers."""
     fig, (left, right) = plots.figures(2, size=(13, 4.4))
     drawn, table = perplexity_table(data, axis), advantage_table(data, axis)
@@ -290,7 +290,7 @@ def scaling_figure(data, axis, label):
     if len(shown):
         plots.curves(right, shown, axis, "ratio", "learner", data.looks, dodge=1.03)
     if axis == "n_chars":
-        for row in crossover_table(data).dropna(subset=["low", "high"]).itertuples():
+        for row in crossovers.dropna(subset=["low", "high"]).itertuples():
             if row.learner not in apart and row.scored_on.startswith("test"):
                 colour = data.looks[row.learner].colour
                 right.axvspan(row.low, row.high, color=colour, alpha=0.1, linewidth=0, label=plots.BAND)

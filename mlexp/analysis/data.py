@@ -76,7 +76,9 @@ class Data:
             present = list(dict.fromkeys(self.records.loc[keep, name].dropna())) if name in self.records else []
             if present:
                 keep &= self.records[name] == (wanted if wanted in present else present[0])
-        return self.records[keep]
+        rows = self.records[keep]
+        rows.attrs = {}  # pandas copies them, deeply, with every step
+        return rows
 
     def under(self, **changes: Any) -> "Data":
         """The same records under other terms: fields of the study replaced."""

@@ -96,7 +96,7 @@ def _own_modules() -> list[str]:
 
 
 def _as_dict(section: Section) -> dict[str, Any]:
-    files = {name: base64.b85encode(content).decode() for name, content in section.out.files.items()}
+    files = {name: base64.b64encode(content).decode() for name, content in section.out.files.items()}
     own = {name: getattr(section, name) for name in OF_SECTION}
     out = {name: getattr(section.out, name) for name in OF_OUTPUT}
     return {"folder": section.folder.as_posix(), "files": files, "section": own, "out": out}
@@ -110,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 
 def _section(kept: dict[str, Any]) -> Section:
-    out = SimpleNamespace(**kept["out"], files={name: base64.b85decode(text) for name, text in kept["files"].items()})
+    out = SimpleNamespace(**kept["out"], files={name: base64.b64decode(text) for name, text in kept["files"].items()})
     for block in (*out.blocks, *out.verdicts):
         for name in HTML:
             if name in block:

@@ -82,7 +82,13 @@ def tukey_p(layout: Pool, arm: str, other: str) -> float:
     if not error:
         return 1.0
     range_ = abs(layout.means[i] - layout.means[j]) / error * math.sqrt(2)
-    return float(stats.studentized_range.sf(range_, len(layout.names), layout.df))
+    return _range_p(float(range_), len(layout.names), layout.df)
+
+
+@functools.cache
+def _range_p(range_: float, arms: int, df: int) -> float:
+    """Above a studentized range; an integral that scipy solves anew for every number."""
+    return float(stats.studentized_range.sf(range_, arms, df))
 
 
 def difference(layout: Pool, arm: str, other: str, bar: float) -> tuple[float, float, float]:

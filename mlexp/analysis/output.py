@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from mlexp.analysis import columns, plots
 from mlexp.analysis.markup import code_spans, paragraphs
@@ -238,7 +239,8 @@ def mark_arms(fig: Figure, arms: Iterable[str]) -> None:
     known = set(arms)
     for ax in fig.axes:
         legend = ax.get_legend()
-        texts = [*(legend.get_texts() if legend else ()), *ax.get_yticklabels(), *ax.texts]
+        named = isinstance(ax.yaxis.get_major_formatter(), FuncFormatter)  # as set_yticks(places, names) leaves it
+        texts = [*(legend.get_texts() if legend else ()), *(ax.get_yticklabels() if named else ()), *ax.texts]
         for artist, name in [*((text, text.get_text()) for text in texts), *((x, x.get_label()) for x in ax.lines)]:
             if name in known:
                 plots.mark(str(name), artist)

@@ -399,7 +399,7 @@ def save(fig: Figure, foot: str = "", title: str = "", subtitle: str = "") -> Im
         before = fig.get_dpi()
         fig.set_dpi(DOTS)
         raster: Any = FigureCanvasAgg(fig)
-        raster.print_png(png, metadata={"Software": None})
+        raster.print_png(png, metadata={"Software": None}, pil_kwargs={"compress_level": 4})
         layout = fig.get_layout_engine()
         fig.set_layout_engine("none")  # everything has its place: to find it again takes as long as to draw
         vector: Any = FigureCanvasSVG(fig)
