@@ -284,6 +284,7 @@ def _name_end(ax: Axes, arm: str, colour: str, x: float, y: float) -> EndLabel:
 def _part_labels(ax: Axes) -> None:
     """Give the names of lines and points heights near their ends, far enough apart to be read."""
     labels = [artist for artist in ax.texts if isinstance(artist, EndLabel)]
+    ax.get_xlim(), ax.get_ylim()  # matplotlib scales its axes when they are asked for, or drawn
     figure: Any = ax.get_figure(root=True)
     height = ax.get_position().height * figure.get_size_inches()[1]
     to_axes = ax.transData + ax.transAxes.inverted()
