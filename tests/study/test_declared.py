@@ -192,9 +192,9 @@ def test_a_file_of_a_study_is_loaded_once_and_a_broken_one_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"claims": {"C": Claim("", Above(At(arm("aa") - arm("b"))))}}, "claim C: 'aa' is no arm; choose from a, b"),
-        ({"claims": {"C": Claim("", Above(At(arm("a").of("wal_s"))))}}, "claim C: 'wal_s' is no metric; choose from"),
-        ({"outcome": "wal_s"}, r"outcome 'wal_s' is no metric; choose from .*wall_s"),
+        ({"claims": {"C": Claim("", Above(At(arm("aa") - arm("b"))))}}, "claim C: 'aa' is no arm; did you mean 'a'?"),
+        ({"claims": {"C": Claim("", Above(At(arm("a").of("wal_s"))))}}, "claim C: 'wal_s' is no metric; declare it"),
+        ({"outcome": "wal_s"}, "outcome 'wal_s' is no metric; declare it .*wall_s"),
     ],
 )
 def test_a_declaration_that_names_what_is_not_there_is_refused_before_anything_is_measured(fields, message):
