@@ -152,7 +152,7 @@ class Terminal:
     def pytest_sessionfinish(self) -> None:
         self.is_over = True
 
-    def pytest_terminal_summary(self, terminalreporter: "TerminalReporter") -> None:
+    def pytest_terminal_summary(self, terminalreporter: "TerminalReporter", exitstatus: int) -> None:
         """The arms of each question, what became of the cells, and what to do next."""
         results, config = self.state.results, self.config
         counts = results.counts()
@@ -166,6 +166,21 @@ class Terminal:
                 terminalreporter.write_line(line, bold=not line.startswith(" "))
         words = ", ".join(f"{count} {name}" for name, count in counts.items())
         terminalreporter.write_line(f"mlexp: {words}; journal: {os.path.relpath(self.state.journal.path)}")
+        if line := self._unfinished(exitstatus == pytest.ExitCode.INTERRUPTED):
+            terminalreporter.write_line(line)
         if not quiet and config.option.mlexp_report is None:
             path = json_path(config) or self.state.journal.path
             terminalreporter.write_line(f"now: mlexp report {os.path.relpath(path)}")
+
+    def _unfinished(self, is_interrupted: bool) -> str:
+        """How to go on where the session ended before its last cell; empty where it did not. A cell that was skipped
+        did not end either, and is not waited for."""
+        results, ended = self.state.results, self.state.results.ended
+        waiting = [plan for name, plan in results.plans.items() if name not in ended]
+        if not is_interrupted and all(plan.attempt.number for plan in waiting):
+            return ""
+        measured = sum(entry.status == "passed" for entry in ended.values())
+        if measured == len(results.plans):  # interrupted after the last one
+            return ""
+        command = "the same command" if self.state.run.resume else "the same command with --resume"
+        return f"mlexp: {measured} of {len(results.plans)} cells measured; {command} goes on"
