@@ -367,6 +367,20 @@ def test_list_as_json_counts_what_pytest_collects(project, capsys):
     assert mine["metrics"]["items"] == {"unit": "count", "better": "none", "what": "values sorted"}
 
 
+def test_list_has_the_metrics_of_costs_and_claims(project, capsys):
+    main(["new", "mine"])
+    bench = project / "benches/mine/bench_mine.py"
+    text = bench.read_text()
+    (claim,) = re.findall(r'ratio\("\w+", "\w+"\)', text)
+    bench.write_text(
+        text.replace(claim, f'{claim[:-1]}, "energy_j")').replace("    arm=", '    costs=("n_params",),\n    arm=')
+    )
+    capsys.readouterr()
+    assert main(["list", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert set(found["metrics"]) == {"wall_s", "items", "energy_j", "n_params"}
+
+
 def test_list_of_a_question_without_a_study(toy, capsys, monkeypatch):
     monkeypatch.chdir(toy.pytester.path)
     toy.edit("def test_toy", "def test_other(cell, model):\n    cell.time(list)\n\ndef test_toy")
