@@ -403,7 +403,7 @@ class Study:
         }
 
 
-NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks")  # of a Study: nothing that a cell does
+NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks", "outcome", "costs")  # of a Study: for readers
 
 
 def beside(bench: str | Path) -> ModuleType:
