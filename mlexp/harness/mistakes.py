@@ -239,7 +239,7 @@ def call(bench: Path, function: Callable[..., Any], *arguments: object) -> Any:
         raise
     except Exception as error:
         what = f"{function.__name__}: {type(error).__name__}: {error}"
-        raise ValueError(f"{_last_own(error, bench)}: {what}") from None
+        raise ValueError(f"{last_own(error, bench)}: {what}") from None
 
 
 def inputs_of(module: ModuleType, bench: Path, *arguments: object) -> dict[str, Any]:
@@ -295,13 +295,13 @@ def _called(error: BaseException, bench: Path) -> Any:
 def _place_of(error: BaseException, bench: Path) -> str:
     """`file:line` of the part of a declaration that an error names, else of the last frame in the bench file's
     folder."""
-    where = _last_own(error, bench)
+    where = last_own(error, bench)
     if isinstance(error, study.Refused) and ":" in (found := place(Path(where.rpartition(":")[0]).resolve(), error.at)):
         return found
     return where
 
 
-def _last_own(error: BaseException, bench: Path) -> str:
+def last_own(error: BaseException, bench: Path) -> str:
     """`file:line` of the last frame in the folder of a bench file."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(bench.parent)]

@@ -7,7 +7,7 @@ that is replayed keeps its dot, and so does everything under `-q` and under repo
 import dataclasses
 import os
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from mlexp.harness.benchmark_json import is_disabled, json_path
 from mlexp.harness.plan import Plan
 from mlexp.harness.session import STATE, State
-from mlexp.harness.summary import REASON, cell_line, function_of, outcome_text, shortened, summary
+from mlexp.harness.summary import REASON, cell_line, folded, function_of, outcome_text, shortened, summary
 from mlexp.journal import Entry
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Terminal:
         quiet = getattr(config.option, "benchmark_quiet", False) or config.get_verbosity() < -1
         if not quiet and not wants_table(config):
             terminalreporter.section("cells", sep="-")
-            for line in summary(results.ended.values()):
+            for line in [*summary(results.ended.values()), *folded(self._failures())]:
                 terminalreporter.write_line(line, bold=not line.startswith(" "))
         words = ", ".join(f"{count} {name}" for name, count in counts.items())
         terminalreporter.write_line(f"mlexp: {words}; journal: {os.path.relpath(self.state.journal.path)}")
@@ -171,6 +171,12 @@ class Terminal:
         if not quiet and config.option.mlexp_report is None:
             path = json_path(config) or self.state.journal.path
             terminalreporter.write_line(f"now: mlexp report {os.path.relpath(path)}")
+
+    def _failures(self) -> Iterator[tuple[str, str, str]]:
+        """(status, reason, place in the bench file) of each cell that did not finish."""
+        for name, entry in self.state.results.ended.items():
+            if entry.status not in ("passed", "skipped", "xfailed"):
+                yield entry.status, str(entry.record.get("reason") or ""), self.state.results.plans[name].attempt.where
 
     def _unfinished(self, is_interrupted: bool) -> str:
         """How to go on where the session ended before its last cell; empty where it did not. A cell that was skipped
