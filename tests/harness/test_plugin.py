@@ -94,7 +94,7 @@ def test_a_question_may_collect_a_part_of_its_grid(toy):
     assert ran == {("m_one", 1, "base"), ("m_two", 1, "base"), ("m_two", 2, "base")}
     result = toy.run("--device", "cpu", "--set", "arms=ours")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*toy: these settings leave no cell on cpu"])
+    result.stderr.fnmatch_lines(["*toy: these settings leave no cell on cpu (benches/toy/bench_toy.py)"])
     more = COLLECTS.replace("return", "return 'seed' in params and") + "\ndef test_more(cell, model, arm): pass\n"
     toy.bench.write_text(toy.bench.read_text().replace(COLLECTS, more))
     toy.run("--device", "cpu").assert_outcomes(passed=3, deselected=1)  # a function without cells is none
