@@ -4,9 +4,10 @@ This file and `journal.py` are the contract between the wings: `mlexp.harness` w
 `mlexp.analysis` reads it.
 """
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 STATUSES = ("passed", "failed", "oom", "diverged", "crashed", "skipped", "xfailed")
@@ -123,6 +124,13 @@ def metrics_of(declared: Mapping[str, tuple[str, ...]] | None = None) -> dict[st
             raise ValueError(f"METRICS[{name!r}]: compare is {row[3]!r}; choose from {', '.join(COMPARED)}")
         table[name] = Metric(*row)
     return table
+
+
+def near(name: str | None, known: Iterable[str], otherwise: str = "") -> str:
+    """What may have been meant by a name that is not known, else all that there is."""
+    known = list(known)
+    close = difflib.get_close_matches(name or "", known, 1)
+    return f"did you mean {close[0]!r}?" if close else otherwise or f"there are {', '.join(known) or 'none'}"
 
 
 def plain(name: str, value: object) -> object:

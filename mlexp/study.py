@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-from mlexp.record import METRICS, Metric
+from mlexp.record import METRICS, Metric, near
 
 MAX_PRIMARY = 3  # claims that share the error budget of a study
 ABOUT = ("cost", "behaviour")
@@ -277,6 +277,14 @@ class Claim:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
+class Refused(ValueError):
+    """A declaration that does not hold; `at` is the argument of Study, or the key in one, that is wrong."""
+
+    def __init__(self, at: str, message: str):
+        super().__init__(message)
+        self.at = at
+
+
 Table = typing.Any  # a pandas DataFrame; this module imports no pandas
 
 
@@ -346,20 +354,29 @@ class Study:
     def __post_init__(self) -> None:
         primary = [name for name, claim in self.claims.items() if claim.primary]
         if len(primary) > MAX_PRIMARY:
-            raise ValueError(f"{len(primary)} primary claims ({', '.join(primary)}); at most {MAX_PRIMARY}")
+            raise Refused("claims", f"{len(primary)} primary claims ({', '.join(primary)}); at most {MAX_PRIMARY}")
         if self.arms and self.baseline not in self.arms:
-            raise ValueError(f"baseline {self.baseline!r} is no arm; choose from {', '.join(self.arms)}")
-        known = {*METRICS, *self.metrics}
-        if self.arm and self.outcome not in known:
-            raise ValueError(f"outcome {self.outcome!r} is no metric; choose from {', '.join(sorted(known))}")
+            raise Refused("baseline", f"baseline {self._no_arm(self.baseline)}")
+        if self.arm and self.outcome not in self._known:
+            raise Refused("outcome", f"outcome {self._no_metric(self.outcome)}")
         for name, claim in self.claims.items():
             for contrast in contrasts(claim.statement):
                 wrong = [arm for arm, _ in contrast.weights if arm not in self.arms]
                 if self.arms and wrong:
-                    raise ValueError(f"claim {name}: {wrong[0]!r} is no arm; choose from {', '.join(self.arms)}")
-                if contrast.metric and contrast.metric not in known:
-                    metrics = ", ".join(sorted(known))
-                    raise ValueError(f"claim {name}: {contrast.metric!r} is no metric; choose from {metrics}")
+                    raise Refused(name, f"claim {name}: {self._no_arm(wrong[0])}")
+                if contrast.metric and contrast.metric not in self._known:
+                    raise Refused(name, f"claim {name}: {self._no_metric(contrast.metric)}")
+
+    @property
+    def _known(self) -> set[str]:
+        return {*METRICS, *self.metrics}
+
+    def _no_arm(self, name: str) -> str:
+        return f"{name!r} is no arm; {near(name, self.arms, 'choose from ' + ', '.join(self.arms))}"
+
+    def _no_metric(self, name: str) -> str:
+        mend = near(name, sorted(self._known), f"known: {', '.join(sorted(self._known))}")
+        return f"{name!r} is no metric; declare it in metrics=; {mend}"
 
     @classmethod
     def declared(cls, content: Mapping[str, object]) -> "Study":
@@ -386,7 +403,7 @@ class Study:
         }
 
 
-NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks")  # of a Study: nothing that a cell does
+NOT_IN_KEY = ("claims", "parts", "answer", "derive", "estimates", "asks", "outcome", "costs")  # of a Study: for readers
 
 
 def beside(bench: str | Path) -> ModuleType:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,6 +116,27 @@ def test_init_adds_to_gitignore_what_it_lacks(project):
     assert lines[:2] == ["*.pyc", ".mlexp/"] and "/results/*" in lines and lines.count(".mlexp/") == 1
 
 
+def test_what_a_first_session_leaves_is_not_for_the_repository(project):
+    subprocess.run(["git", "init", "-q"], check=True)
+    main(["init"])
+    for left in (
+        ".venv/pyvenv.cfg",
+        "venv/pyvenv.cfg",
+        "out.json",
+        "again.json",
+        "again.series/a.npz",
+        "results/a.csv",
+    ):
+        (project / left).parent.mkdir(exist_ok=True)
+        (project / left).touch()
+    for kept in ("results/raw/base.json", "benches/first/prompts.json"):
+        (project / kept).parent.mkdir(exist_ok=True)
+        (project / kept).touch()
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True)
+    kept = ["benches/first/prompts.json", "pytest.ini", "results/raw/base.json"]
+    assert sorted(done.stdout.split()) == sorted([*FILES, *kept])
+
+
 def test_init_writes_no_first_question_where_there_are_others(project):
     main(["new", "mine"])
     main(["init"])
@@ -205,8 +227,40 @@ def test_the_workflow_installs_what_it_is_told(project, capsys, monkeypatch):
     assert '  MLEXP: "wheels/x.whl" # what pip installs' in Path("one", FILES[0]).read_text()
     assert "before you push" not in capsys.readouterr().out
     main(["init", "two"])
-    assert '  MLEXP: "pytest-mlexp" # EDIT: ' in Path("two", FILES[0]).read_text()
-    assert "before you push .github/workflows/benches.yml" in capsys.readouterr().out
+    assert '  MLEXP: "" # EDIT: ' in Path("two", FILES[0]).read_text()
+    for _ in range(2):  # as long as nothing stands there
+        assert "before you push .github/workflows/benches.yml" in capsys.readouterr().out
+        assert main(["init", "two"]) == 0
+
+
+def test_a_workflow_that_is_there_and_installs_something_else_is_left_to_edit(project, capsys):
+    """`--install` overwrites nothing, and does not pass it over in silence."""
+    main(["init"])
+    workflow = project / FILES[0]
+    number = next(i for i, line in enumerate(workflow.read_text().splitlines(), 1) if "MLEXP:" in line)
+    capsys.readouterr()
+    assert main(["init", "--install", "wheels/x.whl"]) == 1
+    said = f'left to do: {FILES[0]}:{number} was there and says `MLEXP: ""`; let it say\n\n    MLEXP: "wheels/x.whl"\n'
+    assert said in capsys.readouterr().out
+    for written in ('"wheels/x.whl" # ours', "wheels/x.whl", "'wheels/x.whl'"):
+        workflow.write_text(re.sub("MLEXP: .*", f"MLEXP: {written}", workflow.read_text(), count=1))
+        assert main(["init", "--install", "wheels/x.whl"]) == 0
+        assert "left to do" not in capsys.readouterr().out
+    workflow.write_text("on: push\n")
+    assert main(["init", "--install", "wheels/x.whl"]) == 1
+    assert "has no line `MLEXP:`; let its `pip install` take wheels/x.whl\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("install", ["", "wheels/x.whl"])
+def test_the_workflow_s_first_step_fails_while_it_is_not_said_what_to_install(install):
+    first = init.workflow(install).partition("    steps:\n")[2].partition("      - uses:")[0]
+    script = textwrap.dedent(first.partition("run: |\n")[2])
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], capture_output=True, text=True, check=False, env={"MLEXP": install}
+    )
+    assert (done.returncode, bool(done.stdout)) == ((0, False) if install else (1, True))
+    if not install:
+        assert re.match(r"::error::the line MLEXP: of .github/workflows/benches.yml is empty; .*\n\Z", done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +367,20 @@ def test_list_as_json_counts_what_pytest_collects(project, capsys):
     width = {"name": "width", "type": "int", "value": 32, "bounds": ["at least 1"], "axis": ""}
     assert width in first["settings"] and first["claims"]["H1"]["primary"]
     assert mine["metrics"]["items"] == {"unit": "count", "better": "none", "what": "values sorted"}
+
+
+def test_list_has_the_metrics_of_costs_and_claims(project, capsys):
+    main(["new", "mine"])
+    bench = project / "benches/mine/bench_mine.py"
+    text = bench.read_text()
+    (claim,) = re.findall(r'ratio\("\w+", "\w+"\)', text)
+    bench.write_text(
+        text.replace(claim, f'{claim[:-1]}, "energy_j")').replace("    arm=", '    costs=("n_params",),\n    arm=')
+    )
+    capsys.readouterr()
+    assert main(["list", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert set(found["metrics"]) == {"wall_s", "items", "energy_j", "n_params"}
 
 
 def test_list_of_a_question_without_a_study(toy, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
 OK, TO_DO, BAD_INPUT = 0, 1, 4
 WORKFLOW = ".github/workflows/benches.yml"
-IGNORED = ("__pycache__/", ".mlexp/", ".benchmarks/", "/results/*", "!/results/raw", "/out.json", "/out.series/")
+IGNORED = (
+    "__pycache__/", ".venv/", "venv/", ".mlexp/", ".benchmarks/",
+    "/results/*", "!/results/raw", "/*.json", "/*.series/",
+)  # fmt: skip
+MLEXP = re.compile(r"^ *MLEXP:(.*)$", re.MULTILINE)  # the workflow's line that says what pip installs
 FIRST = {
     "benches/first/bench_first.py": "bench_first.py.txt",
     "benches/first/README.md": "README.first.md",
@@ -57,11 +62,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"mlexp init: {error}", file=sys.stderr)
         return BAD_INPUT
     print("\n".join(lines))
-    if not install and f"wrote  {folder / WORKFLOW}" in lines:
-        print(f"\nbefore you push {WORKFLOW}: its line `MLEXP:` says where pytest-mlexp comes from (see --install)")
-    left = place is not None and not is_on
-    if place and left:
-        print(f"\nleft to do: {place.path} configures pytest; let it say\n", *place.lines.splitlines(), sep="\n    ")
+    left = []
+    if place and not is_on:
+        left.append("\n    ".join([f"{place.path} configures pytest; let it say\n", *place.lines.splitlines()]))
+    if options.install and (difference := differs(folder / WORKFLOW, install)):
+        left.append(difference)
+    elif is_open(folder / WORKFLOW):
+        print(f"\nbefore you push {WORKFLOW}: its line `MLEXP:` must say where pytest-mlexp comes from (see --install)")
+    for text in left:
+        print(f"\nleft to do: {text}")
     print("\nnow:", *next_commands(folder), sep="\n    ")
     return TO_DO if left else OK
 
@@ -75,7 +84,32 @@ def first(folder: Path) -> dict[str, str]:
 def workflow(install: str) -> str:
     """The CI workflow that installs mlexp from there."""
     edit = "what pip installs the harness from" if install else PLACEHOLDER
-    return filled("benches.yml", {"INSTALL": json.dumps(install or "pytest-mlexp")[1:-1], "EDIT": edit})
+    return filled("benches.yml", {"INSTALL": json.dumps(install)[1:-1], "EDIT": edit})
+
+
+def differs(path: Path, install: str) -> str:
+    """What to edit in a workflow so that it installs mlexp from there; empty where it does."""
+    line, says = installs(path)
+    if line and says in (install, json.dumps(install), f"'{install}'"):
+        return ""
+    wanted = f"MLEXP: {json.dumps(install)}"
+    if not line:
+        return f"{path} was there and has no line `MLEXP:`; let its `pip install` take {install}"
+    return f"{path}:{line} was there and says `MLEXP: {says}`; let it say\n\n    {wanted}"
+
+
+def is_open(path: Path) -> bool:
+    """Whether the workflow says nothing yet of where mlexp comes from."""
+    line, says = installs(path)
+    return line > 0 and says == '""'
+
+
+def installs(path: Path) -> tuple[int, str]:
+    """(the line, 0 where there is none, its value as it is written) of what a workflow gives to `pip install`."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not (found := MLEXP.search(text)):
+        return 0, ""
+    return text.count("\n", 0, found.start()) + 1, found[1].partition(" #")[0].strip()
 
 
 def source() -> str:

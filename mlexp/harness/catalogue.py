@@ -19,7 +19,7 @@ from mlexp.harness.plugin import NO_CELL, is_cell
 from mlexp.harness.session import STATE, State
 from mlexp.record import Metric, metrics_of
 from mlexp.settings import AtLeast, MoreThan, OneOf
-from mlexp.study import Claim, Study
+from mlexp.study import Claim, Study, contrasts
 
 QUIET = ("-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported so cannot be rewritten; mlexp")
 
@@ -50,12 +50,14 @@ class Bench:
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The question's own, and its outcome."""
+        """The question's own, its outcome, and those of its costs and claims."""
         return {name: m for name, m in metrics_of(self.study.metrics).items() if name in self.named}
 
     @property
     def named(self) -> set[str]:
-        return {*self.study.metrics, *([self.study.outcome] if self.study.arm else [])}
+        declared = self.study
+        claimed = (each.metric for claim in declared.claims.values() for each in contrasts(claim.statement))
+        return {*declared.metrics, *((declared.outcome, *declared.costs, *claimed) if declared.arm else ())}
 
 
 class Collected:

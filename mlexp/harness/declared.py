@@ -1,7 +1,8 @@
-"""What of a bench file its cells depend on: all of it but the claims, figures and answer of its Study.
+"""What of a bench file its cells depend on: its code, without comments and docstrings, and without what of its Study
+reports alone read: claims, answer, outcome, the words on its metrics.
 
-Editing a sentence must not make a measured cell be measured again, so the part of a file that only these reach is left
-out of the file's hash.
+Editing a sentence must not make a measured cell be measured again, so all of these, and the part of a file that only
+they reach, are left out of the file's hash.
 """
 
 import ast
@@ -10,25 +11,65 @@ from collections.abc import Iterable
 from mlexp.study import NOT_IN_KEY
 
 DEFINITIONS = (ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+READS_ITSELF = (b"__doc__", b"getdoc", b"getsource")  # in the source of a file whose docstrings are more than words
 
 
 def measured_part(source: bytes) -> bytes:
-    """The source of a file without what only the claims of its Study reach; as it is where it declares no Study."""
+    """The code of a file that cells depend on; the source as it is where it declares no Study."""
     if b"Study(" not in source:
         return source
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return source
-    left_out = [
-        keyword
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) == "Study"
-        for keyword in node.keywords
-        if keyword.arg in NOT_IN_KEY
-    ]
+    studies = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node.func) == "Study"]
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _name(node.value) == "STUDY"}
+    unread = set(NOT_IN_KEY) - read
+    left_out = [keyword for call in studies for keyword in call.keywords if keyword.arg in unread]
     dead = _only_reached_from(left_out, tree)
-    return _without(source, [*left_out, *dead])
+    for call in studies:
+        call.keywords = [keyword for keyword in call.keywords if keyword not in left_out]
+        for keyword in call.keywords:
+            if keyword.arg == "metrics" and "metrics" not in read:
+                _leave_out_words(keyword.value, tree)
+    tree.body = [stmt for stmt in tree.body if stmt not in dead]
+    if not any(word in source for word in READS_ITSELF):
+        _leave_out_docstrings(tree)
+    return ast.unparse(tree).encode()
+
+
+def _name(node: ast.expr) -> str | None:
+    return getattr(node, "id", getattr(node, "attr", None))
+
+
+def _leave_out_words(metrics: ast.expr, tree: ast.Module) -> None:
+    """Of each metric what follows its unit (`fraction` bounds its values): which is better, what it is. Metrics that
+    have a name of their own count in full where it is used elsewhere too."""
+    if isinstance(metrics, ast.Name):
+        uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == metrics.id]
+        made = [stmt.value for stmt in tree.body if isinstance(stmt, ast.Assign) and metrics.id in _names(stmt)]
+        if len(uses) != 2 or len(made) != 1:  # where it is made, and here
+            return
+        metrics = made[0]
+    if isinstance(metrics, ast.Dict):
+        metrics.values = [_unit_of(row) for row in metrics.values]
+
+
+def _unit_of(row: ast.expr) -> ast.expr:
+    """The unit of a metric that is declared as a tuple or as a Metric; else all of it."""
+    if isinstance(row, ast.Tuple) and row.elts:
+        return row.elts[0]
+    if isinstance(row, ast.Call) and _name(row.func) == "Metric":
+        units = [*row.args[:1], *(keyword.value for keyword in row.keywords if keyword.arg == "unit")]
+        return units[0] if units else row
+    return row
+
+
+def _leave_out_docstrings(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
 
 
 def _only_reached_from(left_out: list[ast.keyword], tree: ast.Module) -> list[ast.stmt]:
@@ -69,21 +110,3 @@ def _loaded(tree: ast.AST, skipped: set[int]) -> Iterable[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and id(node) not in skipped:
             yield node.id
-
-
-def _without(source: bytes, nodes: list[ast.keyword | ast.stmt]) -> bytes:
-    """The source without the text of these nodes, which all have a place in it."""
-    lines = source.splitlines(keepends=True)
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    spans = []
-    for node in nodes:
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        begin = starts[first - 1] + (node.col_offset if isinstance(node, ast.keyword) else 0)
-        last = node.end_lineno or first
-        whole = isinstance(node, ast.stmt)  # with the comment behind it
-        spans.append((begin, starts[last] if whole else starts[last - 1] + (node.end_col_offset or 0)))
-    for begin, end in sorted(spans, reverse=True):
-        source = source[:begin] + source[end:]
-    return source

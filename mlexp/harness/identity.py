@@ -46,7 +46,7 @@ def cell_key(*parts: object) -> str:
 
 
 def file_hash(path: str | Path) -> str:
-    """A short hash of a file's bytes, without the claims of a study that stands in it."""
+    """A short hash of a file's bytes; of one that declares a study, of its code without what cells do not read."""
     return hashlib.sha256(measured_part(Path(path).read_bytes())).hexdigest()[:16]
 
 

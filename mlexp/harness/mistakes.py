@@ -5,11 +5,11 @@ in the user's code (`__tracebackhide__` in cell.py and record.py; `--full-trace`
 """
 
 import dataclasses
-import difflib
 import inspect
 import os
+import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ from mlexp.harness.grid import SCALES
 from mlexp.harness.places import place
 from mlexp.harness.plan import params_of
 from mlexp.harness.status import UNMEASURED
+from mlexp.record import near
 
 Problem = tuple[Sequence[str], str]  # the names whose place is the mistake's, what is wrong
 HOOKS = {  # functions of a bench file that the harness calls, with these arguments
@@ -28,7 +29,9 @@ HOOKS = {  # functions of a bench file that the harness calls, with these argume
     "collects": ("params", "settings", "device"),
     "more": ("options",),
 }
+CELLS = {"cell", "mlexp_cell"}  # the fixture's names
 LISTS = ("arms", "over", "replicates", "apart", "costs")  # of a Study, that one name must not stand for
+CALL = re.compile(r"(\w+)\.__init__\(\) (?:got an unexpected keyword argument '(\w+)')?")  # of a dataclass, refused
 DECLARING = (study.__file__, settings.__file__)  # what is raised in there is a mistake of who called
 
 
@@ -57,6 +60,7 @@ def problems(found: study.Study, module: ModuleType, scale: str) -> Iterator[Pro
     if found.settings:
         yield from _settings(found.settings, scale)
         yield from _axes(found, found.settings[scale])
+        yield from _untaken(found, module)
     elif found.axes:
         yield ("axes", "AXES"), "there are axes and no settings; settings list the values of each axis, a row a scale"
 
@@ -87,7 +91,6 @@ def _axes(found: study.Study, row: Any) -> Iterator[Problem]:
     if not isinstance(axes, Mapping):
         yield at, f"axes is {_kind(axes)}; give a dict: argument of the cell -> field of the settings with its values"
         return
-    known = ", ".join(axes)
     for axis, name in axes.items():
         if not isinstance(name, str):
             yield at, f"axis {axis!r} is {name!r}; give the name of the field of the settings that lists its values"
@@ -99,8 +102,47 @@ def _axes(found: study.Study, row: Any) -> Iterator[Problem]:
     for role, names in (("arm", (found.arm,)), ("over", found.over), ("replicates", found.replicates)):
         for name in names if found.arm and axes else ():
             if name not in axes:
-                mend = f"{known}; {role}=()" if role != "arm" else known
-                yield (role, "STUDY"), f"{role} names {name!r}, which is no axis; choose from {mend}"
+                yield (role, "STUDY"), f"{role} names {name!r}, which is no axis; {_no_axis(role, name, axes, row)}"
+
+
+def _no_axis(role: str, name: str, axes: Mapping[str, str], row: Any) -> str:
+    """What to do about an arm, a curve axis or a replicate that is no axis."""
+    if (mend := near(name, axes, "none")) != "none":
+        return mend
+    fields = [field.name for field in dataclasses.fields(row)]
+    lists = next((field for field in fields if settings.singular(field) == name), "<field of the settings>")
+    default = " (its default is ('seed',))" if (role, name) == ("replicates", "seed") else ""
+    other = f"choose from {', '.join(axes)}" if role == "arm" else f"take it out of {role}={default}"
+    return f"add {name!r}: {lists!r} to axes=, or {other}"
+
+
+def _untaken(found: study.Study, module: ModuleType) -> Iterator[Problem]:
+    """The axes that no cell function takes, of this file or of those that share its study.py: every claim that needs
+    one would end untested. An argument that is spelt alike is `check_items`' business."""
+    taken = {function: list(inspect.signature(function).parameters) for function in _tests(module)}
+    file = Path(str(module.__file__))
+    others = [bench.read_text() for bench in file.parent.glob("bench_*.py") if bench != file]
+    texts = others if file.with_name("study.py").is_file() else []
+    arguments = {name for names in taken.values() for name in names}
+    missing = [axis for axis in found.axes if axis not in arguments]
+    missing = [axis for axis in missing if near(axis, arguments - set(found.axes), "none") == "none"]
+    missing = [axis for axis in missing if not any(re.search(rf"\b{axis}\b", text) for text in texts)]
+    if missing and (cells := [function for function, names in taken.items() if CELLS & set(names)]):
+        function = max(cells, key=lambda each: len(set(taken[each]) & set(found.axes)))
+        axes = [axis for axis in found.axes if axis in (*taken[function], *missing)]
+        call = ", ".join([*(name for name in taken[function] if name not in (*axes, "self")), *axes])
+        what = f"axis {missing[0]!r} is declared in axes= but {function.__name__} does not take it"
+        yield (function.__name__,), f"{what}; write def {function.__name__}({call})"
+
+
+def _tests(module: ModuleType) -> Iterator[Callable[..., object]]:
+    """The functions of a bench file that pytest may collect, those in classes too."""
+    for each in list(vars(module).values()):
+        is_class = inspect.isclass(each) and each.__module__ == module.__name__
+        for function in vars(each).values() if is_class else [each]:
+            names = inspect.signature(function).parameters if inspect.isfunction(function) else {}
+            if CELLS & set(names) or (inspect.isfunction(function) and function.__name__.startswith("test")):
+                yield function
 
 
 def collects_of(
@@ -197,7 +239,7 @@ def call(bench: Path, function: Callable[..., Any], *arguments: object) -> Any:
         raise
     except Exception as error:
         what = f"{function.__name__}: {type(error).__name__}: {error}"
-        raise ValueError(f"{_last_own(error, bench)}: {what}") from None
+        raise ValueError(f"{last_own(error, bench)}: {what}") from None
 
 
 def inputs_of(module: ModuleType, bench: Path, *arguments: object) -> dict[str, Any]:
@@ -229,22 +271,37 @@ def at_import(bench: Path, error: BaseException) -> str | None:
     if isinstance(error.__cause__, extras.MissingExtra):
         return str(error.__cause__)
     frames = traceback.extract_tb(error.__traceback__)
-    calls = any(f"{name}.__init__()" in str(error) for name in ("Study", "Claim"))
-    if isinstance(error, ValueError | TypeError | OSError) and (calls or frames[-1].filename in DECLARING):
-        fields = ", ".join(field.name for field in dataclasses.fields(study.Study))
-        mend = f"; fields of a Study are {fields}" if "Study.__init__() got" in str(error) else ""
-        return f"{_last_own(error, bench)}: {error}{mend}"
+    declaring = _called(error, bench)
+    if isinstance(error, ValueError | TypeError | OSError) and (declaring or frames[-1].filename in DECLARING):
+        mend = ""
+        if declaring and (name := CALL.match(str(error))[2]):  # type: ignore[index]  # _called has matched it
+            fields = [field.name for field in dataclasses.fields(declaring)]
+            mend = f"; {near(name, fields, f'fields of {declaring.__name__} are ' + ', '.join(fields))}"
+        return f"{_place_of(error, bench)}: {error}{mend}"
     return None
 
 
-def near(name: str | None, known: Iterable[str], otherwise: str = "") -> str:
-    """What may have been meant, else all that there is."""
-    known = list(known)
-    close = difflib.get_close_matches(name or "", known, 1)
-    return f"did you mean {close[0]!r}?" if close else otherwise or f"there are {', '.join(known) or 'none'}"
+def _called(error: BaseException, bench: Path) -> Any:
+    """The dataclass of a declaration that was called with arguments that it does not have; None for any other error."""
+    if not isinstance(error, TypeError) or not (match := CALL.match(str(error))):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [frame for frame in frames if Path(frame.f_code.co_filename).is_relative_to(bench.parent)]
+    names = {**vars(study), **own[-1].f_globals, **own[-1].f_locals} if own else {}
+    found = names.get(match[1])
+    return found if dataclasses.is_dataclass(found) else None
 
 
-def _last_own(error: BaseException, bench: Path) -> str:
+def _place_of(error: BaseException, bench: Path) -> str:
+    """`file:line` of the part of a declaration that an error names, else of the last frame in the bench file's
+    folder."""
+    where = last_own(error, bench)
+    if isinstance(error, study.Refused) and ":" in (found := place(Path(where.rpartition(":")[0]).resolve(), error.at)):
+        return found
+    return where
+
+
+def last_own(error: BaseException, bench: Path) -> str:
     """`file:line` of the last frame in the folder of a bench file."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(bench.parent)]

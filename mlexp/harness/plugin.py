@@ -293,6 +293,7 @@ def pytest_runtest_makereport(
         mistakes.explain(call.excinfo.value, plan.settings, plan.attempt.cell)
     report = yield
     if plan and plan.key and call.excinfo:
+        plan.attempt.where = plan.attempt.where or mistakes.last_own(call.excinfo.value, plan.path)
         plan.attempt.raised(report, call.excinfo.value)
         if isinstance(call.excinfo.value, extras.MissingExtra):
             report.longrepr = str(call.excinfo.value)

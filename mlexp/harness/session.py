@@ -15,6 +15,7 @@ from mlexp.harness.options import Others, ours
 from mlexp.harness.overrides import Overrides
 from mlexp.harness.plan import Plan
 from mlexp.harness.results import Results
+from mlexp.study import Study
 
 
 class Store(Protocol):
@@ -58,7 +59,7 @@ class State:
         """`--resume`: the newest that the journal has of a cell, as long as what it imported is now as it was then."""
         for entry in reversed(self.results.finished.get(plan.key, ())):
             if self.keys.still_holds(entry) and not self._is_lost(entry):
-                plan.elsewhere = dataclasses.replace(entry, record=entry.record | {"replayed": True})
+                plan.elsewhere = declared_anew(entry, plan.study)
                 plan.is_journaled = True
                 return
 
@@ -147,6 +148,13 @@ class State:
             self.keep(entry, plan.files)
         finally:
             plan.key, plan.elsewhere, plan.is_journaled = entry.key, entry, True
+
+
+def declared_anew(entry: journal.Entry, study: Study) -> journal.Entry:
+    """A finished cell that is replayed, under what its study declares now; of the claims, what it declared then."""
+    declared = study.declaration | {"claims": entry.study.get("claims", {})}
+    metrics = entry.metrics | {name: list(row) for name, row in study.metrics.items()}
+    return dataclasses.replace(entry, record=entry.record | {"replayed": True}, metrics=metrics, study=declared)
 
 
 def now() -> str:

@@ -38,6 +38,7 @@ class Attempt:
         self.benchmark: Any = None
         self.started = False  # its body
         self.cause: tuple[str, str] | None = None  # (status, reason) of the first thing that went wrong
+        self.where = ""  # file:line, of the bench file's folder, of that cause
         self.word: tuple[str, str] | None = None  # (status, reason) of the first outcome that is not passed
 
     @property

@@ -4,6 +4,7 @@ The report has the intervals and the claims; this is what a look at the terminal
 """
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -97,6 +98,16 @@ def summary(entries: Iterable[Entry]) -> list[str]:
         name = question if questions.count(question) == 1 else f"{question} {function.removeprefix('test_')}"
         lines += table_of(name, cells)
     return lines
+
+
+def folded(failures: Iterable[tuple[str, str, str]]) -> list[str]:
+    """A line for each (status, reason, place) that several cells share: one mistake in a cell's body fails them all."""
+    counts = Counter(failures)
+    return [
+        f"{count} cells {status}: {shortened(reason, REASON)}{f' ({where})' if ':' in where else ''}"
+        for (status, reason, where), count in counts.items()
+        if count > 1
+    ]
 
 
 def table_of(name: str, cells: Sequence[Entry]) -> list[str]:

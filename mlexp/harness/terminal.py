@@ -7,7 +7,7 @@ that is replayed keeps its dot, and so does everything under `-q` and under repo
 import dataclasses
 import os
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from mlexp.harness.benchmark_json import is_disabled, json_path
 from mlexp.harness.plan import Plan
 from mlexp.harness.session import STATE, State
-from mlexp.harness.summary import REASON, cell_line, function_of, outcome_text, shortened, summary
+from mlexp.harness.summary import REASON, cell_line, folded, function_of, outcome_text, shortened, summary
 from mlexp.journal import Entry
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Terminal:
     def pytest_sessionfinish(self) -> None:
         self.is_over = True
 
-    def pytest_terminal_summary(self, terminalreporter: "TerminalReporter") -> None:
+    def pytest_terminal_summary(self, terminalreporter: "TerminalReporter", exitstatus: int) -> None:
         """The arms of each question, what became of the cells, and what to do next."""
         results, config = self.state.results, self.config
         counts = results.counts()
@@ -164,10 +164,31 @@ class Terminal:
         quiet = getattr(config.option, "benchmark_quiet", False) or config.get_verbosity() < -1
         if not quiet and not wants_table(config):
             terminalreporter.section("cells", sep="-")
-            for line in summary(results.ended.values()):
+            for line in [*summary(results.ended.values()), *folded(self._failures())]:
                 terminalreporter.write_line(line, bold=not line.startswith(" "))
         words = ", ".join(f"{count} {name}" for name, count in counts.items())
         terminalreporter.write_line(f"mlexp: {words}; journal: {os.path.relpath(self.state.journal.path)}")
+        if line := self._unfinished(exitstatus == pytest.ExitCode.INTERRUPTED):
+            terminalreporter.write_line(line)
         if not quiet and config.option.mlexp_report is None:
             path = json_path(config) or self.state.journal.path
             terminalreporter.write_line(f"now: mlexp report {os.path.relpath(path)}")
+
+    def _failures(self) -> Iterator[tuple[str, str, str]]:
+        """(status, reason, place in the bench file) of each cell that did not finish."""
+        for name, entry in self.state.results.ended.items():
+            if entry.status not in ("passed", "skipped", "xfailed"):
+                yield entry.status, str(entry.record.get("reason") or ""), self.state.results.plans[name].attempt.where
+
+    def _unfinished(self, is_interrupted: bool) -> str:
+        """How to go on where the session ended before its last cell; empty where it did not. A cell that was skipped
+        did not end either, and is not waited for."""
+        results, ended = self.state.results, self.state.results.ended
+        waiting = [plan for name, plan in results.plans.items() if name not in ended]
+        if not is_interrupted and all(plan.attempt.number for plan in waiting):
+            return ""
+        measured = sum(entry.status == "passed" for entry in ended.values())
+        if measured == len(results.plans):  # interrupted after the last one
+            return ""
+        command = "the same command" if self.state.run.resume else "the same command with --resume"
+        return f"mlexp: {measured} of {len(results.plans)} cells measured; {command} goes on"

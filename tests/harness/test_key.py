@@ -136,7 +136,8 @@ def test_the_newest_entry_that_still_holds_is_replayed(monkeypatch, tmp_path, ch
     state = SimpleNamespace(
         results=SimpleNamespace(finished={"k": [old, new]}), keys=keys, _is_lost=lambda entry: False
     )
-    plan = SimpleNamespace(key="k", elsewhere=None, is_journaled=False)
+    declared = study.of(SimpleNamespace())
+    plan = SimpleNamespace(key="k", elsewhere=None, is_journaled=False, study=declared)
     State.take_up(state, plan)
     assert plan.is_journaled and plan.elsewhere.record == {
         "status": "passed", "when": "old" if changed else "new", "replayed": True,

@@ -130,12 +130,46 @@ DECLARED = {
     "replicates that are no axis": (
         ('replicates=("seed",)', 'replicates=("draw",)'),
         "    replicates=",
-        "replicates names 'draw', which is no axis; choose from size, seed, arm; replicates=()",
+        "replicates names 'draw', which is no axis; add 'draw': '<field of the settings>' to axes=, or take it out of "
+        "replicates=",
+    ),
+    "a curve axis that is no axis": (
+        ('"size": "sizes", ', ""),
+        "    over=",
+        "over names 'size', which is no axis; add 'size': 'sizes' to axes=, or take it out of over=",
+    ),
+    "a curve axis misspelt": (
+        ('over=("size",)', 'over=("sise",)'),
+        "    over=",
+        "over names 'sise', which is no axis; did you mean 'size'?",
+    ),
+    "no seed": (
+        ('"seed": "seeds", ', ""),
+        "    replicates=",
+        "replicates names 'seed', which is no axis; add 'seed': 'seeds' to axes=, or take it out of replicates= (its "
+        "default is ('seed',))",
     ),
     "an arm that is no axis": (
         ('arm="arm"', 'arm="method"'),
         "    arm=",
-        "arm names 'method', which is no axis; choose from size, seed, arm",
+        "arm names 'method', which is no axis; add 'method': '<field of the settings>' to axes=, or choose from size, "
+        "seed, arm",
+    ),
+    "an axis that no cell takes": (
+        ("(cell, size, seed, arm):", "(cell, tmp_path, seed, arm):"),
+        "def test_it",
+        "axis 'size' is declared in axes= but test_it does not take it; write def test_it(cell, tmp_path, size, seed, "
+        "arm)",
+    ),
+    "no arm taken": (
+        ("(cell, size, seed, arm):", "(cell, size, seed):"),
+        "def test_it",
+        "axis 'arm' is declared in axes= but test_it does not take it; write def test_it(cell, size, seed, arm)",
+    ),
+    "no axis taken": (
+        ("(cell, size, seed, arm):", "(cell):"),
+        "def test_it",
+        "axis 'size' is declared in axes= but test_it does not take it; write def test_it(cell, size, seed, arm)",
     ),
     "the arm before the seed": (
         ("size, seed, arm):", "size, arm, seed):"),
@@ -159,18 +193,33 @@ DECLARED = {
     ),
     "a Study that refuses": (
         ('baseline="aa"', 'baseline="cc"'),
-        "STUDY = ",
+        "    baseline=",
         "baseline 'cc' is no arm; choose from aa, bb",
     ),
     "an outcome that is no metric": (
         ('outcome="wall_s"', 'outcome="walls"'),
-        "STUDY = ",
-        "outcome 'walls' is no metric; choose from *wall_s",
+        "    outcome=",
+        "outcome 'walls' is no metric; declare it in metrics=; did you mean 'wall_s'?",
     ),
     "a misspelt argument": (
         ("    asks=", "    ask="),
         "STUDY = ",
-        "Study.__init__() got an unexpected keyword argument 'ask'*; fields of a Study are asks, arm, *",
+        "Study.__init__() got an unexpected keyword argument 'ask'*; did you mean 'asks'?",
+    ),
+    "an argument that there is not": (
+        ("    asks=", "    question='', asks="),
+        "STUDY = ",
+        "Study.__init__() got an unexpected keyword argument 'question'; fields of Study are asks, arm, *",
+    ),
+    "a misspelt argument of a claim": (
+        ("1.0))}", "1.0), primry=True)}"),
+        "    claims=",
+        "Claim.__init__() got an unexpected keyword argument 'primry'*; did you mean 'primary'?",
+    ),
+    "a misspelt setting": (
+        ('{"quick": Sizes()', '{"quick": Sizes(widht=4)'),
+        "    settings=",
+        "Sizes.__init__() got an unexpected keyword argument 'widht'*; did you mean 'width'?",
     ),
     "an argument left out": (
         ('    baseline="aa",\n', ""),
@@ -179,8 +228,23 @@ DECLARED = {
     ),
     "an arm misspelt in a claim": (
         ('ratio("aa", "bb")', 'ratio("aa", "bbb")'),
-        "STUDY = ",
-        "claim H1: 'bbb' is no arm; choose from aa, bb",
+        "    claims=",
+        "claim H1: 'bbb' is no arm; did you mean 'bb'?",
+    ),
+    "the second of two claims": (
+        ("1.0))}", "1.0)),\n        'H2': Claim('', Above(At(ratio('aa', 'x')), 1.0))}"),
+        "        'H2'",
+        "claim H2: 'x' is no arm; choose from aa, bb",
+    ),
+    "a metric of a claim that nobody declared": (
+        ('ratio("aa", "bb")', 'ratio("aa", "bb", "wrong")'),
+        "    claims=",
+        "claim H1: 'wrong' is no metric; declare it in metrics=; known: *wall_s",
+    ),
+    "a metric of a claim misspelt": (
+        ('ratio("aa", "bb")', 'ratio("aa", "bb", "itms")'),
+        "    claims=",
+        "claim H1: 'itms' is no metric; declare it in metrics=; did you mean 'items'?",
     ),
     "a claim about nothing": (
         ("1.0))}", '1.0), about="speed")}'),
@@ -276,10 +340,10 @@ def run(pytester):
     return changed
 
 
-def write(pytester, question, text, where="benches"):
+def write(pytester, question, text, where="benches", name="it"):
     folder = pytester.path / where / question
-    folder.mkdir(parents=True)
-    (folder / "bench_it.py").write_text(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"bench_{name}.py").write_text(text)
 
 
 def line_of(old, new, piece):
@@ -321,6 +385,37 @@ def test_a_mistake_in_a_cell_ends_in_the_user_s_line(run, case):
 def test_the_whole_traceback_is_there_for_who_asks(run):
     _, lines = run("items=len(done)", "itens=len(done)", "-k", "size1-seed1-aa", "--full-trace")
     assert any("mlexp/record.py" in line for line in lines)
+
+
+def test_functions_of_one_file_may_each_take_some_of_the_axes(pytester):
+    pytester.makeini(INI)
+    one = BENCH.replace("def test_it(cell, size, seed, arm)", "def test_it(cell, seed, arm)")
+    own = "@pytest.fixture\ndef own(cell):\n    return cell\n"
+    by_fixture = f"{one}import pytest\n{own}def test_other(own, size, arm):\n    own.time(list)\n"
+    in_class = f"{one}class TestIt:\n    def test_other(self, cell, size, arm):\n        cell.time(list)\n"
+    write(pytester, "it", by_fixture)
+    write(pytester, "that", in_class)
+    pytester.runpytest_inprocess("benches").assert_outcomes(passed=16)
+    pytester.runpytest_inprocess("benches/it/bench_it.py", "-k", "test_it").assert_outcomes(passed=4, deselected=4)
+    result = pytester.runpytest_inprocess("benches/that/bench_it.py::TestIt::test_other")
+    result.assert_outcomes(passed=4)
+
+
+def test_an_axis_that_is_spelt_like_another_is_missed_all_the_same(run):
+    result, lines = run('"size": "sizes", ', '"size": "sizes", "sizes": "sizes", ')
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    said = "but test_it does not take it; write def test_it(cell, size, sizes, seed, arm)"
+    assert any(line.endswith(f"axis 'sizes' is declared in axes= {said}") for line in lines)
+
+
+def test_files_of_one_folder_may_share_a_study(pytester):
+    pytester.makeini(INI)
+    head, _ = BENCH.split("def test_it")
+    for name, taken in (("it", "size, arm"), ("that", "seed, arm")):
+        write(pytester, "q", f"from mlexp.study import beside\nSTUDY = beside(__file__).STUDY\n"
+              f"def test_{name}(cell, {taken}):\n    cell.time(list)\n", name=name)  # fmt: skip
+    (pytester.path / "benches/q/study.py").write_text(head)
+    pytester.runpytest_inprocess("benches").assert_outcomes(passed=8)
 
 
 def test_without_a_mistake_nothing_is_said(run):

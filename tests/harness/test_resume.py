@@ -151,3 +151,18 @@ def test_a_helper_that_the_bench_imports_is_part_of_the_key(toy):
     helper.write_text("X = 2\n")
     toy.run("--resume", "-k", "m_one", subprocess=True)
     assert len(toy.ran()) == 4
+
+
+def test_words_and_comments_replay_and_a_changed_number_measures_anew(fit):
+    """Of a study: outcome, docstrings, comments, the words on a metric."""
+    fit.edit('sizes: tuple[str, ...] = ("n1000", "n2000")', 'sizes: tuple[str, ...] = ("n1000",)')
+    fit.edit('"n1000", 43, "half"', '"n9", 43, "half"')
+    fit.run().assert_outcomes(passed=4)
+    fit.edit("whether half is enough", "is it?")
+    fit.edit("    sizes:", "    # how much\n    sizes:")
+    fit.edit('outcome="perplexity"', 'outcome="wall_s"')
+    result = fit.run("--resume", "--benchmark-json", "out.json")
+    assert any(line.startswith("mlexp: 4 replayed;") for line in result.outlines)
+    assert fit.json()["studies"]["fit"]["outcome"] == "wall_s"
+    fit.edit("37.4", "37.5")
+    assert any(line.startswith("mlexp: 4 measured;") for line in fit.run("--resume").outlines)

@@ -43,6 +43,38 @@ def test_arms_are_summed_up_with_ratios_to_the_baseline(fit):
     assert "no interval" in result.outlines[at]
 
 
+@pytest.mark.parametrize("args", [(), ("--isolate",)])
+def test_failures_that_are_equal_are_one_line(fit, args):
+    """One mistake in a cell's body fails all cells; two cells that fail in different ways are no such thing."""
+
+    def said():
+        return [line for line in fit.run("--tb=no", *args).outlines if re.match(r"\d+ cells ", line)]
+
+    assert said() == []
+    fit.edit("cell.record(", "cell.record(perplexty=1, ")
+    (line,) = said()
+    number = 1 + next(i for i, row in enumerate(fit.bench.read_text().splitlines()) if "cell.record(" in row)
+    where = "" if args else rf" \(benches/fit/bench_fit.py:{number}\)"
+    assert re.fullmatch(rf"6 cells failed: ValueError: unknown metric 'perplexty'; declare it, .*\.\.\.{where}", line)
+
+
+def test_a_session_that_ended_early_says_how_to_go_on(fit):
+    """After Ctrl+C and after -x; not where every cell had its turn, though some failed or were skipped."""
+
+    def unfinished(*args):
+        return [line for line in fit.run(*args, subprocess=True).outlines if "goes on" in line]
+
+    assert unfinished("-x") == ["mlexp: 3 of 8 cells measured; the same command with --resume goes on"]
+    assert unfinished() == [] == unfinished("--benchmark-disable", "-x") == unfinished("--collect-only")
+    fit.edit('raise FloatingPointError("loss is nan")', "raise KeyboardInterrupt")
+    fit.edit('assert seed == 0, "too much"', "import pytest; pytest.skip('not here')")
+    (stopped,) = unfinished()
+    assert re.fullmatch(r"mlexp: \d of 8 cells measured; the same command with --resume goes on", stopped)
+    assert unfinished("--resume") == [stopped.replace(" with --resume", "")]
+    fit.edit("raise KeyboardInterrupt", "pass")
+    assert unfinished("--resume") == []
+
+
 def test_verbose_has_the_outcome_behind_pytest_s_word(fit):
     result = fit.run("-v")
     first = next(line for line in result.outlines if "test_fit[n1000-seed42-full]" in line)

@@ -1,7 +1,7 @@
 """The declaration: what of it is part of a cell's key, what records carry of it, what its bounds refuse."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlexp import study
 from mlexp.harness.declared import measured_part
 from mlexp.harness.results import declarations
+from mlexp.harness.session import declared_anew
 from mlexp.journal import Entry
 from mlexp.settings import AtLeast, MoreThan, OneOf, Settings, singular
 from mlexp.study import Above, At, Claim, Study, arm
@@ -21,6 +22,7 @@ from mlexp.maze.sizes import SIZES
 
 ARMS = ("a", "b")
 MARGIN = 0.02  # of a claim
+METRICS = {"rate": ("fraction", "higher", "share of hits")}
 PARTS = {"all": ("a", "b")}
 
 
@@ -52,7 +54,7 @@ def answer(findings, arms):
 
 
 STUDY = Study(asks="Does it?", arm="arch", arms=ARMS, baseline="a", outcome="loss_nats", parts=PARTS,
-              settings={"quick": Settings()}, claims=CLAIMS, answer=answer)
+              settings={"quick": Settings()}, metrics=METRICS, claims=CLAIMS, answer=answer)
 
 
 def test_it(cell, arch):
@@ -71,19 +73,22 @@ def test_it(cell, arch):
         ("Of a claim.", "Of two claims."),
         ('{"all": ("a", "b")}', '{"none": ("b", "a")}'),
         ('return f"{findings} {steps(3)}"', "return str(findings)"),
-        ("claims=CLAIMS, answer=answer", "claims={}"),
-        ("import Above, At, Claim, Study, arm", "import Above, At, Below, Claim, Study, arm"),
+        ("claims=CLAIMS, answer=answer", "claims=CLAIMS | {}, answer=lambda findings, arms: answer(findings, arms)"),
+        ('outcome="loss_nats"', 'outcome="accuracy"'),
+        ('outcome="loss_nats"', 'outcome="loss_nats", costs=("flops",)'),
+        ('"share of hits"', '"share of all hits"'),
+        ('"higher"', '"lower"'),
+        ('("fraction", "higher", "share of hits")', 'Metric("fraction", better="lower", what="a share")'),
+        ("Of the cell, and of the answer too.", "Of both."),
+        ("    steps: int = 3\n", "    # how many\n    steps: int = 3  # few\n\n"),
+        ("cell.time(lambda: steps(4))", "cell.time(\n        lambda: steps(4),\n    )"),
     ],
 )
-def test_editing_a_claim_or_the_answer_changes_no_key(old, new):
+def test_editing_what_no_cell_reads_changes_no_key(old, new):
     assert FILE.count(old) == 1
-    # a name that is no longer used anywhere is dead code, and counts as what it is
-    before, after = (measured_part(text.encode()).decode().split() for text in (FILE, FILE.replace(old, new)))
-    if "claims={}" in new:
-        after = [word for word in after if word not in ["CLAIMS", "MARGIN"]]
-        assert "test_it(cell," in after
-    elif "Below" not in new:
-        assert before == after
+    before, after = (measured_part(text.encode()).decode() for text in (FILE, FILE.replace(old, new)))
+    assert "test_it(cell," in after and "steps" in after
+    assert after == before
 
 
 @pytest.mark.parametrize(
@@ -92,14 +97,41 @@ def test_editing_a_claim_or_the_answer_changes_no_key(old, new):
         ('ARMS = ("a", "b")', 'ARMS = ("a", "c")'),
         ("return n * len(ARMS)", "return n * len(ARMS) + 1"),
         ("steps: int = 3", "steps: int = 4"),
-        ('outcome="loss_nats"', 'outcome="accuracy"'),
         ("steps(4)", "steps(5)"),
         ("import SIZES", "import SIZES, Size"),
+        ('"rate":', '"rates":'),
+        ('"fraction"', '"ratio"'),  # a fraction is refused above 1
     ],
 )
 def test_editing_what_a_cell_runs_changes_its_key(old, new):
     assert FILE.count(old) == 1
     assert measured_part(FILE.encode()) != measured_part(FILE.replace(old, new).encode())
+
+
+@pytest.mark.parametrize(
+    ("use", "old", "new"),
+    [
+        ("STUDY.outcome", 'outcome="loss_nats"', 'outcome="accuracy"'),
+        ("STUDY.metrics", '"higher"', '"lower"'),
+        ("METRICS", '"share of hits"', '"share"'),
+        ("steps.__doc__", "Of the cell, and of the answer too.", "Of both."),
+    ],
+)
+def test_what_the_file_itself_reads_of_these_is_part_of_the_key(use, old, new):
+    text = FILE.replace("lambda: steps(4)", f"lambda: {use}")
+    assert measured_part(text.encode()) != measured_part(text.replace(old, new).encode())
+
+
+def test_a_replayed_cell_is_under_what_its_study_declares_now():
+    """But for claims: those of its own time, or one written down afterwards would pass for one from before."""
+    old = entry("1", {"C": "old"}, outcome="loss_nats")
+    metrics, claims = {"rate": ("fraction", "higher", "share")}, {"C": Claim("", Above(At(arm("a"))))}
+    now = Study("", "arch", ("a", "b"), baseline="a", outcome="accuracy", metrics=metrics, claims=claims)
+    old = replace(old, metrics={"rate": ["fraction", "none", "?"], "gone": ["count", "none", ""]})
+    again = declared_anew(old, now)
+    assert again.study == now.declaration | {"claims": {"C": "old"}}
+    assert again.metrics == {"rate": ["fraction", "higher", "share"], "gone": ["count", "none", ""]}
+    assert again.record["replayed"] and not old.record.get("replayed")
 
 
 def test_a_file_without_a_study_and_one_that_does_not_parse_are_hashed_whole():
@@ -192,9 +224,9 @@ def test_a_file_of_a_study_is_loaded_once_and_a_broken_one_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"claims": {"C": Claim("", Above(At(arm("aa") - arm("b"))))}}, "claim C: 'aa' is no arm; choose from a, b"),
-        ({"claims": {"C": Claim("", Above(At(arm("a").of("wal_s"))))}}, "claim C: 'wal_s' is no metric; choose from"),
-        ({"outcome": "wal_s"}, r"outcome 'wal_s' is no metric; choose from .*wall_s"),
+        ({"claims": {"C": Claim("", Above(At(arm("aa") - arm("b"))))}}, "claim C: 'aa' is no arm; did you mean 'a'?"),
+        ({"claims": {"C": Claim("", Above(At(arm("a").of("wal_s"))))}}, "claim C: 'wal_s' is no metric; declare it"),
+        ({"outcome": "wal_s"}, "outcome 'wal_s' is no metric; declare it .*wall_s"),
     ],
 )
 def test_a_declaration_that_names_what_is_not_there_is_refused_before_anything_is_measured(fields, message):
