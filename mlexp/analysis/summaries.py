@@ -47,10 +47,10 @@ def summaries_of(name: str, folder: Path | None, loaded: Loaded, columns: Sequen
     `columns`: metrics in place of the study's outcome and costs. Raises ValueError for one that is not there.
     """
     rows = [row for row in loaded.rows if row.values.get("question") == name]
-    declared = sections.declaration(folder, rows)
+    own = loaded.metrics.get(name, {})
+    declared = sections.declaration(folder, rows, own)
     if declared is None:
         return []
-    own = loaded.metrics.get(name, {})
     metrics = metrics_of(own | dict(declared.metrics))
     found = []
     for context, group in results.contexts(results.latest(results.frame(Loaded(rows, {name: own})))):
