@@ -201,6 +201,8 @@ def _with_power(finding: Finding, data: Data, confidence: float) -> Finding:
     for part in finding.parts:
         if part.verdict != UNDECIDED:
             continue
+        if part.without_spread:
+            return finding
         if data.study.independent:
             ratio = part.sd / part.distance if part.distance else math.inf
             needed.append(math.ceil(part.estimate.n * ratio**2) if math.isfinite(ratio) else None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlexp.analysis.shown import amount, duration, span
-from mlexp.analysis.stats import Estimate, Verdict
+from mlexp.analysis.stats import Estimate, Verdict, without_width
 from mlexp.study import Claim
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = Verdict
@@ -31,6 +31,11 @@ class Part:
     sd: float = math.nan
     is_level: bool = False  # a quantity of one arm, not a difference
     of_blocks: bool = True  # the estimate is over the study's replicates
+
+    @property
+    def without_spread(self) -> bool:
+        """Whether it is open because all of its values are equal: no number of them gives it an interval."""
+        return self.verdict == UNDECIDED and self.estimate.method != EXACT and without_width(self.estimate)
 
     @property
     def distance(self) -> float:
@@ -115,12 +120,26 @@ class Finding:
                 f"one of {len(self.parts)} quantities (" + ", ".join(f"{n} {w}" for w, n in counts.items() if n) + ")"
             )
         if self.verdict == UNDECIDED:
-            phrases.append(self.to_decide)
+            phrases.append(self.no_spread or self.to_decide)
         return "; ".join(filter(None, phrases))
 
     @property
+    def no_spread(self) -> str:
+        """That an open quantity has equal values alone, which no interval decides; empty where none has."""
+        part = next((part for part in self.parts if part.without_spread), None)
+        if self.verdict != UNDECIDED or part is None:
+            return ""
+        of = f" of {part.label}" if len(self.parts) > 1 else ""
+        values = f"{part.estimate.n} {self.unit if part.of_blocks else 'values'}"
+        value = part.text(self.units.get(part.metric, ""))
+        return f"no spread in {values}{of}: every value is {value}; more of them cannot decide it by an interval"
+
+    @property
     def to_decide(self) -> str:
-        """How many more blocks would decide, and how long they would take on this machine."""
+        """How many more blocks would decide, and how long they would take on this machine; empty where no number of
+        them can, for want of spread."""
+        if self.no_spread:
+            return ""
         if self.more_blocks is None:
             of_blocks = any(part.of_blocks for part in self.parts if part.verdict == UNDECIDED)
             return "no number of replicates below 10,000 would decide" if of_blocks else ""

@@ -159,7 +159,7 @@ class Output:
     ) -> None:
         """What the data say of claim `id`: its text, the effect in words, its interval, the reason; `marks`: how the
         claim counts (primary, secondary, check) and whether it was registered before the measurement; `more`: what
-        would decide it."""
+        would decide it, or that nothing would."""
         if verdict not in list(Verdict):
             raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
         if any(row["id"] == id for row in self.verdicts):
@@ -175,7 +175,7 @@ class Output:
         """The evaluated claims of the study: verdicts, and `claims.json` for programs."""
         for id, found in findings.items():
             marks = (found.rank, "registered" if found.registered else "post hoc")
-            more = found.to_decide if found.verdict == Verdict.UNDECIDED else ""
+            more = found.no_spread or found.to_decide if found.verdict == Verdict.UNDECIDED else ""
             ends = found.interval or None
             self.verdict(id, found.claim.text, found.verdict, found.effect, ends, found.reason, marks, more)
         content = json.dumps([found.as_json() for found in findings.values()], indent=1, allow_nan=False)

@@ -13,6 +13,7 @@ from scipy import stats as scipy_stats
 from mlexp.analysis.claims import all_of, any_of, evaluate, switched
 from mlexp.analysis.findings import counted
 from mlexp.analysis.intervals import share_interval
+from mlexp.analysis.output import Output
 from mlexp.analysis.sections import registered
 from mlexp.analysis.stats import Estimate, Verdict
 from mlexp.study import (
@@ -37,6 +38,7 @@ from mlexp.study import (
 from tests.study.made import SIZES, data, records, study
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = Verdict
+WRONG = {"wrong": ("items", "lower", "how many it got wrong")}
 GAIN = arm("base") - arm("new")
 FIRST = At(GAIN, Levels(place="first"))
 
@@ -335,6 +337,26 @@ def test_further_seeds_of_independent_arms():
     half = (part.estimate.high - part.estimate.low) / 2
     assert found.verdict == UNDECIDED
     assert found.more_blocks == max(1, math.ceil(5 * (half / abs(part.estimate.value)) ** 2) - 5)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 12])
+def test_of_values_without_spread_no_number_of_seeds_is_said_to_decide(seeds):
+    df = records({("tiny", "new"): 0.0}, seeds=seeds, metric="wrong")
+    found = verdict(Within(At(arm("new").of("wrong")), None, 0.5), df, declared=study(metrics=WRONG))
+    assert (found.verdict, found.more_blocks, found.to_decide) == (UNDECIDED, None, "")
+    told = f"no spread in {seeds} seeds: every value is 0 items; more of them cannot decide it by an interval"
+    assert found.reason.endswith(told) and "would decide" not in found.reason
+    out = Output("speed", {}, pd.DataFrame(), lambda key: {})
+    out.claims({"C": found})
+    assert out.verdicts[0]["more"] == told  # the terminal line ends in it
+
+
+def test_one_quantity_without_spread_among_several_is_named():
+    df = pd.concat([curve([0.08], noise=0.1, seed=3), curve([0.5, 0.5], noise=0.0).query("size == 'small'")])
+    df.attrs["axes"] = ["size", "seed", "arm"]
+    found = verdict(Above(At(GAIN)), df)
+    assert found.verdict == UNDECIDED and found.more_blocks is None
+    assert "no spread in 5 seeds of base minus new at small: every value is +0.5000 nats; more" in found.reason
 
 
 def test_what_a_claim_shows_is_the_quantity_nearest_to_its_bound():
