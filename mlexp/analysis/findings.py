@@ -68,7 +68,8 @@ class Finding:
     confidence: float
     parts: tuple[Part, ...] = ()
     why: str = ""  # of not tested: what is missing
-    unit: str = "blocks"  # what a block is: seeds, prompts
+    unit: str = "blocks"  # what blocks are: seeds, prompts
+    one: str = "block"  # what a single one is
     registered: bool = False
     logic: str = ""  # how the verdict follows from the parts, by number: all(1, any(2, 3)), switch(1, 2, 3)
     more_blocks: int | None = None
@@ -144,7 +145,8 @@ class Finding:
             of_blocks = any(part.of_blocks for part in self.parts if part.verdict == UNDECIDED)
             return "no number of replicates below 10,000 would decide" if of_blocks else ""
         took = f", about {duration(self.more_seconds)} of timed work" if self.more_seconds else ""
-        return f"about {self.more_blocks} more would decide{took}"
+        unit = self.one if self.more_blocks == 1 else self.unit
+        return f"about {self.more_blocks} more {unit} would decide{took}"
 
     def as_json(self) -> dict[str, object]:
         """Everything, as plain values; the schema stands in results/README.md."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 import mlexp
+from mlexp.analysis.data import plural
 from mlexp.analysis.summaries import Summary
 from mlexp.record import PROVENANCE
 
@@ -53,7 +54,7 @@ def caption(found: Summary) -> str:
     """What the numbers are, and where they come from."""
     counts, table = sorted(set(found.table["n"])), found.table
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    unit = " x ".join(f"{name}s" if counts != [1] else name for name in found.replicates) or "records"
+    unit = " x ".join(f"{name}{plural(name)}" if counts != [1] else name for name in found.replicates) or "records"
     interval = r" $\pm$ half the width of the 95\,\% interval (Student's t)"
     means = f"Means over {n} {escape(unit)}{interval}." if counts[-1] > 1 else f"Values of one {escape(unit)}."
     bare = ["equal values"] if (table["low"] == table["high"]).any() else []

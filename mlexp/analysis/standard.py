@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from mlexp.analysis import plots
 from mlexp.analysis.curves import page_trend
-from mlexp.analysis.data import Data, number
+from mlexp.analysis.data import Data, number, plural
 from mlexp.analysis.findings import Finding
 from mlexp.analysis.output import Output
 from mlexp.analysis.shown import amount, digits
@@ -99,7 +99,7 @@ def trends(data: Data, axis: str) -> Iterator[str]:
 
 def unit(data: Data) -> str:
     """What the blocks are."""
-    return " and ".join(f"{name}s" for name in data.study.replicates) or "records"
+    return " and ".join(f"{name}{plural(name)}" for name in data.study.replicates) or "records"
 
 
 def measured(data: Data) -> list[str]:

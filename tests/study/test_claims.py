@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from mlexp.analysis.claims import all_of, any_of, evaluate, switched
-from mlexp.analysis.findings import counted
+from mlexp.analysis.claims import all_of, any_of, evaluate, switched, unit_of
+from mlexp.analysis.findings import Finding, counted
 from mlexp.analysis.intervals import share_interval
 from mlexp.analysis.output import Output
 from mlexp.analysis.sections import registered
@@ -304,7 +304,23 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide_it(seed):
     half = lambda n: scipy_stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)  # noqa: E731
     assert half(n) < abs(sample.mean()) and half(n - 1) >= abs(sample.mean())
     assert found.more_seconds == found.more_blocks * 4.0  # two arms of two seconds a seed
-    assert f"about {found.more_blocks} more would decide" in found.reason
+    assert f"about {found.more_blocks} more seed{'' if found.more_blocks == 1 else 's'} would decide" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("replicates", "more", "told"),
+    [
+        (("seed",), 1, "about 1 more seed would decide"),
+        (("seed",), 2, "about 2 more seeds would decide"),
+        (("batch",), 3, "about 3 more batches would decide"),
+        (("seed", "prompt"), 2, "about 2 more seeds x prompts would decide"),
+        ((), 1, "about 1 more record would decide"),
+    ],
+)
+def test_what_more_are_needed_of_is_named(replicates, more, told):
+    declared = study(replicates=replicates)
+    words = {"unit": unit_of(declared), "one": unit_of(declared, 1)}
+    assert Finding("C", Claim("", Above(FIRST)), UNDECIDED, 0.95, more_blocks=more, **words).to_decide == told
 
 
 def decides(distance, sd, confidence=0.95):
