@@ -32,6 +32,11 @@ class Leaf:
     exponent: bool = False  # a slope of logarithms on logarithms
 
     @property
+    def where(self) -> str:
+        """Its level, or its step, in words: at size n100; empty where it is over all levels."""
+        return self.level if not self.level or self.level.startswith("from ") else f"at {self.axis} {self.level}"
+
+    @property
     def is_pair(self) -> bool:
         """Whether it is a plain difference of two columns."""
         return sorted(weight for _, weight in self.weights) == [-1.0, 1.0]

@@ -1,6 +1,7 @@
 """What the records say of a claim: its parts with their intervals, and the words for people and programs."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ class Part:
     sd: float = math.nan
     is_level: bool = False  # a quantity of one arm, not a difference
     of_blocks: bool = True  # the estimate is over the study's replicates
+    where: str = ""  # its level, or its step, in words
 
     @property
     def without_spread(self) -> bool:
@@ -102,6 +104,20 @@ class Finding:
         if part is None or part.estimate.method == EXACT:
             return ""
         return part.interval_text(self.units.get(part.metric, ""))
+
+    @property
+    def extent(self) -> str:
+        """Which of several quantities the effect is, and how all of them ended: at width 11 (1 of 4 undecided, 3
+        supported); empty where there is one."""
+        part = self.deciding
+        if part is None or len(self.parts) < 2:
+            return ""
+        alone = part.where and sum(other.where == part.where for other in self.parts) == 1
+        counts = Counter(str(other.verdict) for other in self.parts)
+        n, total = counts.pop(str(part.verdict)), len(self.parts)
+        ended = f"{n} of {total} {part.verdict}" if counts else f"all {total} {part.verdict}"
+        rest = [f"{counts[word]} {word}" for word in Verdict if counts[word]]
+        return f"{part.where if alone else f'for {part.label}'} ({', '.join([ended, *rest])})"
 
     @property
     def reason(self) -> str:

@@ -156,17 +156,19 @@ class Output:
         why: str = "",
         marks: Sequence[str] = (),
         more: str = "",
+        extent: str = "",
     ) -> None:
         """What the data say of claim `id`: its text, the effect in words, its interval, the reason; `marks`: how the
         claim counts (primary, secondary, check) and whether it was registered before the measurement; `more`: what
-        would decide it, or that nothing would."""
+        would decide it, or that nothing would; `extent`: which of several quantities the effect is."""
         if verdict not in list(Verdict):
             raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
         if any(row["id"] == id for row in self.verdicts):
             raise ValueError(f"verdict {id!r} is taken; every claim needs an id of its own")
         if isinstance(interval, tuple):
             interval = " to ".join(f"{float(end):.3g}" for end in interval)
-        row = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
+        row: dict[str, Any] = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "why": why}
+        row |= {"interval": interval, "extent": extent}
         in_claim = re.split(r"[^\w-]+", claim)
         label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in in_claim)
         self.verdicts.append(row | {"label": label, "why_html": code_spans(why), "marks": list(marks), "more": more})
@@ -177,7 +179,8 @@ class Output:
             marks = (found.rank, "registered" if found.registered else "post hoc")
             more = found.no_spread or found.to_decide if found.verdict == Verdict.UNDECIDED else ""
             ends = found.interval or None
-            self.verdict(id, found.claim.text, found.verdict, found.effect, ends, found.reason, marks, more)
+            words = (found.claim.text, found.verdict, found.effect, ends, found.reason, marks, more, found.extent)
+            self.verdict(id, *words)
         content = json.dumps([found.as_json() for found in findings.values()], indent=1, allow_nan=False)
         self._add("claims.json", ".json", f"{content}\n".encode())
 

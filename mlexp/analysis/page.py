@@ -85,7 +85,14 @@ def _verdict_table(verdicts: list[dict[str, Any]]) -> str:
     columns = ["", "claim", "verdict", "effect", "interval", "why"]
     marked = any(v["marks"] for v in verdicts)
     rows = [
-        [v["id"], v["claim"], f"**{v['verdict']}**", v["effect"], v["interval"] or "", v["why"]]
+        [
+            v["id"],
+            v["claim"],
+            f"**{v['verdict']}**",
+            f"{v['effect']} {v['extent']}".strip(),
+            v["interval"] or "",
+            v["why"],
+        ]
         + ([", ".join(v["marks"])] if marked else [])
         for v in verdicts
     ]

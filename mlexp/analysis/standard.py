@@ -33,6 +33,8 @@ def answer(findings: Mapping[str, Finding], arms: pd.DataFrame) -> str:
     """The answer of a study that does not word its own: its first primary claim with what decided it."""
     found = next((each for each in findings.values() if each.claim.primary), next(iter(findings.values())))
     basis = found.reason if not found.effect else found.effect + (f" [{found.interval}]" if found.interval else "")
+    if found.extent:
+        return f"{found.claim.text}: {found.verdict}, {basis} {found.extent}."
     return f"{found.claim.text}: {found.verdict} ({basis})."
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from mlexp.analysis import standard
 from mlexp.analysis.claims import all_of, any_of, evaluate, switched, unit_of
 from mlexp.analysis.findings import Finding, counted
 from mlexp.analysis.intervals import share_interval
@@ -373,6 +374,27 @@ def test_one_quantity_without_spread_among_several_is_named():
     found = verdict(Above(At(GAIN)), df)
     assert found.verdict == UNDECIDED and found.more_blocks is None
     assert "no spread in 5 seeds of base minus new at small: every value is +0.5000 nats; more" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("statement", "gains", "told"),
+    [
+        (Above(At(GAIN)), (0.5, 0.0, 0.5), "at size small (1 of 3 undecided, 2 supported)"),
+        (Above(At(GAIN)), (0.5, -0.5, 0.0), "at size small (1 of 3 refuted, 1 supported, 1 undecided)"),
+        (Above(At(GAIN)), (0.5, 0.3, 0.4), "at size small (all 3 supported)"),
+        (Above(Steps(GAIN)), (0.5, 0.7, 0.8), "from small to medium (all 2 supported)"),
+        (All(Above(At(GAIN)), Below(At(GAIN), 1.0)), (0.5,), "for base minus new at tiny (all 2 supported)"),
+        (All(Above(Mean(GAIN)), Above(Mean(arm("base")))), (0.5,), "for base minus new (all 2 supported)"),
+        (Above(At(GAIN)), (0.5,), ""),
+        (Above(Mean(GAIN)), (0.5, 0.4), ""),
+    ],
+)
+def test_the_effect_of_several_quantities_says_which_it_is_and_how_all_ended(statement, gains, told):
+    found = verdict(statement, curve(gains))
+    assert found.extent == told
+    answer = standard.answer({"C": found}, pd.DataFrame())
+    effect = f"{found.effect} [{found.interval}]"
+    assert answer == f"A claim: {found.verdict}" + (f", {effect} {told}." if told else f" ({effect}).")
 
 
 def test_what_a_claim_shows_is_the_quantity_nearest_to_its_bound():

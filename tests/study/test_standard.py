@@ -1,12 +1,14 @@
 """The standard report: a study without report.py, from its declaration or from the records alone."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
+from mlexp.analysis import page, report
 from tests.analysis import conftest as make
 from tests.referees import adjusted
 from tests.study.reported import reported, summary_of, verdicts
@@ -92,6 +94,16 @@ def test_a_study_without_report_py_is_reported_whole(place):
     for arm, p_holm in zip(p, adjusted(list(p.values())), strict=True):
         line = f"{arm}: loss_nats falls with size (Page's p {p_holm:.2g}, two-sided, after Holm over 3 arms; 5 blocks)"
         assert line in text
+
+
+def test_page_summary_and_terminal_name_the_level_of_an_effect(place, capsys):
+    section, _ = report_of(place, entries())
+    verdict = section.out.verdicts[0]
+    assert re.fullmatch(r"at size n\d+ \(all 3 supported\)", verdict["extent"])
+    assert f"| {verdict['effect']} {verdict['extent']} | {verdict['interval']} |" in summary_of(section)
+    assert f">{verdict['extent']}<" in page.index([section], [])
+    report._print([section], place)
+    assert f"{verdict['effect']} [{verdict['interval']}] {verdict['extent']} (primary" in capsys.readouterr().out
 
 
 def test_the_curve_of_every_series_is_drawn(place):
