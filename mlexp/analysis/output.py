@@ -32,8 +32,8 @@ class Output:
 
     `data`: the study's records as its claims see them; None where nothing declares what the study is.
     `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
-    `remarks` what stands below each of its figures and tables about how the records were measured; `grid` what is
-    missing of it. `pdf`: figures are also made as PDF. `lead` is the name of the figure that stands with the answer.
+    `remarks` what stands once, and at the foot of each PNG, about how the records were measured; `grid` what is missing
+    of it. `pdf`: figures are also made as PDF. `lead` is the name of the figure that stands with the answer.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Output:
         metrics = self.data.metrics if self.data else METRICS
         arm = self.arm_of(df)
         shown = columns.columns(df.head(PAGE_ROWS), metrics, arm)
-        block = {"name": name, "caption": caption, "foot": self.remarks, "left": len(df) - len(df.head(PAGE_ROWS))}
+        block = {"name": name, "caption": caption, "left": len(df) - len(df.head(PAGE_ROWS))}
         whose = [str(value) for value in df[arm].head(PAGE_ROWS)] if arm else []
         rows = list(zip(*(each.cells for each in shown), strict=True))
         heads = [each._asdict() | {"cells": len(each.cells)} for each in shown]
@@ -135,7 +135,7 @@ class Output:
         block = {
             "finding": finding,
             "caption": subtitle,
-            "foot": self.foot,
+            "foot": self.origin,
             "svg": svg,
             "styles": styles,
             "shown": shown,
@@ -201,13 +201,17 @@ class Output:
 
     @property
     def foot(self) -> str:
-        """The line below every figure: where the numbers come from, what is missing and what is not the real thing."""
+        """The line below every figure: its origin, and how the records were measured."""
+        return " · ".join(filter(None, (self.origin, self.remarks)))
+
+    @property
+    def origin(self) -> str:
+        """Where the numbers come from, what is missing and what is not the real thing."""
         parts = [
             self.line,
             *([self.grid] if self.grid else []),
             *(["uncommitted code (dirty)"] if self.dirty else []),
             *([self.stand_ins] if self.stand_ins else []),
-            *([self.remarks] if self.remarks else []),
         ]
         return " · ".join(parts)
 

@@ -16,7 +16,7 @@ from mlexp.analysis import history, results, standard, times
 from mlexp.analysis.claims import evaluate
 from mlexp.analysis.columns import text
 from mlexp.analysis.data import Data
-from mlexp.analysis.disturbed import disturbances, remarks
+from mlexp.analysis.disturbed import disturbances, listed, remarks
 from mlexp.analysis.files import Loaded, Row, arrays
 from mlexp.analysis.output import STAND_INS, Output, stand_ins
 from mlexp.analysis.section import Section
@@ -64,7 +64,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
         past = over_commits.get(_fields(context))
         changes = "" if past is None else history.add(past, metrics_of(metrics), loaded.commits, out)
         unfinished = [(str(row.cell), str(row.status), text(row.reason)) for row in rest.itertuples()]
-        facts, disturbed = environment(group), disturbances(records)
+        facts, disturbed = environment(group), listed(records)
         sections.append(
             Section(out, Path(name), len(records), unfinished, facts, out.blocks_in_words(), asks, changes, disturbed)
         )

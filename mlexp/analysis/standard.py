@@ -14,7 +14,7 @@ from mlexp.analysis.data import Data, number, plural
 from mlexp.analysis.findings import Finding
 from mlexp.analysis.output import Output
 from mlexp.analysis.shown import amount, digits, span
-from mlexp.analysis.tables import against_baseline, arm_table, holm_by_name, levels_of, series_curves
+from mlexp.analysis.tables import COUNT, against_baseline, arm_table, holm_by_name, levels_of, series_curves
 from mlexp.record import PROVENANCE
 from mlexp.study import Study
 
@@ -49,11 +49,13 @@ def arms(data: Data, out: Output, axis: str) -> None:
     outcome = data.metrics.get(study.outcome)
     out.heading(f"{study.outcome} by {study.arm}" + (f" and {axis}" if axis else ""))
     table = arm_table(data, axis, measured(data))
-    out.table(table, f"arms{tag}.csv", f"Means over {unit(data)} with the 95 % interval of {study.outcome}.")
+    out.table(
+        known_columns(table), f"arms{tag}.csv", f"Means over {unit(data)} with the 95 % interval of {study.outcome}."
+    )
     others = against_baseline(data, axis)
     if len(others):
         note = f"Each {study.arm} against {study.baseline}, block by block; p after {family(study)}."
-        out.table(others, f"against_baseline{tag}.csv", note)
+        out.table(known_columns(others), f"against_baseline{tag}.csv", note)
     if axis and len(levels_of(data, axis)) > 2 and (lines := list(trends(data, axis))):
         out.text("\n".join(lines))
     value = "ratio" if "ratio" in others else "difference"
@@ -70,6 +72,12 @@ def arms(data: Data, out: Output, axis: str) -> None:
         outcome_figure(data, table, axis, label), f"outcome{tag}.png", finding(data, table, axis),
         f"{label}, mean over {unit(data)}", f"95 % t interval over {unit(data)}{beside}",
     )  # fmt: skip
+
+
+def known_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without the costs that no row has, such as FLOPs where no torch ran."""
+    costs = list(table)[list(table).index(COUNT) + 1 :]
+    return table.drop(columns=[name for name in costs if table[name].isna().all()])
 
 
 def against_label(data: Data, value: str) -> str:

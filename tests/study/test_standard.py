@@ -108,6 +108,15 @@ def test_page_summary_and_terminal_name_the_level_of_an_effect(place, capsys):
     assert f"{verdict['effect']} [{verdict['interval']}] {verdict['extent']} (primary" in capsys.readouterr().out
 
 
+def test_costs_that_nobody_recorded_have_no_column(place):
+    made = entries()
+    for entry in made:
+        entry["extra_info"] |= {"flops": None, "energy_j": None}
+    section, _ = report_of(place, made)
+    assert list(csv(section, "arms.csv")) == ["size", "arch", "loss_nats", "low", "high", "blocks", "wall_s"]
+    assert list(csv(section, "against_baseline.csv"))[-2:] == ["blocks", "wall_s_ratio"]
+
+
 def test_the_curve_of_every_series_is_drawn(place):
     made = entries()
     series = {e["extra_info"]["key"]: {"losses": [3.0, 2.0, 1.0 * i], "one": [1.0]} for i, e in enumerate(made)}
