@@ -149,9 +149,9 @@ def _logic(statement: Statement, data: Data, first: int) -> tuple[str, int]:
 
 def _part(quantity: Leaf | Given, estimate: Estimate, sd: float, low: float | None, high: float | None) -> Part:
     if isinstance(quantity, Given):
-        label, metric, log, level, where = quantity.name, quantity.name, False, True, ""
+        label, metric, log, level, where, arms = quantity.name, quantity.name, False, True, "", ""
     else:
-        label, metric, where = quantity.label, quantity.metric, quantity.where
+        label, metric, where, arms = quantity.label, quantity.metric, quantity.where, quantity.arms
         log = quantity.log and not quantity.exponent
         metric = "exponent" if quantity.exponent else metric
         level = abs(sum(weight for _, weight in quantity.weights) - 1) < 1e-9
@@ -162,7 +162,7 @@ def _part(quantity: Leaf | Given, estimate: Estimate, sd: float, low: float | No
     verdict = (
         (SUPPORTED if band[0] < estimate.value < band[1] else REFUTED) if exact else verdict_within(estimate, band)
     )
-    return Part(label, metric, log, estimate, verdict, low, high, sd, level, isinstance(quantity, Leaf), where)
+    return Part(label, metric, log, estimate, verdict, low, high, sd, level, isinstance(quantity, Leaf), where, arms)
 
 
 def all_of(verdicts: list[Verdict]) -> Verdict:

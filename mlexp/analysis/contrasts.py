@@ -30,6 +30,7 @@ class Leaf:
     axis: str = ""
     level: str = ""  # what tells it from the quantity's other scalars: a level, a step
     exponent: bool = False  # a slope of logarithms on logarithms
+    arms: str = ""  # its contrast in words
 
     @property
     def where(self) -> str:
@@ -56,7 +57,8 @@ def leaves(quantity: Quantity, data: Data) -> list[Leaf]:
         for at, factor in weights.items():
             for arm, weight in contrast.weights:
                 columns[at, arm] = columns.get((at, arm), 0.0) + factor * weight
-        return Leaf(label, metric, contrast.log, tuple((c, w) for c, w in columns.items() if w), axis, level)
+        weighted = tuple((c, w) for c, w in columns.items() if w)
+        return Leaf(label, metric, contrast.log, weighted, axis, level, arms=name)
 
     if isinstance(quantity, At):
         return [leaf(f"{name} at {level}" if level else name, {level: 1.0}, level) for level in levels]

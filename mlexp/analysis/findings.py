@@ -33,6 +33,7 @@ class Part:
     is_level: bool = False  # a quantity of one arm, not a difference
     of_blocks: bool = True  # the estimate is over the study's replicates
     where: str = ""  # its level, or its step, in words
+    arms: str = ""  # its contrast in words
 
     @property
     def without_spread(self) -> bool:
@@ -107,17 +108,21 @@ class Finding:
 
     @property
     def extent(self) -> str:
-        """Which of several quantities the effect is, and how all of them ended: at width 11 (1 of 4 undecided, 3
-        supported); empty where there is one."""
+        """What the effect is of: of a ratio, which arm over which; of several quantities, which one, and how all of
+        them ended: at width 11 (1 of 4 undecided, 3 supported)."""
         part = self.deciding
-        if part is None or len(self.parts) < 2:
+        if part is None:
             return ""
+        over = part.arms if part.log else ""
+        if len(self.parts) < 2:
+            return over
         alone = part.where and sum(other.where == part.where for other in self.parts) == 1
+        which = f"{over} {part.where}".strip() if alone else part.label if over else f"for {part.label}"
         counts = Counter(str(other.verdict) for other in self.parts)
         n, total = counts.pop(str(part.verdict)), len(self.parts)
         ended = f"{n} of {total} {part.verdict}" if counts else f"all {total} {part.verdict}"
         rest = [f"{counts[word]} {word}" for word in Verdict if counts[word]]
-        return f"{part.where if alone else f'for {part.label}'} ({', '.join([ended, *rest])})"
+        return f"{which} ({', '.join([ended, *rest])})"
 
     @property
     def reason(self) -> str:

@@ -54,8 +54,8 @@ def arms(data: Data, out: Output, axis: str) -> None:
     )
     others = against_baseline(data, axis)
     if len(others):
-        note = f"Each {study.arm} against {study.baseline}, block by block; p after {family(study)}."
-        out.table(known_columns(others), f"against_baseline{tag}.csv", note)
+        note = against_note(study, others := known_columns(others))
+        out.table(others, f"against_baseline{tag}.csv", f"{note}; p after {family(study)}.")
     if axis and len(levels_of(data, axis)) > 2 and (lines := list(trends(data, axis))):
         out.text("\n".join(lines))
     value = "ratio" if "ratio" in others else "difference"
@@ -78,6 +78,15 @@ def known_columns(table: pd.DataFrame) -> pd.DataFrame:
     """A table without the costs that no row has, such as FLOPs where no torch ran."""
     costs = list(table)[list(table).index(COUNT) + 1 :]
     return table.drop(columns=[name for name in costs if table[name].isna().all()])
+
+
+def against_note(study: Study, others: pd.DataFrame) -> str:
+    """What a table of the arms beside the baseline holds, and which way its ratios go."""
+    over = f"{study.arm} over {study.baseline}, above 1 is more"
+    if "ratio" in others:
+        return f"Block by block each {over}"
+    note = f"Block by block each {study.arm} minus {study.baseline}"
+    return f"{note}; ratios are each {over}" if any(str(name).endswith("_ratio") for name in others) else note
 
 
 def against_label(data: Data, value: str) -> str:

@@ -41,6 +41,7 @@ from tests.study.made import SIZES, data, records, study
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = Verdict
 WRONG = {"wrong": ("items", "lower", "how many it got wrong")}
 GAIN = arm("base") - arm("new")
+OVER = ratio("base", "new")
 FIRST = At(GAIN, Levels(place="first"))
 
 
@@ -385,6 +386,11 @@ def test_one_quantity_without_spread_among_several_is_named():
         (Above(Steps(GAIN)), (0.5, 0.7, 0.8), "from small to medium (all 2 supported)"),
         (All(Above(At(GAIN)), Below(At(GAIN), 1.0)), (0.5,), "for base minus new at tiny (all 2 supported)"),
         (All(Above(Mean(GAIN)), Above(Mean(arm("base")))), (0.5,), "for base minus new (all 2 supported)"),
+        (Above(At(OVER), 1.0), (0.5, 0.1), "base over new at size small (all 2 supported)"),
+        (Above(At(OVER), 1.0), (0.5,), "base over new"),
+        (Above(Mean(OVER), 1.0), (0.5, 0.4), "base over new"),
+        (All(Above(At(OVER), 1.0), Above(At(GAIN))), (0.5,), "base over new at tiny (all 2 supported)"),
+        (Above(Slope(OVER, "n_params")), (0.1, 0.3, 0.5), ""),
         (Above(At(GAIN)), (0.5,), ""),
         (Above(Mean(GAIN)), (0.5, 0.4), ""),
     ],

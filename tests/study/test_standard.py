@@ -108,6 +108,20 @@ def test_page_summary_and_terminal_name_the_level_of_an_effect(place, capsys):
     assert f"{verdict['effect']} [{verdict['interval']}] {verdict['extent']} (primary" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("outcome", "caption"),
+    [
+        ("wall_s", "Block by block each arch over base, above 1 is more; p after Holm over the rows."),
+        ("loss_nats", "Block by block each arch minus base; ratios are each arch over base, above 1 is more; p after "),
+    ],
+)
+def test_a_table_of_ratios_says_which_way_they_go(place, outcome, caption):
+    (place / "benches/speed/bench_speed.py").write_text(BENCH.replace('outcome="loss_nats"', f'outcome="{outcome}"'))
+    section, _ = report_of(place, entries())
+    block = next(each for each in section.out.blocks if each.get("name") == "against_baseline.csv")
+    assert block["caption"].startswith(caption) and block["caption"] in summary_of(section)
+
+
 def test_costs_that_nobody_recorded_have_no_column(place):
     made = entries()
     for entry in made:
