@@ -90,7 +90,8 @@ def _add_export(commands: "Commands") -> None:
     add(
         "--table",
         choices=("records", "summary"),
-        help="a row a record, or a row an arm with means and intervals; default: summary for .tex, else records",
+        help="a row a record, or a row a level, arm and metric: its mean with its interval, of the outcome, the costs "
+        "and (but for .tex) the question's own metrics; default: summary for .tex, else records",
     )
     add("--benches", type=Path, metavar="DIR", help="the questions, which say what a summary needs; default: benches")
     export.set_defaults(run=_export)

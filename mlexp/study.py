@@ -379,15 +379,19 @@ class Study:
         return f"{name!r} is no metric; declare it in metrics=; {mend}"
 
     @classmethod
-    def declared(cls, content: Mapping[str, object]) -> "Study":
-        """The study as far as records carry it: without claims. Raises ValueError where a field is not of its kind."""
+    def declared(
+        cls, content: Mapping[str, object], metrics: Mapping[str, Metric | tuple[str, ...]] | None = None
+    ) -> "Study":
+        """The study as far as records carry it: without claims. `metrics` are the question's own, which its file lists
+        apart. Raises ValueError where a field is not of its kind."""
         texts = {name: content.get(name) for name in ("arm", "baseline", "outcome")}
         lists = {name: content.get(name, []) for name in ("arms", "over", "replicates")}
         for name, value in {**texts, **lists}.items():
             items = value if isinstance(value, list) and name in lists else [value]
             if not all(isinstance(item, str) for item in items):
                 raise ValueError(f"{name} is {value!r:.80}")
-        return cls(asks="", **texts, **{name: tuple(value) for name, value in lists.items()})  # type: ignore[arg-type]  # checked
+        known: dict[str, typing.Any] = {**texts, **{name: tuple(value) for name, value in lists.items()}}  # type: ignore[arg-type]  # checked
+        return cls(asks="", metrics=metrics or {}, **known)
 
     @property
     def declaration(self) -> dict[str, object]:

@@ -20,7 +20,7 @@ from mlexp.analysis.contrasts import (
     pooled_estimate,
     values,
 )
-from mlexp.analysis.data import Data, Missing
+from mlexp.analysis.data import Data, Missing, plural
 from mlexp.analysis.findings import EXACT, NOT_TESTED, REFUTED, SUPPORTED, UNDECIDED, Finding, Part
 from mlexp.analysis.stats import Estimate, Verdict, blocks_to_decide, verdict_within
 from mlexp.study import All, Any, Claim, Given, Statement, Study, Switch
@@ -58,9 +58,9 @@ def _tested(id: str, claim: Claim, data: Data, alpha: float, stand_in: str) -> F
     estimates = {quantity: _estimate(quantity, data, confidence, bar) for quantity in wanted}
     verdict, parts = _judged(claim.statement, data, estimates)
     logic, _ = _logic(claim.statement, data, 1)
-    finding = Finding(
-        id, claim, verdict, confidence, tuple(parts), unit=unit_of(data.study), logic=logic, units=_units(parts, data)
-    )
+    unit, one = unit_of(data.study), unit_of(data.study, 1)
+    units = _units(parts, data)
+    finding = Finding(id, claim, verdict, confidence, tuple(parts), unit=unit, one=one, logic=logic, units=units)
     return _with_power(finding, data, confidence) if verdict == UNDECIDED else finding
 
 
@@ -100,15 +100,15 @@ def _estimate(quantity: Leaf | Given, data: Data, confidence: float, bar: float 
         if math.isnan(found.low) or math.isnan(found.high):
             raise Missing(f"the interval of {quantity.name} is not known")
         return found, math.nan
-    unit = " x ".join(data.study.replicates)
+    unit = unit_of(data.study)
     if data.study.independent:
         found = pooled_estimate(quantity, data, confidence, bar)
         if found.n < MIN_BLOCKS:
-            raise Missing(f"{MIN_BLOCKS} {unit}s of every arm are needed, one has {found.n}")
+            raise Missing(f"{MIN_BLOCKS} {unit} of every arm are needed, one has {found.n}")
         return found, (found.high - found.low) / 2  # no block has a value of its own
     sample = values(quantity, data)
     if len(sample) < MIN_BLOCKS:
-        raise Missing(f"{MIN_BLOCKS} complete {unit}s are needed for {quantity.label}, there are {len(sample)}")
+        raise Missing(f"{MIN_BLOCKS} complete {unit} are needed for {quantity.label}, there are {len(sample)}")
     floor = noise_floor(quantity, data)
     return paired_estimate(sample, floor, confidence), max(float(np.std(sample, ddof=1)), floor)
 
@@ -149,9 +149,10 @@ def _logic(statement: Statement, data: Data, first: int) -> tuple[str, int]:
 
 def _part(quantity: Leaf | Given, estimate: Estimate, sd: float, low: float | None, high: float | None) -> Part:
     if isinstance(quantity, Given):
-        label, metric, log, level = quantity.name, quantity.name, False, True
+        label, metric, log, level, where, arms = quantity.name, quantity.name, False, True, "", ""
     else:
-        label, metric, log = quantity.label, quantity.metric, quantity.log and not quantity.exponent
+        label, metric, where, arms = quantity.label, quantity.metric, quantity.where, quantity.arms
+        log = quantity.log and not quantity.exponent
         metric = "exponent" if quantity.exponent else metric
         level = abs(sum(weight for _, weight in quantity.weights) - 1) < 1e-9
     if log:
@@ -161,7 +162,7 @@ def _part(quantity: Leaf | Given, estimate: Estimate, sd: float, low: float | No
     verdict = (
         (SUPPORTED if band[0] < estimate.value < band[1] else REFUTED) if exact else verdict_within(estimate, band)
     )
-    return Part(label, metric, log, estimate, verdict, low, high, sd, level, isinstance(quantity, Leaf))
+    return Part(label, metric, log, estimate, verdict, low, high, sd, level, isinstance(quantity, Leaf), where, arms)
 
 
 def all_of(verdicts: list[Verdict]) -> Verdict:
@@ -201,6 +202,8 @@ def _with_power(finding: Finding, data: Data, confidence: float) -> Finding:
     for part in finding.parts:
         if part.verdict != UNDECIDED:
             continue
+        if part.without_spread:
+            return finding
         if data.study.independent:
             ratio = part.sd / part.distance if part.distance else math.inf
             needed.append(math.ceil(part.estimate.n * ratio**2) if math.isfinite(ratio) else None)
@@ -216,9 +219,10 @@ def _with_power(finding: Finding, data: Data, confidence: float) -> Finding:
     return replace(finding, more_blocks=more, more_seconds=more * per_block)
 
 
-def unit_of(study: Study) -> str:
-    """What the blocks of a study are, in the plural: seeds, prompts."""
-    return " x ".join(f"{name}s" for name in study.replicates) or "records"
+def unit_of(study: Study, count: int = 2) -> str:
+    """What the blocks of a study are, so many of them: seed, seeds, prompts x batches."""
+    endings = ((name, plural(name) if count != 1 else "") for name in study.replicates)
+    return " x ".join(f"{name}{ending}" for name, ending in endings) or ("record" if count == 1 else "records")
 
 
 def _n_blocks(data: Data) -> int:

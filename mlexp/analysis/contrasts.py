@@ -30,6 +30,12 @@ class Leaf:
     axis: str = ""
     level: str = ""  # what tells it from the quantity's other scalars: a level, a step
     exponent: bool = False  # a slope of logarithms on logarithms
+    arms: str = ""  # its contrast in words
+
+    @property
+    def where(self) -> str:
+        """Its level, or its step, in words: at size n100; empty where it is over all levels."""
+        return self.level if not self.level or self.level.startswith("from ") else f"at {self.axis} {self.level}"
 
     @property
     def is_pair(self) -> bool:
@@ -51,7 +57,8 @@ def leaves(quantity: Quantity, data: Data) -> list[Leaf]:
         for at, factor in weights.items():
             for arm, weight in contrast.weights:
                 columns[at, arm] = columns.get((at, arm), 0.0) + factor * weight
-        return Leaf(label, metric, contrast.log, tuple((c, w) for c, w in columns.items() if w), axis, level)
+        weighted = tuple((c, w) for c, w in columns.items() if w)
+        return Leaf(label, metric, contrast.log, weighted, axis, level, arms=name)
 
     if isinstance(quantity, At):
         return [leaf(f"{name} at {level}" if level else name, {level: 1.0}, level) for level in levels]

@@ -50,8 +50,28 @@ def disturbances(df: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
+def listed(df: pd.DataFrame) -> list[tuple[str, str]]:
+    """The rows of a list of them: (cell, by what); where every cell was disturbed one row, with each cause once."""
+    found = disturbances(df)
+    if len(found) < max(2, len(df)):
+        return found
+    causes = []
+    for name, bound in BOUNDS.items():
+        values = _numbers(df, name)
+        if len(values := values[values > bound.above]):
+            ends = dict.fromkeys((bound.shown(float(values.min())), bound.shown(float(values.max()))))
+            causes.append(f"{bound.what}{_in_some(values, df)} ({' to '.join(ends)})")
+    if GPU in (marks := _beyond(df)) and len(texts := marks[GPU].dropna()):
+        causes.append(f"{GPU}{_in_some(texts, df)} ({', '.join(dict.fromkeys(texts))})")
+    return [(f"all {len(df)}", "; ".join(causes))]
+
+
+def _in_some(found: pd.Series, df: pd.DataFrame) -> str:
+    return "" if len(found) == len(df) else f" in {len(found)}"
+
+
 def remarks(df: pd.DataFrame) -> str:
-    """What stands below every figure and table of these records: how many were disturbed, by what; empty: none was."""
+    """What a reader of these records must know: how many were disturbed, by what; empty: none was."""
     marks = _beyond(df)
     counts = marks.notna().sum()
     listed = ", ".join(f"{count} {what}" for what, count in counts[counts > 0].items())

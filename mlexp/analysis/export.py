@@ -45,7 +45,7 @@ def run(
         loaded = of_question(read(*given), question)
         wanted = [name.strip() for name in columns.split(",")] if columns else []
         if (table or ("summary" if to.suffix == ".tex" else "records")) == "summary":
-            found = summaries(loaded, benches, wanted)
+            found = summaries(loaded, benches, wanted, whole=to.suffix != ".tex")  # a page is not that wide
             content, told = encode(tidy(found), found), f"{len(found)} table{'s' * (len(found) > 1)} of arms"
         else:
             df = records(loaded, wanted)
@@ -79,8 +79,8 @@ def records(loaded: Loaded, columns: Sequence[str] = ()) -> pd.DataFrame:
     return df[list(columns)] if columns else df
 
 
-def summaries(loaded: Loaded, benches: Path | None, columns: Sequence[str] = ()) -> list[Summary]:
-    """The results of the arms of each question, by context and curve axis."""
+def summaries(loaded: Loaded, benches: Path | None, columns: Sequence[str] = (), whole: bool = False) -> list[Summary]:
+    """The results of the arms of each question, by context and curve axis; `whole`: of its own metrics too."""
     try:
         folders = questions(benches)
     except LoadError:
@@ -91,7 +91,7 @@ def summaries(loaded: Loaded, benches: Path | None, columns: Sequence[str] = ())
     found: list[Summary] = []
     for name in names:
         try:
-            found += summaries_of(name, folders.get(name), loaded, columns)
+            found += summaries_of(name, folders.get(name), loaded, columns, whole)
         except (ImportError, AttributeError, TypeError, SyntaxError) as error:  # of the study's own file
             raise ValueError(f"{folders[name]}: {type(error).__name__}: {error}") from None
     if not found:

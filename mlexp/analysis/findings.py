@@ -1,11 +1,12 @@
 """What the records say of a claim: its parts with their intervals, and the words for people and programs."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlexp.analysis.shown import amount, duration, span
-from mlexp.analysis.stats import Estimate, Verdict
+from mlexp.analysis.stats import Estimate, Verdict, without_width
 from mlexp.study import Claim
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = Verdict
@@ -31,6 +32,13 @@ class Part:
     sd: float = math.nan
     is_level: bool = False  # a quantity of one arm, not a difference
     of_blocks: bool = True  # the estimate is over the study's replicates
+    where: str = ""  # its level, or its step, in words
+    arms: str = ""  # its contrast in words
+
+    @property
+    def without_spread(self) -> bool:
+        """Whether it is open because all of its values are equal: no number of them gives it an interval."""
+        return self.verdict == UNDECIDED and self.estimate.method != EXACT and without_width(self.estimate)
 
     @property
     def distance(self) -> float:
@@ -63,7 +71,8 @@ class Finding:
     confidence: float
     parts: tuple[Part, ...] = ()
     why: str = ""  # of not tested: what is missing
-    unit: str = "blocks"  # what a block is: seeds, prompts
+    unit: str = "blocks"  # what blocks are: seeds, prompts
+    one: str = "block"  # what a single one is
     registered: bool = False
     logic: str = ""  # how the verdict follows from the parts, by number: all(1, any(2, 3)), switch(1, 2, 3)
     more_blocks: int | None = None
@@ -98,6 +107,24 @@ class Finding:
         return part.interval_text(self.units.get(part.metric, ""))
 
     @property
+    def extent(self) -> str:
+        """What the effect is of: of a ratio, which arm over which; of several quantities, which one, and how all of
+        them ended: at width 11 (1 of 4 undecided, 3 supported)."""
+        part = self.deciding
+        if part is None:
+            return ""
+        over = part.arms if part.log else ""
+        if len(self.parts) < 2:
+            return over
+        alone = part.where and sum(other.where == part.where for other in self.parts) == 1
+        which = f"{over} {part.where}".strip() if alone else part.label if over else f"for {part.label}"
+        counts = Counter(str(other.verdict) for other in self.parts)
+        n, total = counts.pop(str(part.verdict)), len(self.parts)
+        ended = f"{n} of {total} {part.verdict}" if counts else f"all {total} {part.verdict}"
+        rest = [f"{counts[word]} {word}" for word in Verdict if counts[word]]
+        return f"{which} ({', '.join([ended, *rest])})"
+
+    @property
     def reason(self) -> str:
         """What was compared, over how many blocks, at which confidence; or what is missing."""
         part = self.deciding
@@ -115,17 +142,32 @@ class Finding:
                 f"one of {len(self.parts)} quantities (" + ", ".join(f"{n} {w}" for w, n in counts.items() if n) + ")"
             )
         if self.verdict == UNDECIDED:
-            phrases.append(self.to_decide)
+            phrases.append(self.no_spread or self.to_decide)
         return "; ".join(filter(None, phrases))
 
     @property
+    def no_spread(self) -> str:
+        """That an open quantity has equal values alone, which no interval decides; empty where none has."""
+        part = next((part for part in self.parts if part.without_spread), None)
+        if self.verdict != UNDECIDED or part is None:
+            return ""
+        of = f" of {part.label}" if len(self.parts) > 1 else ""
+        values = f"{part.estimate.n} {self.unit if part.of_blocks else 'values'}"
+        value = part.text(self.units.get(part.metric, ""))
+        return f"no spread in {values}{of}: every value is {value}; more of them cannot decide it by an interval"
+
+    @property
     def to_decide(self) -> str:
-        """How many more blocks would decide, and how long they would take on this machine."""
+        """How many more blocks would decide, and how long they would take on this machine; empty where no number of
+        them can, for want of spread."""
+        if self.no_spread:
+            return ""
         if self.more_blocks is None:
             of_blocks = any(part.of_blocks for part in self.parts if part.verdict == UNDECIDED)
             return "no number of replicates below 10,000 would decide" if of_blocks else ""
         took = f", about {duration(self.more_seconds)} of timed work" if self.more_seconds else ""
-        return f"about {self.more_blocks} more would decide{took}"
+        unit = self.one if self.more_blocks == 1 else self.unit
+        return f"about {self.more_blocks} more {unit} would decide{took}"
 
     def as_json(self) -> dict[str, object]:
         """Everything, as plain values; the schema stands in results/README.md."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 import mlexp
+from mlexp.analysis.data import plural
 from mlexp.analysis.summaries import Summary
 from mlexp.record import PROVENANCE
 
@@ -16,7 +17,8 @@ ESCAPES = str.maketrans(
     | {"\n": " ", "\r": " ", "–": "--", "…": r"\dots{}", "≥": r"$\geq$", "≤": r"$\leq$", "µ": r"$\mu$"}
 )
 PAGE = 40  # rows; longer tables break over pages
-PLAIN = (1e-3, 1e5)  # numbers within these are printed without a power of ten
+PLAIN = (1e-3, 1e5)  # a column of numbers within these is printed without powers of ten
+UNITLESS = ("", "count", "ratio", "exponent", "name")
 
 
 def document(df: pd.DataFrame, several: list[Summary] | None = None) -> bytes:
@@ -36,7 +38,9 @@ def summary(found: Summary, place: int = 1) -> str:
     """A row a level and arm, a column a metric: mean and half the width of its interval. `place`: of the table among
     those of its document, which its label ends in."""
     table = found.table.reset_index(drop=True)
-    table["cell"] = [quantity(*ends) for ends in table[["value", "low", "high"]].itertuples(index=False, name=None)]
+    powers = {name: any(map(_needs_power, group)) for name, group in table.groupby("metric")["value"]}
+    numbers = table[["value", "low", "high", "metric"]].itertuples(index=False, name=None)
+    table["cell"] = [quantity(value, low, high, powers[name]) for value, low, high, name in numbers]
     table["metric"] = [headed(name, unit) for name, unit in zip(table["metric"], table["unit"], strict=True)]
     wide = table.pivot(index=["level", "arm"], columns="metric", values="cell").fillna("--")
     wide = wide.reindex(pd.MultiIndex.from_frame(table[["level", "arm"]].drop_duplicates()))[table["metric"].unique()]
@@ -53,7 +57,7 @@ def caption(found: Summary) -> str:
     """What the numbers are, and where they come from."""
     counts, table = sorted(set(found.table["n"])), found.table
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    unit = " x ".join(f"{name}s" if counts != [1] else name for name in found.replicates) or "records"
+    unit = " x ".join(f"{name}{plural(name)}" if counts != [1] else name for name in found.replicates) or "records"
     interval = r" $\pm$ half the width of the 95\,\% interval (Student's t)"
     means = f"Means over {n} {escape(unit)}{interval}." if counts[-1] > 1 else f"Values of one {escape(unit)}."
     bare = ["equal values"] if (table["low"] == table["high"]).any() else []
@@ -88,21 +92,26 @@ def _booktabs(table: pd.DataFrame, kinds: str, caption: str, label: str, long: b
 
 
 def headed(name: str, unit: str) -> str:
-    """A metric with its unit, where its name does not end in that."""
-    told = not unit or unit == "ratio" or name.lower().endswith((f"_{unit.lower()}", f"{unit.lower()}s"))
-    return escape(name if told else f"{name} ({unit})")
+    """A metric with its unit, where it has one."""
+    return escape(name if unit in UNITLESS else f"{name} ({unit})")
 
 
-def quantity(value: float, low: float, high: float) -> str:
-    """A mean with half the width of its interval, to two digits of the latter; the mean alone where there is none."""
-    power = 0 if value == 0 or PLAIN[0] <= abs(value) < PLAIN[1] else math.floor(math.log10(abs(value)))
-    times = rf" \times 10^{{{power}}}" if power else ""
+def _needs_power(value: float) -> bool:
+    return value != 0 and not PLAIN[0] <= abs(value) < PLAIN[1]
+
+
+def quantity(value: float, low: float, high: float, powers: bool | None = None) -> str:
+    """A mean with half the width of its interval, to two digits of the latter; the mean alone where there is none.
+    `powers`: whether with a power of ten, as the other numbers of its column; None: where the number needs one."""
+    with_power = value != 0 and (_needs_power(value) if powers is None else powers)
+    power = math.floor(math.log10(abs(value))) if with_power else 0
+    times = rf" \times 10^{{{power}}}" if with_power else ""
     scaled, half = value / 10**power, (high - low) / 2 / 10**power
     if not math.isfinite(half) or half == 0:
         return f"${scaled:.5g}{times}$"
     digits = min(12, max(0, 1 - math.floor(math.log10(float(f"{half:.1e}")))))
     both = rf"{scaled:.{digits}f} \pm {half:.{digits}f}"
-    return f"$({both}){times}$" if power else f"${both}$"
+    return f"$({both}){times}$" if with_power else f"${both}$"
 
 
 def check_known(names: Sequence[str], known: Iterable[str]) -> None:

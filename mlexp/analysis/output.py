@@ -33,8 +33,8 @@ class Output:
 
     `data`: the study's records as its claims see them; None where nothing declares what the study is.
     `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
-    `remarks` what stands below each of its figures and tables about how the records were measured; `grid` what is
-    missing of it. `pdf`: figures are also made as PDF. `lead` is the name of the figure that stands with the answer.
+    `remarks` what stands once, and at the foot of each PNG, about how the records were measured; `grid` what is missing
+    of it. `pdf`: figures are also made as PDF. `lead` is the name of the figure that stands with the answer.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Output:
         metrics = self.data.metrics if self.data else METRICS
         arm = self.arm_of(df)
         shown = columns.columns(df.head(PAGE_ROWS), metrics, arm)
-        block = {"name": name, "caption": caption, "foot": self.remarks, "left": len(df) - len(df.head(PAGE_ROWS))}
+        block = {"name": name, "caption": caption, "left": len(df) - len(df.head(PAGE_ROWS))}
         whose = [str(value) for value in df[arm].head(PAGE_ROWS)] if arm else []
         rows = list(zip(*(each.cells for each in shown), strict=True))
         heads = [each._asdict() | {"cells": len(each.cells)} for each in shown]
@@ -136,7 +136,7 @@ class Output:
         block = {
             "finding": finding,
             "caption": subtitle,
-            "foot": self.foot,
+            "foot": self.origin,
             "svg": svg,
             "styles": styles,
             "shown": shown,
@@ -157,17 +157,19 @@ class Output:
         why: str = "",
         marks: Sequence[str] = (),
         more: str = "",
+        extent: str = "",
     ) -> None:
         """What the data say of claim `id`: its text, the effect in words, its interval, the reason; `marks`: how the
         claim counts (primary, secondary, check) and whether it was registered before the measurement; `more`: what
-        would decide it."""
+        would decide it, or that nothing would; `extent`: which of several quantities the effect is."""
         if verdict not in list(Verdict):
             raise ValueError(f"verdict {verdict!r} of {id}: choose from {', '.join(Verdict)}")
         if any(row["id"] == id for row in self.verdicts):
             raise ValueError(f"verdict {id!r} is taken; every claim needs an id of its own")
         if isinstance(interval, tuple):
             interval = " to ".join(f"{float(end):.3g}" for end in interval)
-        row = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "interval": interval, "why": why}
+        row: dict[str, Any] = {"id": id, "claim": claim, "verdict": str(verdict), "effect": effect, "why": why}
+        row |= {"interval": interval, "extent": extent}
         in_claim = re.split(r"[^\w-]+", claim)
         label = " ".join(word for i, word in enumerate(id.split()) if i == 0 or word not in in_claim)
         self.verdicts.append(row | {"label": label, "why_html": code_spans(why), "marks": list(marks), "more": more})
@@ -176,9 +178,10 @@ class Output:
         """The evaluated claims of the study: verdicts, and `claims.json` for programs."""
         for id, found in findings.items():
             marks = (found.rank, "registered" if found.registered else "post hoc")
-            more = found.to_decide if found.verdict == Verdict.UNDECIDED else ""
+            more = found.no_spread or found.to_decide if found.verdict == Verdict.UNDECIDED else ""
             ends = found.interval or None
-            self.verdict(id, found.claim.text, found.verdict, found.effect, ends, found.reason, marks, more)
+            words = (found.claim.text, found.verdict, found.effect, ends, found.reason, marks, more, found.extent)
+            self.verdict(id, *words)
         content = json.dumps([found.as_json() for found in findings.values()], indent=1, allow_nan=False)
         self._add("claims.json", ".json", f"{content}\n".encode())
 
@@ -199,13 +202,17 @@ class Output:
 
     @property
     def foot(self) -> str:
-        """The line below every figure: where the numbers come from, what is missing and what is not the real thing."""
+        """The line below every figure: its origin, and how the records were measured."""
+        return " · ".join(filter(None, (self.origin, self.remarks)))
+
+    @property
+    def origin(self) -> str:
+        """Where the numbers come from, what is missing and what is not the real thing."""
         parts = [
             self.line,
             *([self.grid] if self.grid else []),
             *(["uncommitted code (dirty)"] if self.dirty else []),
             *([self.stand_ins] if self.stand_ins else []),
-            *([self.remarks] if self.remarks else []),
         ]
         return " · ".join(parts)
 

@@ -85,7 +85,14 @@ def _verdict_table(verdicts: list[dict[str, Any]]) -> str:
     columns = ["", "claim", "verdict", "effect", "interval", "why"]
     marked = any(v["marks"] for v in verdicts)
     rows = [
-        [v["id"], v["claim"], f"**{v['verdict']}**", v["effect"], v["interval"] or "", v["why"]]
+        [
+            v["id"],
+            v["claim"],
+            f"**{v['verdict']}**",
+            f"{v['effect']} {v['extent']}".strip(),
+            v["interval"] or "",
+            v["why"],
+        ]
         + ([", ".join(v["marks"])] if marked else [])
         for v in verdicts
     ]
@@ -104,9 +111,8 @@ def _block(block: dict[str, Any]) -> str:
         return f"**{block['finding']}**\n\n!{link}\n\n{block['caption']} ({block['foot']})"
     left = block["left"] + len(block["rows"]) - len(shown := block["rows"][:SHOWN_ROWS])
     more = f" {left} more rows in the file." if left else ""
-    foot = f" ({block['foot']})" if block["foot"] else ""
     heads = [f"{head['name']} ({head['unit']})" if head["unit"] else head["name"] for head in block["heads"]]
-    return f"{_table(heads, shown)}\n\n{link} {block['caption']}{more}{foot}".rstrip()
+    return f"{_table(heads, shown)}\n\n{link} {block['caption']}{more}".rstrip()
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

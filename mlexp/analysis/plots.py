@@ -26,6 +26,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine, TightLayoutEngine
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -110,9 +111,10 @@ class Shown(Figure):
         return save(self).png, {"width": round(96 * width), "height": round(96 * height)}
 
     def savefig(self, *args: Any, **options: Any) -> None:
-        """As matplotlib's, in the look of `save`; a PDF embeds its fonts as TrueType."""
-        with mpl.rc_context(STYLE):
-            super().savefig(*args, **options)
+        """As matplotlib's, drawn as `save` draws it: plain ticks, names at the ends of lines, 150 dots an inch of a PNG
+        unless `dpi` says otherwise; a PDF embeds its fonts as TrueType."""
+        with _finished(self):
+            super().savefig(*args, **{"dpi": DOTS} | options)
 
 
 def looks(arms: Iterable[str]) -> dict[str, Look]:
@@ -415,12 +417,13 @@ def pdf(fig: Figure, foot: str = "", title: str = "", subtitle: str = "") -> byt
     """The figure as PDF for print, as `save` draws it; its fonts are embedded as TrueType, so that text stays text."""
     content = io.BytesIO()
     with _finished(fig, foot, title, subtitle):
-        fig.savefig(content, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        metadata = {"CreationDate": None, "Creator": None, "Producer": None}
+        Figure.savefig(fig, content, format="pdf", metadata=metadata)  # not Shown's, which would drop title and foot
     return content.getvalue()
 
 
 @contextlib.contextmanager
-def _finished(fig: Figure, foot: str, title: str, subtitle: str) -> Iterator[tuple[float, float]]:
+def _finished(fig: Figure, foot: str = "", title: str = "", subtitle: str = "") -> Iterator[tuple[float, float]]:
     """The figure in the look of all, for the time being with its title and its foot, which make it higher by so many
     inches."""
     with mpl.rc_context(STYLE):
@@ -436,10 +439,13 @@ def _finished(fig: Figure, foot: str, title: str, subtitle: str) -> Iterator[tup
                     text.set_color(INK)
         width, height = fig.get_size_inches()
         printed, (above, below) = _frame(fig, foot, title, subtitle)
-        yield above, below
-        for text in printed:
-            text.remove()
-        fig.set_size_inches(width, height)
+        try:
+            yield above, below
+        finally:
+            for text in printed:
+                text.remove()
+            fig.set_size_inches(width, height)
+            _leave_room(fig, 0, 0)
 
 
 def _frame(fig: Figure, foot: str, title: str, subtitle: str) -> tuple[list[Text], tuple[float, float]]:
@@ -452,8 +458,7 @@ def _frame(fig: Figure, foot: str, title: str, subtitle: str) -> tuple[list[Text
     below = 0.135 * len(feet) + 0.08 if feet else 0
     whole = height + above + below
     fig.set_size_inches(width, whole)
-    layout: Any = fig.get_layout_engine()  # of `figures`: constrained
-    layout.set(rect=(0, below / whole, 1, 1 - (above + below) / whole))
+    _leave_room(fig, above / whole, below / whole)
 
     def put(lines: list[str], top: float, gid: str, **style: Any) -> list[Text]:
         return [fig.text(0.01, top / whole, "\n".join(lines), gid=gid, **style)] if lines else []
@@ -462,6 +467,13 @@ def _frame(fig: Figure, foot: str, title: str, subtitle: str) -> tuple[list[Text
     printed += put(subs, whole - 0.06 - 0.21 * len(heads), TITLE, fontsize=8.5, color=SOFT, va="top", linespacing=1.25)
     printed += put(feet, 0.05, FOOT, fontsize=7, color="#6e7781", va="bottom", linespacing=1.3)
     return printed, (above, below)
+
+
+def _leave_room(fig: Figure, above: float, below: float) -> None:
+    """Keep the panels out of these shares of the height; of a figure whose layout was switched off nothing is moved."""
+    layout = fig.get_layout_engine()  # of `figures`: constrained
+    if isinstance(layout, ConstrainedLayoutEngine | TightLayoutEngine):
+        layout.set(rect=(0, below, 1, 1 - above - below))
 
 
 def _plain_ticks(axis: Axis) -> None:

@@ -151,7 +151,8 @@ def _print(sections: list[Section], out: Path) -> None:
         for verdict in section.out.verdicts:
             interval = f" [{verdict['interval']}]" if verdict["interval"] else ""
             marks = f" ({', '.join(verdict['marks'])})" if verdict["marks"] else ""
-            effect = verdict["why"] if verdict["verdict"] == Verdict.NOT_TESTED else f"{verdict['effect']}{interval}"
+            shown = " ".join(filter(None, (f"{verdict['effect']}{interval}", verdict["extent"])))
+            effect = verdict["why"] if verdict["verdict"] == Verdict.NOT_TESTED else shown
             marks += f" {verdict['more']}" if verdict["more"] else ""
             print(f"  {verdict['id']} {verdict['verdict']}: {verdict['claim']}  {effect}{marks}".rstrip())
         if section.unfinished:

@@ -26,7 +26,7 @@ class Section:
     replicates: str = ""  # how many, in words
     asks: str = ""  # the question as its README puts it
     history: str = ""  # how many commits and changes; empty where there are too few
-    disturbed: list[tuple[str, str]] = field(default_factory=list)  # cell, by what
+    disturbed: list[tuple[str, str]] = field(default_factory=list)  # cell, by what; one row where all were
 
     @property
     def grid(self) -> str:
@@ -77,9 +77,14 @@ class Section:
     @property
     def notes(self) -> list[str]:
         """What a reader must know before believing anything."""
+        return [*self.figure_notes, *([self.out.remarks] if self.out.remarks else [])]
+
+    @property
+    def figure_notes(self) -> list[str]:
+        """What of that stands at every figure: how the cells were timed is said once a context."""
         dirty = "measured with uncommitted code (dirty)" if self.out.dirty else ""
         lost = f"did not finish: {len(self.unfinished)}" if self.unfinished else ""
-        return [note for note in (self.out.stand_ins, self.grid, dirty, lost, self.out.remarks) if note]
+        return [note for note in (self.out.stand_ins, self.grid, dirty, lost) if note]
 
     @property
     def tally(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from mlexp.analysis import history, results, standard, times
 from mlexp.analysis.claims import evaluate
 from mlexp.analysis.columns import text
 from mlexp.analysis.data import Data
-from mlexp.analysis.disturbed import disturbances, remarks
+from mlexp.analysis.disturbed import disturbances, listed, remarks
 from mlexp.analysis.files import Loaded, Row, arrays
 from mlexp.analysis.output import STAND_INS, Output, stand_ins
 from mlexp.analysis.section import Section
@@ -39,11 +39,11 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
     rows = {row.values.get("key"): row for row in loaded.rows if row.values.get("question") == name}
     if not rows:
         return []
-    declared = declaration(folder, list(rows.values()))
+    metrics = loaded.metrics.get(name, {})
+    declared = declaration(folder, list(rows.values()), metrics)
     report = report_of(folder) if folder else None
     if report is None and declared is None:
         return []
-    metrics = loaded.metrics.get(name, {})
     df = results.latest(results.frame(Loaded(list(rows.values()), {name: metrics})))
     over_commits = by_context(name, loaded)
     asks = declared.asks if declared and declared.asks else question_of(folder / "README.md") if folder else ""
@@ -64,7 +64,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
         past = over_commits.get(_fields(context))
         changes = "" if past is None else history.add(past, metrics_of(metrics), loaded.commits, out)
         unfinished = [(str(row.cell), str(row.status), text(row.reason)) for row in rest.itertuples()]
-        facts, disturbed = environment(group), disturbances(records)
+        facts, disturbed = environment(group), listed(records)
         sections.append(
             Section(out, Path(name), len(records), unfinished, facts, out.blocks_in_words(), asks, changes, disturbed)
         )
@@ -144,10 +144,12 @@ def registered(rows: list[Row]) -> dict[str, str]:
     return {str(name): str(mark) for name, mark in common}
 
 
-def declaration(folder: Path | None, rows: list[Row]) -> Study | None:
-    """The study as its folder declares it, with the arms that the records know of besides; else as the records do."""
-    carried = [Study.declared(row.study) for row in rows if row.study.get("arm")]
+def declaration(folder: Path | None, rows: list[Row], metrics: Mapping[str, tuple[str, ...]]) -> Study | None:
+    """The study as its folder declares it, with the arms that the records know of besides; else as the records do,
+    whose question's own metrics are `metrics`."""
     declared = study_in(folder) if folder else None
+    known = {**metrics, **(declared.metrics if declared else {})}
+    carried = [Study.declared(row.study, known) for row in rows if row.study.get("arm")]
     if declared is None:
         return carried[-1] if carried else None
     arms = dict.fromkeys(

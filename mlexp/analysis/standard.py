@@ -1,6 +1,8 @@
 """The report that every study has: each arm's outcome and cost, the difference to the baseline, its curves."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,15 +10,18 @@ from matplotlib.figure import Figure
 
 from mlexp.analysis import plots
 from mlexp.analysis.curves import page_trend
-from mlexp.analysis.data import Data, number
+from mlexp.analysis.data import Data, number, plural
 from mlexp.analysis.findings import Finding
 from mlexp.analysis.output import Output
-from mlexp.analysis.shown import amount, digits
-from mlexp.analysis.tables import against_baseline, arm_table, holm_by_name, levels_of, series_curves
+from mlexp.analysis.shown import amount, digits, span
+from mlexp.analysis.tables import COUNT, against_baseline, arm_table, holm_by_name, levels_of, series_curves
 from mlexp.record import PROVENANCE
 from mlexp.study import Study
 
 MAX_PANELS = 5
+MAX_POINTS = 200  # of a curve; of a longer series the means of so many parts are drawn
+DECADE = 10.0  # times the smallest value: from there on an axis of times, sizes or ratios is logarithmic
+DODGE = 1.03  # how much further right each arm's points stand than the last's
 
 
 def report(records: pd.DataFrame, out: Output) -> None:
@@ -33,6 +38,8 @@ def answer(findings: Mapping[str, Finding], arms: pd.DataFrame) -> str:
     """The answer of a study that does not word its own: its first primary claim with what decided it."""
     found = next((each for each in findings.values() if each.claim.primary), next(iter(findings.values())))
     basis = found.reason if not found.effect else found.effect + (f" [{found.interval}]" if found.interval else "")
+    if found.extent:
+        return f"{found.claim.text}: {found.verdict}, {basis} {found.extent}."
     return f"{found.claim.text}: {found.verdict} ({basis})."
 
 
@@ -42,21 +49,68 @@ def arms(data: Data, out: Output, axis: str) -> None:
     outcome = data.metrics.get(study.outcome)
     out.heading(f"{study.outcome} by {study.arm}" + (f" and {axis}" if axis else ""))
     table = arm_table(data, axis, measured(data))
-    out.table(table, f"arms{tag}.csv", f"Means over {unit(data)} with the 95 % interval of {study.outcome}.")
+    out.table(
+        known_columns(table), f"arms{tag}.csv", f"Means over {unit(data)} with the 95 % interval of {study.outcome}."
+    )
     others = against_baseline(data, axis)
     if len(others):
-        out.table(
-            others,
-            f"against_baseline{tag}.csv",
-            f"Each {study.arm} against {study.baseline}, block by block; p after {family(study)}.",
-        )
+        note = against_note(study, others := known_columns(others))
+        out.table(others, f"against_baseline{tag}.csv", f"{note}; p after {family(study)}.")
     if axis and len(levels_of(data, axis)) > 2 and (lines := list(trends(data, axis))):
         out.text("\n".join(lines))
+    value = "ratio" if "ratio" in others else "difference"
+    beside = "; arms of one level are drawn side by side" if _is_curve(data, axis) and len(data.arms) > 1 else ""
+    if len(known := others.dropna(subset=[value])):
+        name, against = f"against_baseline{tag}.png", against_label(data, value)
+        out.figure(
+            against_figure(data, known, axis, value, against), name, against_finding(data, known, axis, value),
+            f"{against}, block by block", f"95 % interval over {unit(data)}{beside}",
+        )  # fmt: skip
+        out.lead = out.lead or name
     label = f"{study.outcome}, {outcome.unit}" if outcome else study.outcome
     out.figure(
         outcome_figure(data, table, axis, label), f"outcome{tag}.png", finding(data, table, axis),
-        f"{label}, mean over {unit(data)}", f"95 % t interval over {unit(data)}",
+        f"{label}, mean over {unit(data)}", f"95 % t interval over {unit(data)}{beside}",
     )  # fmt: skip
+
+
+def known_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without the costs that no row has, such as FLOPs where no torch ran."""
+    costs = list(table)[list(table).index(COUNT) + 1 :]
+    return table.drop(columns=[name for name in costs if table[name].isna().all()])
+
+
+def against_note(study: Study, others: pd.DataFrame) -> str:
+    """What a table of the arms beside the baseline holds, and which way its ratios go."""
+    over = f"{study.arm} over {study.baseline}, above 1 is more"
+    if "ratio" in others:
+        return f"Block by block each {over}"
+    note = f"Block by block each {study.arm} minus {study.baseline}"
+    return f"{note}; ratios are each {over}" if any(str(name).endswith("_ratio") for name in others) else note
+
+
+def against_label(data: Data, value: str) -> str:
+    """What is drawn of the arms beside the baseline, and which way it goes."""
+    study, metric = data.study, data.metrics.get(data.study.outcome)
+    if value == "ratio":
+        return f"{study.outcome}, each {study.arm} over {study.baseline} (above 1 is more)"
+    return f"{study.outcome}, each {study.arm} minus {study.baseline}" + (f", {metric.unit}" if metric else "")
+
+
+def against_finding(data: Data, others: pd.DataFrame, axis: str, value: str) -> str:
+    """How far the best arm is from the baseline at the largest level, with its interval."""
+    study, metric = data.study, data.metrics.get(data.study.outcome)
+    last = others[others[axis] == others[axis].iloc[-1]] if axis else others
+    best = np.argmin if metric and metric.better == "lower" else np.argmax
+    row: dict[Hashable, Any] = last.to_dict("records")[int(best(last[value].to_numpy(float)))]
+    where = f" at {axis} {row[axis]}" if axis else ""
+    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
+    if value == "ratio":
+        ends = f" [{digits(row['low'])}x to {digits(row['high'])}x]" if known else ""
+        return f"{study.outcome} of {row[study.arm]} is {digits(row[value])}x that of {study.baseline}{where}{ends}"
+    of = metric.unit if metric else ""
+    ends = f" [{span(row['low'], row['high'], of)}]" if known else ""
+    return f"{study.outcome} of {row[study.arm]} minus {study.baseline}{where}: {amount(row[value], of)}{ends}"
 
 
 def finding(data: Data, table: pd.DataFrame, axis: str) -> str:
@@ -99,7 +153,7 @@ def trends(data: Data, axis: str) -> Iterator[str]:
 
 def unit(data: Data) -> str:
     """What the blocks are."""
-    return " and ".join(f"{name}s" for name in data.study.replicates) or "records"
+    return " and ".join(f"{name}{plural(name)}" for name in data.study.replicates) or "records"
 
 
 def measured(data: Data) -> list[str]:
@@ -111,21 +165,58 @@ def measured(data: Data) -> list[str]:
 
 def outcome_figure(data: Data, table: pd.DataFrame, axis: str, label: str) -> Figure:
     """Along a curve axis a line an arm, else a row an arm."""
-    outcome, arm = data.study.outcome, data.study.arm
-    levels = levels_of(data, axis)
-    if not axis or len(levels) < 2:
-        fig, ax = plots.figure(xlabel=label, size=(7.6, 0.3 * len(table) + 1.4))
-        plots.intervals(ax, table.rename(columns={outcome: "value"}), arm, data.looks)
+    metric = data.metrics.get(data.study.outcome)
+    log = metric is not None and metric.unit in ("s", "bytes") and spread(table[data.study.outcome]) > DECADE
+    if _is_curve(data, axis):
+        return curve_figure(data, table, axis, data.study.outcome, label, log)
+    fig, ax = plots.figure(xlabel=label, size=(7.6, 0.3 * len(table) + 1.4))
+    plots.intervals(ax, table.rename(columns={data.study.outcome: "value"}), data.study.arm, data.looks)
+    if log:
+        plots.log_x(ax)
+    return fig
+
+
+def against_figure(data: Data, others: pd.DataFrame, axis: str, value: str, label: str) -> Figure:
+    """The arms beside the baseline, which is a dashed line: along a curve axis, else a row an arm."""
+    null, log = (1.0, spread(others[value]) > DECADE) if value == "ratio" else (0.0, False)
+    if _is_curve(data, axis):
+        fig = curve_figure(data, others, axis, value, label, log)
+        plots.reference(fig.axes[0], y=null)
         return fig
+    fig, ax = plots.figure(xlabel=label, size=(7.6, 0.3 * len(others) + 1.4))
+    plots.intervals(ax, others.rename(columns={value: "value"}), data.study.arm, data.looks, null)
+    if log:
+        plots.log_x(ax)
+    return fig
+
+
+def curve_figure(data: Data, table: pd.DataFrame, axis: str, column: str, label: str, log: bool) -> Figure:
+    """A line an arm along a curve axis: by the numbers in the names of levels, on a logarithmic axis, where they have
+    different ones; there the arms stand side by side."""
     fig, ax = plots.figure(xlabel=axis, ylabel=label)
-    numeric = all(any(c.isdigit() for c in level) for level in levels)
-    x = {level: number(level) if numeric else i for i, level in enumerate(levels)}
-    plots.curves(ax, table.assign(x=table[axis].map(x)), "x", outcome, arm, data.looks)
+    levels = levels_of(data, axis)
+    numbers = [number(level) if any(c.isdigit() for c in level) else 0.0 for level in levels]
+    numeric = min(numbers) > 0 and len(set(numbers)) == len(levels)
+    x = dict(zip(levels, numbers if numeric else map(float, range(len(levels))), strict=True))
+    placed = table.assign(x=table[axis].map(x))
+    plots.curves(ax, placed, "x", column, data.study.arm, data.looks, dodge=DODGE if numeric else 1.0)
     if numeric:
         plots.log_x(ax, ticks=x.values())
     else:
         ax.set_xticks(list(x.values()), levels)
+    if log:
+        plots.log_y(ax)
     return fig
+
+
+def spread(values: pd.Series) -> float:
+    """How many times the smallest of some values the largest is; 0 where one is not above 0."""
+    known = values.dropna()
+    return float(known.max() / known.min()) if len(known) and known.min() > 0 else 0.0
+
+
+def _is_curve(data: Data, axis: str) -> bool:
+    return bool(axis) and len(levels_of(data, axis)) > 1
 
 
 def curves(data: Data, out: Output) -> None:
@@ -140,8 +231,8 @@ def curves(data: Data, out: Output) -> None:
         if drawn:
             over = unit(data)
             out.figure(
-                series_figure(data, name, drawn), f"series_{name}.png", series_finding(name, drawn),
-                f"{name}, mean over {over}", f"95 % t interval of each point over {over}",
+                series_figure(data, name, axis, drawn), f"series_{name}.png", series_finding(name, drawn),
+                f"{name}, mean over {over}{in_parts(drawn)}", f"95 % t interval of each point over {over}",
             )  # fmt: skip
 
 
@@ -155,12 +246,31 @@ def series_finding(name: str, drawn: dict[str, dict[str, np.ndarray]]) -> str:
     return f"{name} ends{where} at " + ", ".join(f"{digits(value)} ({arm})" for arm, value in shown) + more
 
 
-def series_figure(data: Data, name: str, drawn: dict[str, dict[str, np.ndarray]]) -> Figure:
+def in_parts(drawn: dict[str, dict[str, np.ndarray]]) -> str:
+    """That long series are drawn in parts; empty where none is."""
+    longest = max(runs.shape[1] for lines in drawn.values() for runs in lines.values())
+    return f"; each point the mean of a {MAX_POINTS}th of the series" if longest > MAX_POINTS else ""
+
+
+def series_figure(data: Data, name: str, axis: str, drawn: dict[str, dict[str, np.ndarray]]) -> Figure:
     fig, panels = plots.figures(len(drawn), sharey=True, size=(3.6 * len(drawn) + 3, 3.8))
     for ax, (level, lines) in zip(panels, drawn.items(), strict=True):
         for arm, runs in lines.items():
-            plots.averages(ax, np.arange(1, runs.shape[1] + 1), runs, arm, data.looks[arm])
-        ax.set(title=level, xlabel="index")
+            x, parts = shortened(runs)
+            plots.averages(ax, x, parts, arm, data.looks[arm])
+            if parts is not runs:
+                ax.lines[-1].set_linewidth(1.0)
+        ax.set(title=f"{axis} = {level}" if level else "", xlabel="position in the series")
     panels[0].set_ylabel(name)
     plots.name_lines(panels, data.looks)
     return fig
+
+
+def shortened(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(places from 1 on, curves): those given, or the means of `MAX_POINTS` parts of about equal length."""
+    places, n = np.arange(1.0, runs.shape[1] + 1), runs.shape[1]
+    if n <= MAX_POINTS:
+        return places, runs
+    starts = np.linspace(0, n, MAX_POINTS, endpoint=False).astype(int)
+    sizes = np.diff([*starts, n])
+    return np.add.reduceat(places, starts) / sizes, np.add.reduceat(runs, starts, axis=1) / sizes

@@ -169,6 +169,12 @@ def verdict(interval: Estimate | Sequence[float], null: float = 0.0) -> Verdict:
     return verdict_within(interval, (null, math.inf))
 
 
+def without_width(interval: Estimate | Sequence[float]) -> bool:
+    """Whether the two ends of an interval are one number, but for rounding."""
+    low, high = _ends(interval)
+    return high - low <= NO_WIDTH * max(abs(low), abs(high))
+
+
 def verdict_within(interval: Estimate | Sequence[float], band: tuple[float, float]) -> Verdict:
     """Of the claim that a quantity lies within `band`: supported by an interval inside it, refuted by one outside.
 
@@ -182,7 +188,7 @@ def verdict_within(interval: Estimate | Sequence[float], band: tuple[float, floa
         ValueError: for ends that are NaN or in the wrong order.
     """
     low, high = _ends(interval)
-    if high - low <= NO_WIDTH * max(abs(low), abs(high)):
+    if without_width((low, high)):
         return Verdict.UNDECIDED
     if (band[0] < low or band[0] == -math.inf) and (high < band[1] or band[1] == math.inf):
         return Verdict.SUPPORTED

@@ -41,16 +41,19 @@ def tidy(found: Sequence[Summary]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def summaries_of(name: str, folder: Path | None, loaded: Loaded, columns: Sequence[str] = ()) -> list[Summary]:
+def summaries_of(
+    name: str, folder: Path | None, loaded: Loaded, columns: Sequence[str] = (), whole: bool = False
+) -> list[Summary]:
     """The summaries of one question, the context with most records first; none where nothing declares its arms.
 
-    `columns`: metrics in place of the study's outcome and costs. Raises ValueError for one that is not there.
+    `columns`: metrics in place of the study's outcome and costs; `whole`: beside these all metrics of the question's
+    own. Raises ValueError for a metric that is not there.
     """
     rows = [row for row in loaded.rows if row.values.get("question") == name]
-    declared = sections.declaration(folder, rows)
+    own = loaded.metrics.get(name, {})
+    declared = sections.declaration(folder, rows, own)
     if declared is None:
         return []
-    own = loaded.metrics.get(name, {})
     metrics = metrics_of(own | dict(declared.metrics))
     found = []
     for context, group in results.contexts(results.latest(results.frame(Loaded(rows, {name: own})))):
@@ -61,7 +64,7 @@ def summaries_of(name: str, folder: Path | None, loaded: Loaded, columns: Sequen
         about = _about(context, group)
         for axis in declared.over or ("",):
             if len(data.rows(axis)):
-                table = arm_summary(data, axis, chosen(data, columns), metrics)
+                table = arm_summary(data, axis, chosen(data, columns, whole), metrics)
                 if len(table):
                     found.append(Summary(name, declared.arm, axis, declared.replicates, about, table))
     return found
@@ -81,13 +84,15 @@ def arm_summary(data: Data, axis: str, names: Sequence[str], metrics: Mapping[st
     return pd.DataFrame(rows, columns=["level", "arm", "metric", "unit", "value", "low", "high", "n"])
 
 
-def chosen(data: Data, columns: Sequence[str]) -> list[str]:
-    """The metrics asked for; else the outcome and what the arms cost, as far as it was recorded."""
+def chosen(data: Data, columns: Sequence[str], whole: bool = False) -> list[str]:
+    """The metrics asked for; else the outcome and what the arms cost, and where `whole` the question's own metrics, as
+    far as they were recorded."""
     numeric = [str(name) for name in data.records.select_dtypes("number") if data.records[name].notna().any()]
     unknown = [name for name in columns if name not in numeric]
     if unknown:
         raise ValueError(f"unknown metric {unknown[0]!r}; choose from {', '.join(numeric)}")
-    wanted = columns or dict.fromkeys((data.study.outcome, *data.study.costs))
+    own = data.study.metrics if whole else ()
+    wanted = columns or dict.fromkeys((data.study.outcome, *data.study.costs, *own))
     return [name for name in wanted if name in numeric]
 
 

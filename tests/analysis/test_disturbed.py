@@ -1,11 +1,13 @@
 """Cells beyond a bound are marked wherever their numbers are shown; those within, and old records, are not."""
 
+import re
+
 import pandas as pd
 import pytest
 
 from mlexp.analysis import files
 from mlexp.analysis.compare import compare
-from mlexp.analysis.disturbed import BOUNDS, disturbances, remarks
+from mlexp.analysis.disturbed import BOUNDS, disturbances, listed, remarks
 from mlexp.analysis.report import run
 from mlexp.record import CONDITIONS
 
@@ -78,6 +80,16 @@ def test_what_is_no_number_marks_nothing(value):
     assert remarks(pd.DataFrame({"cell": ["c"]})) == "" and disturbances(pd.DataFrame({"cell": []})) == []
 
 
+def test_where_every_cell_was_disturbed_the_causes_are_listed_once():
+    df = frame({"core_wait_fraction": 0.1, "others_fraction": 0.5}, {"others_fraction": 0.9}, {"cpu_throttles": 2})
+    told = "waited for a core in 1 (10 %); other processes used the CPU in 2 (50 % to 90 %)"
+    assert listed(df) == [("all 3", f"{told}; the CPU throttled itself in 1 (2)")]
+    assert listed(frame(*[{"others_fraction": 0.5, "gpu_throttled_by": "heat"}] * 2)) == [
+        ("all 2", "other processes used the CPU (50 %); the GPU was throttled (heat)")
+    ]
+    assert listed(df[:1]) == disturbances(df[:1]) and len(listed(frame({"others_fraction": 0.5}, {}))) == 1
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -88,16 +100,18 @@ def entries(make, **fields):
     return [make.bench({"n": f"n{i}"}, question="one", **QUIET | (fields if i == 1 else {})) for i in range(3)]
 
 
-def test_the_mark_stands_at_every_figure_and_table(make, place, capsys):
+def test_the_mark_stands_once_a_context_and_in_every_picture(make, place, capsys):
     make.write_question(place / "benches", "one", SHOW)
     make.write_json(place / "a.json", entries(make, others_fraction=0.7))
     assert run([place / "a.json"]) == 0
     said = "1 of 3 cells disturbed while timed: 1 other processes used the CPU"
     summary, page = ((place / "results" / name).read_text() for name in ("one/summary.md", "index.html"))
-    assert summary.count(said) == 3  # at the head, the table, the figure
+    assert summary.count(said) == 1  # at the head
+    svg = (place / "results/one/f.svg").read_text()
+    assert said in " ".join(re.sub("<[^>]*>", " ", svg).split())
     assert "## Disturbed while timed" in summary and "[n1] | other processes used the CPU (70 %) |" in summary
     assert "| disturbed | 1 of 3 records |" in summary and "| cpu governor | powersave |" in summary
-    assert page.count(said) >= 4 and "Disturbed while timed (1)" in page
+    assert page.count(said) == 2 and "Disturbed while timed (1)" in page
     assert said in capsys.readouterr().out
     assert "disturbed" not in (place / "results/one/all.csv").read_text()
 

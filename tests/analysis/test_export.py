@@ -82,11 +82,33 @@ def test_a_summary_has_means_and_intervals(records, tmp_path):
         assert (row.value, row.low, row.high, row.n) == pytest.approx(found[:4])
 
 
+def test_a_summary_has_the_question_s_own_metrics_unless_it_is_for_a_page(records, tmp_path):
+    out = read_back(export(records, tmp_path / "out.csv", "--table", "summary"))
+    assert list(out["metric"].unique()) == ["wall_s", "flops", "hits_100"]  # a text has no mean
+    assert "hits" not in export(records, tmp_path / "out.tex").read_text()
+
+
+def test_a_column_of_a_latex_summary_has_one_notation(make, tmp_path):
+    entries = make.grid()
+    for entry in entries:
+        factor = 1e-5 if entry["params"]["model"] == "small" else 1.0
+        entry["extra_info"] |= {"flops": 1000 + len(entry["params"]["prompt"]), "energy_j": 0.0}
+        entry["stats"]["data"] = [value * factor for value in entry["stats"]["data"]]
+    records = make.write_json(tmp_path / "a.json", entries, studies=STUDIES)
+    chosen = ("--columns", "wall_s,flops,energy_j")
+    text = export(records, tmp_path / "o.tex", *chosen).read_text()
+    columns = list(zip(*re.findall(r"(?:plain|tree) & (.*) & (.*) & (.*) ", text), strict=True))
+    assert [{"times" in cell for cell in column} for column in columns] == [{True}, {False}, {False}]
+    assert len(columns[0]) == 6 and r"\times 10^{0}" in columns[0][2] and columns[2][0] == "$0$"
+    assert r"wall\_s (s) & flops (FLOP) & energy\_j (J)" in text
+
+
 def test_the_latex_summary_says_what_its_numbers_are(records, tmp_path):
     text = export(records, tmp_path / "out.tex").read_text()
     assert "needs the packages booktabs\n" in text
     for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{llrr}", r"\label{tab:speed-model-1}",
-                 r"model & decoder & wall\_s & flops \\", r"Means over 4 prompts $\pm$ half the width of the 95\,\%",
+                 r"model & decoder & wall\_s (s) & flops (FLOP) \\",
+                 r"Means over 4 prompts $\pm$ half the width of the 95\,\%",
                  "stand-in weights", "uncommitted code (dirty)", "unfinished grid"):  # fmt: skip
         assert part in text, part
     df = mlexp.load(records)

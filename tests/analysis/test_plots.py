@@ -1,6 +1,7 @@
 """Figures: stable looks, plain tick labels, identical bytes, hostile names drawn as they are."""
 
 import itertools
+import re
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib as mpl
@@ -47,6 +48,46 @@ def test_a_pdf_is_the_same_again_and_a_saved_file_has_its_fonts(tmp_path):
     for content in ((tmp_path / "a.pdf").read_bytes(), plots.pdf(fig)):
         assert b"/FontFile2" in content and b"/Type3" not in content
     assert mpl.rcParams["pdf.fonttype"] == mpl.rcParamsDefault["pdf.fonttype"] == 3  # what it is without mlexp
+
+
+def drawn_on_log_axes():
+    fig, ax = plots.figure("Speed-up", "parameters", "ratio")
+    table = pd.DataFrame({"arm": ["plain", "tree"] * 2, "x": [120e6, 120e6, 1.5e9, 1.5e9], "y": [1.0, 1.5, 1.1, 1900]})
+    plots.curves(ax, table, "x", "y", "arm", plots.looks(["plain", "tree"]))
+    plots.log_x(ax, ticks=table["x"])
+    plots.log_y(ax)
+    return fig
+
+
+def pdf_texts(content):
+    """The texts of an uncompressed PDF: strings of two bytes a letter, with their kerning between them."""
+    shown = re.findall(rb"\[ (.*?) \] TJ", content)
+    return {b"".join(re.findall(rb"\((.*?)\)", text)).replace(b"\0", b"").decode("latin-1") for text in shown}
+
+
+def test_a_figure_saved_to_a_file_is_finished_like_a_report_s(tmp_path):
+    fig, wanted = drawn_on_log_axes(), {"120M", "1.5B", "100", "1k", "plain", "tree", "Speed-up"}
+    with mpl.rc_context({"pdf.compression": 0}):
+        for ending in ("pdf", "svg", "png"):
+            drawn_on_log_axes().savefig(tmp_path / f"a.{ending}")  # each new: none finds what another finished
+    found = texts(plots.Images(b"", (tmp_path / "a.svg").read_bytes()))
+    assert wanted <= set(found) and not any("$" in text for text in found)
+    in_pdf = pdf_texts((tmp_path / "a.pdf").read_bytes())
+    assert wanted - {"Speed-up"} <= in_pdf and not any("$" in text for text in in_pdf)
+    (tmp_path / "b.png").write_bytes(plots.save(fig).png)
+    np.testing.assert_array_equal(*(mpl.image.imread(tmp_path / f"{name}.png") for name in "ab"))
+
+
+def test_a_figure_saved_after_a_report_leaves_no_room_for_the_report_s_title(tmp_path):
+    fig = drawn_on_log_axes()
+    plots.save(fig, "foot", "A finding", "what is drawn")
+    fig.savefig(tmp_path / "a.png")
+    fresh = drawn_on_log_axes()
+    fresh.savefig(tmp_path / "b.png")
+    np.testing.assert_allclose(*(each.axes[0].get_position().bounds for each in (fig, fresh)), atol=0.005)
+    fig.set_layout_engine("none")
+    fig.savefig(tmp_path / "c.png", dpi=50)
+    assert mpl.image.imread(tmp_path / "c.png").shape[:2] == (210, 360)
 
 
 def test_ticks_are_plain_numbers_and_the_foot_is_printed():

@@ -41,4 +41,6 @@ def records(means, seeds=5, noise=0.0, shared=0.0, seed=0, metric="loss_nats", *
 
 def data(df, declared=None, settings=None, **estimates) -> Data:
     """The records as claims see them."""
-    return Data(declared or study(), df, metrics_of(), settings or {"test": 100}, estimates)
+    return Data(
+        declared or study(), df, metrics_of(declared.metrics if declared else {}), settings or {"test": 100}, estimates
+    )

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from mlexp.analysis.claims import all_of, any_of, evaluate, switched
-from mlexp.analysis.findings import counted
+from mlexp.analysis import standard
+from mlexp.analysis.claims import all_of, any_of, evaluate, switched, unit_of
+from mlexp.analysis.findings import Finding, counted
 from mlexp.analysis.intervals import share_interval
+from mlexp.analysis.output import Output
 from mlexp.analysis.sections import registered
 from mlexp.analysis.stats import Estimate, Verdict
 from mlexp.study import (
@@ -37,7 +39,9 @@ from mlexp.study import (
 from tests.study.made import SIZES, data, records, study
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = Verdict
+WRONG = {"wrong": ("items", "lower", "how many it got wrong")}
 GAIN = arm("base") - arm("new")
+OVER = ratio("base", "new")
 FIRST = At(GAIN, Levels(place="first"))
 
 
@@ -302,7 +306,23 @@ def test_an_undecided_claim_says_how_many_seeds_would_decide_it(seed):
     half = lambda n: scipy_stats.t.ppf(0.975, n - 1) * sd / math.sqrt(n)  # noqa: E731
     assert half(n) < abs(sample.mean()) and half(n - 1) >= abs(sample.mean())
     assert found.more_seconds == found.more_blocks * 4.0  # two arms of two seconds a seed
-    assert f"about {found.more_blocks} more would decide" in found.reason
+    assert f"about {found.more_blocks} more seed{'' if found.more_blocks == 1 else 's'} would decide" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("replicates", "more", "told"),
+    [
+        (("seed",), 1, "about 1 more seed would decide"),
+        (("seed",), 2, "about 2 more seeds would decide"),
+        (("batch",), 3, "about 3 more batches would decide"),
+        (("seed", "prompt"), 2, "about 2 more seeds x prompts would decide"),
+        ((), 1, "about 1 more record would decide"),
+    ],
+)
+def test_what_more_are_needed_of_is_named(replicates, more, told):
+    declared = study(replicates=replicates)
+    words = {"unit": unit_of(declared), "one": unit_of(declared, 1)}
+    assert Finding("C", Claim("", Above(FIRST)), UNDECIDED, 0.95, more_blocks=more, **words).to_decide == told
 
 
 def decides(distance, sd, confidence=0.95):
@@ -335,6 +355,52 @@ def test_further_seeds_of_independent_arms():
     half = (part.estimate.high - part.estimate.low) / 2
     assert found.verdict == UNDECIDED
     assert found.more_blocks == max(1, math.ceil(5 * (half / abs(part.estimate.value)) ** 2) - 5)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 12])
+def test_of_values_without_spread_no_number_of_seeds_is_said_to_decide(seeds):
+    df = records({("tiny", "new"): 0.0}, seeds=seeds, metric="wrong")
+    found = verdict(Within(At(arm("new").of("wrong")), None, 0.5), df, declared=study(metrics=WRONG))
+    assert (found.verdict, found.more_blocks, found.to_decide) == (UNDECIDED, None, "")
+    told = f"no spread in {seeds} seeds: every value is 0 items; more of them cannot decide it by an interval"
+    assert found.reason.endswith(told) and "would decide" not in found.reason
+    out = Output("speed", {}, pd.DataFrame(), lambda key: {})
+    out.claims({"C": found})
+    assert out.verdicts[0]["more"] == told  # the terminal line ends in it
+
+
+def test_one_quantity_without_spread_among_several_is_named():
+    df = pd.concat([curve([0.08], noise=0.1, seed=3), curve([0.5, 0.5], noise=0.0).query("size == 'small'")])
+    df.attrs["axes"] = ["size", "seed", "arm"]
+    found = verdict(Above(At(GAIN)), df)
+    assert found.verdict == UNDECIDED and found.more_blocks is None
+    assert "no spread in 5 seeds of base minus new at small: every value is +0.5000 nats; more" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("statement", "gains", "told"),
+    [
+        (Above(At(GAIN)), (0.5, 0.0, 0.5), "at size small (1 of 3 undecided, 2 supported)"),
+        (Above(At(GAIN)), (0.5, -0.5, 0.0), "at size small (1 of 3 refuted, 1 supported, 1 undecided)"),
+        (Above(At(GAIN)), (0.5, 0.3, 0.4), "at size small (all 3 supported)"),
+        (Above(Steps(GAIN)), (0.5, 0.7, 0.8), "from small to medium (all 2 supported)"),
+        (All(Above(At(GAIN)), Below(At(GAIN), 1.0)), (0.5,), "for base minus new at tiny (all 2 supported)"),
+        (All(Above(Mean(GAIN)), Above(Mean(arm("base")))), (0.5,), "for base minus new (all 2 supported)"),
+        (Above(At(OVER), 1.0), (0.5, 0.1), "base over new at size small (all 2 supported)"),
+        (Above(At(OVER), 1.0), (0.5,), "base over new"),
+        (Above(Mean(OVER), 1.0), (0.5, 0.4), "base over new"),
+        (All(Above(At(OVER), 1.0), Above(At(GAIN))), (0.5,), "base over new at tiny (all 2 supported)"),
+        (Above(Slope(OVER, "n_params")), (0.1, 0.3, 0.5), ""),
+        (Above(At(GAIN)), (0.5,), ""),
+        (Above(Mean(GAIN)), (0.5, 0.4), ""),
+    ],
+)
+def test_the_effect_of_several_quantities_says_which_it_is_and_how_all_ended(statement, gains, told):
+    found = verdict(statement, curve(gains))
+    assert found.extent == told
+    answer = standard.answer({"C": found}, pd.DataFrame())
+    effect = f"{found.effect} [{found.interval}]"
+    assert answer == f"A claim: {found.verdict}" + (f", {effect} {told}." if told else f" ({effect}).")
 
 
 def test_what_a_claim_shows_is_the_quantity_nearest_to_its_bound():
