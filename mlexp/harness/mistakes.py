@@ -118,14 +118,17 @@ def _no_axis(role: str, name: str, axes: Mapping[str, str], row: Any) -> str:
 
 def _untaken(found: study.Study, module: ModuleType) -> Iterator[Problem]:
     """The axes that no cell function takes, of this file or of those that share its study.py: every claim that needs
-    one would end untested. An argument that is spelt alike is `check_items`' business."""
+    one would end untested. Without a part in the study, an axis may list what `collects` alone reads. An argument that
+    is spelt alike is `check_items`' business."""
     taken = {function: list(inspect.signature(function).parameters) for function in _tests(module)}
     file = Path(str(module.__file__))
     others = [bench.read_text() for bench in file.parent.glob("bench_*.py") if bench != file]
     texts = others if file.with_name("study.py").is_file() else []
+    code, roles = file.read_text(), {found.arm, *found.over, *found.replicates}
     arguments = {name for names in taken.values() for name in names}
     missing = [axis for axis in found.axes if axis not in arguments]
     missing = [axis for axis in missing if near(axis, arguments - set(found.axes), "none") == "none"]
+    missing = [axis for axis in missing if axis in roles or not re.search(rf"\.{found.axes[axis]}\b", code)]
     missing = [axis for axis in missing if not any(re.search(rf"\b{axis}\b", text) for text in texts)]
     if missing and (cells := [function for function, names in taken.items() if CELLS & set(names)]):
         function = max(cells, key=lambda each: len(set(taken[each]) & set(found.axes)))

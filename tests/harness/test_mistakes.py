@@ -401,6 +401,18 @@ def test_functions_of_one_file_may_each_take_some_of_the_axes(pytester):
     result.assert_outcomes(passed=4)
 
 
+def test_an_axis_may_list_what_only_collects_reads(pytester):
+    pytester.makeini(INI)
+    text = BENCH.replace('"size": "sizes", ', '"size": "sizes", "where": "wheres", ')
+    text = text.replace("    width: int", "    wheres: tuple[int, ...] = (1,)\n    width: int")
+    write(pytester, "it", text.replace("return True", 'return params["size"] in settings.wheres'))
+    pytester.runpytest_inprocess("benches").assert_outcomes(passed=4)
+    text = BENCH.replace("(cell, size, seed", "(cell, seed").replace("return True", "return bool(settings.sizes)")
+    write(pytester, "other", text)  # there it is in `over`, which claims need
+    result = pytester.runpytest_inprocess("benches/other")
+    result.stdout.fnmatch_lines(["*axis 'size' is declared in axes= but test_it does not take it; *"])
+
+
 def test_an_axis_that_is_spelt_like_another_is_missed_all_the_same(run):
     result, lines = run('"size": "sizes", ', '"size": "sizes", "sizes": "sizes", ')
     assert result.ret == pytest.ExitCode.INTERRUPTED

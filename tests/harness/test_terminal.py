@@ -72,6 +72,8 @@ def test_a_session_that_ended_early_says_how_to_go_on(fit):
     assert re.fullmatch(r"mlexp: \d of 8 cells measured; the same command with --resume goes on", stopped)
     assert unfinished("--resume") == [stopped.replace(" with --resume", "")]
     fit.edit("raise KeyboardInterrupt", "pass")
+    marked = "import pytest\n\n@pytest.mark.skip\ndef test_other(cell, arm):\n    cell.time(list)\n\n\ndef test_fit"
+    fit.edit("def test_fit", marked)
     assert unfinished("--resume") == []
 
 
