@@ -21,7 +21,7 @@ from mlexp.record import Metric, metrics_of
 from mlexp.settings import AtLeast, MoreThan, OneOf
 from mlexp.study import Claim, Study, contrasts
 
-QUIET = ("-q", "-p", "no:cacheprovider", "-W", "ignore:Module already imported so cannot be rewritten; mlexp")
+QUIET = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", "ignore:Module already imported so cannot be rewritten; mlexp")
 
 
 class Setting(typing.NamedTuple):
