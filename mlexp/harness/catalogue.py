@@ -21,7 +21,8 @@ from mlexp.record import Metric, metrics_of
 from mlexp.settings import AtLeast, MoreThan, OneOf
 from mlexp.study import Claim, Study, contrasts
 
-QUIET = ("-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-W", "ignore:Module already imported so cannot be rewritten; mlexp")
+WITHOUT = ("-p", "no:cacheprovider", "-p", "no:randomly")  # nothing is written, and axes keep their order
+QUIET = ("-q", *WITHOUT, "-W", "ignore:Module already imported so cannot be rewritten; mlexp")
 
 
 class Setting(typing.NamedTuple):
