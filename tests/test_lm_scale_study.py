@@ -93,7 +93,7 @@ def test_the_report_writes_the_original_s_outputs(place):
         ("10000", "8")
     }
     assert not (folder / "results_intermediate.json").exists()
-    for name in ("data_size", "sequence_length", "learning", "gradient_course", "gradient", "step"):
+    for name in ("data_size", "learning", "gradient_course", "gradient", "step"):
         assert (folder / f"{name}.png").stat().st_size > 1000, name
     for name in ("perplexity", "sequence_perplexity", "advantage", "sequence_advantage", "parts"):
         text = (folder / f"{name}.csv").read_text()

@@ -101,6 +101,7 @@ def test_every_page_of_the_repository_is_shown_and_no_python(site):
 
 
 def test_links_of_readmes_become_those_of_the_site():
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install --group docs")
     pages = module("pages")
     file = ROOT / "benches/maze_scaling/README.md"
     text = "[a](../training_speed/) [b](../../docs/models.md#x) [c](../../mlexp/study.py) [d](https://x.y) ![e](f.png)"
