@@ -85,5 +85,5 @@ def test_the_page_escapes_all_but_what_four_files_vouch_for():
     template = (ROOT / "mlexp" / "analysis" / "page.html.j2").read_text()
     assert not re.search(r"\|\s*safe|autoescape\s+false", template)
     makers = {path.name for path in (ROOT / "mlexp").rglob("*.py") if "Markup(" in path.read_text()}
-    # markup.py and output.py make it; kept.py takes it back from the cache; page.py: the page's own script, by its hash
-    assert makers == {"markup.py", "output.py", "kept.py", "page.py"}
+    # markup.py and output.py make it; cache.py reads it back; page.py: the page's own script, by its hash
+    assert makers == {"markup.py", "output.py", "cache.py", "page.py"}

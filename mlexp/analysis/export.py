@@ -46,10 +46,10 @@ def run(
         wanted = [name.strip() for name in columns.split(",")] if columns else []
         if (table or ("summary" if to.suffix == ".tex" else "records")) == "summary":
             found = summaries(loaded, benches, wanted, whole=to.suffix != ".tex")  # a page is not that wide
-            content, told = encode(tidy(found), found), f"{len(found)} table{'s' * (len(found) > 1)} of arms"
+            content, summary = encode(tidy(found), found), f"{len(found)} table{'s' * (len(found) > 1)} of arms"
         else:
             df = records(loaded, wanted)
-            content, told = encode(df, None), f"{len(df)} records{_unfinished(loaded)}"
+            content, summary = encode(df, None), f"{len(df)} records{_unfinished(loaded)}"
         write(to, content)
     except Nothing as error:
         return _fail(NOTHING, f"nothing to export: {error}")
@@ -59,7 +59,7 @@ def run(
         return _fail(REFUSED, str(error))
     for note in loaded.notes:
         _fail(WRITTEN, note)
-    print(f"{to}: {told}")
+    print(f"{to}: {summary}")
     return WRITTEN
 
 

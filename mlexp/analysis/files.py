@@ -98,6 +98,11 @@ def read(*paths: str | Path) -> Loaded:
     return loaded
 
 
+def is_of(cell: str, question: str) -> bool:
+    """Whether a cell, by its node id, is of a question: its bench file stands in the question's folder."""
+    return f"/{question}/" in f"/{cell}"
+
+
 def arrays(row: Row) -> Arrays:
     """The series of a row as arrays, each read when it is asked for; null becomes NaN."""
     return Arrays(row.series, row.folder, row.values["source"])

@@ -2,7 +2,7 @@
 
 It walks the folders of questions and hands each the records whose `question` is its folder's name, once per context.
 What a record says never chooses code. Everything is made in memory first; a report that fails writes nothing. A
-question of which nothing changed is taken from the cache (see `kept`), without the libraries that draw.
+question of which nothing changed is taken from the cache (see `cache`), without the libraries that draw.
 """
 
 import sys
@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import mlexp
-from mlexp.analysis import kept
+from mlexp.analysis import cache
 from mlexp.analysis.files import Loaded, LoadError, read
 from mlexp.analysis.page import index, summary
 from mlexp.analysis.section import Section
@@ -62,14 +62,14 @@ def run(
 
 def _sections(name: str, folder: Path | None, loaded: Loaded, pdf: bool, fresh: bool) -> list[Section]:
     """A question's sections: those that were kept, else made now and kept."""
-    key = kept.key_of(name, folder, loaded, pdf)
-    if not fresh and (found := kept.get(key)) is not None:
+    key = cache.key_of(name, folder, loaded, pdf)
+    if not fresh and (found := cache.get(key)) is not None:
         return found
     from mlexp.analysis.sections import sections_of  # with pandas, scipy and matplotlib
 
     made = sections_of(name, folder, loaded, pdf)
     try:
-        kept.put(key, made)
+        cache.put(key, made)
     except OSError as error:
         _fail(OK, f"not kept for the next time: {error.strerror or error}")
     return made

@@ -18,7 +18,7 @@ from mlexp.analysis.verdict import Verdict
 class Section:
     """A question in one context: what its report found, and what stands around it."""
 
-    out: Any  # its Output, or what was kept of one
+    out: Any  # its Output, or what the cache has of one
     folder: Path  # below the results folder
     records: int
     unfinished: list[tuple[str, str, str]]  # cell, status, reason

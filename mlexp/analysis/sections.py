@@ -17,7 +17,7 @@ from mlexp.analysis.claims import evaluate
 from mlexp.analysis.columns import text
 from mlexp.analysis.data import Data
 from mlexp.analysis.disturbed import disturbances, listed, remarks
-from mlexp.analysis.files import Loaded, Row, arrays
+from mlexp.analysis.files import Loaded, Row, arrays, is_of
 from mlexp.analysis.output import STAND_INS, Output, stand_ins
 from mlexp.analysis.section import Section
 from mlexp.analysis.stats import Verdict
@@ -47,8 +47,8 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
     df = results.latest(results.frame(Loaded(list(rows.values()), {name: metrics})))
     over_commits = by_context(name, loaded)
     asks = declared.asks if declared and declared.asks else question_of(folder / "README.md") if folder else ""
-    killed = [start for start in loaded.died if f"/{name}/" in f"/{start['cell']}" and not _ran_since(df, start)]
-    never_ran = [cell for cell in loaded.never_ran if f"/{name}/" in f"/{cell}"]
+    killed = [start for start in loaded.died if is_of(start["cell"], name) and not _ran_since(df, start)]
+    never_ran = [cell for cell in loaded.never_ran if is_of(cell, name)]
     sections: list[Section] = []
     for context, group in results.contexts(df):
         passed = group["status"] == "passed"

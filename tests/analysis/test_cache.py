@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mlexp.analysis import kept, sections
+from mlexp.analysis import cache, sections
 from mlexp.analysis.report import run
 
 
@@ -104,7 +104,7 @@ def test_what_is_kept_needs_none_of_the_libraries_that_draw(place):
 def test_what_nobody_asked_for_is_thrown_away(place, monkeypatch):
     run([place / "a.json"])
     (first,) = (place / "cache/mlexp/reports").iterdir()
-    monkeypatch.setattr(kept, "DAYS", -1)
+    monkeypatch.setattr(cache, "DAYS", -1)
     readme(place)
     run([place / "a.json"])
     assert not first.exists()

@@ -1,9 +1,10 @@
-"""Reports that are kept: a question whose records, code and libraries are what they were is not reported again.
+"""The cache of reports: a question whose records, code and libraries are what they were is not reported again.
 
-What is kept is what the page and the files need, as compressed JSON; what was read from it is as what was made.
+An entry is what the page and the files need, as compressed JSON; what is read from it is as what was made.
 """
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -19,10 +20,11 @@ from typing import Any
 from markupsafe import Markup
 
 import mlexp
-from mlexp.analysis.files import Loaded, Row
+from mlexp.analysis.files import Loaded, Row, is_of
 from mlexp.analysis.section import Section
 from mlexp.store import cache_dir, write
 
+PACKAGE = Path(mlexp.__file__).parent
 LIBRARIES = ("numpy", "pandas", "scipy", "matplotlib", "markupsafe")
 OF_OUTPUT = (
     *("question", "context", "line", "mark", "foot", "grid", "stand_ins", "dirty", "remarks", "answer", "lead"),
@@ -30,22 +32,28 @@ OF_OUTPUT = (
 )
 OF_SECTION = ("records", "unfinished", "environment", "replicates", "asks", "history", "disturbed")
 HTML = ("html", "svg", "why_html")  # what of a block or a verdict is made, and not escaped again
-DAYS = 30  # after which what nobody asked for is thrown away
+DAYS = 30  # after which an entry that nobody read is removed
 
 
 def key_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool) -> str:
     """The hash of all that a question's report depends on and that is known before it is made."""
-    here = Path(mlexp.__file__).parent
-    mine = [row for row in (*loaded.rows, *loaded.older) if row.values.get("question") == name]
-    others = [text for text in loaded.never_ran if f"/{name}/" in f"/{text}"]
-    others += [str(start) for start in loaded.died if f"/{name}/" in f"/{start['cell']}"]
+    rows = [row for row in (*loaded.rows, *loaded.older) if row.values.get("question") == name]
+    unfinished = [cell for cell in loaded.never_ran if is_of(cell, name)]
+    unfinished += [str(start) for start in loaded.died if is_of(start["cell"], name)]
     parts = [
-        f"{name} {pdf} {sys.version} {[importlib.metadata.version(library) for library in LIBRARIES]}",
-        *_hashes([*here.rglob("*.py"), *(folder.rglob("*") if folder else ())]),
-        json.dumps([loaded.metrics.get(name), loaded.commits, others], sort_keys=True, default=str),
-        *(_row(row) for row in mine),
+        f"{name} {pdf} {_installation()}",
+        *_hashes(folder.rglob("*") if folder else ()),
+        json.dumps([loaded.metrics.get(name), loaded.commits, unfinished], sort_keys=True, default=str),
+        *(_row(row) for row in rows),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _installation() -> str:
+    """This package's code, and the versions of what it is run with: the same for all questions of a run."""
+    versions = [importlib.metadata.version(library) for library in LIBRARIES]
+    return f"{sys.version} {versions} {_hashes(PACKAGE.rglob('*.py'))}"
 
 
 def _row(row: Row) -> str:
@@ -59,8 +67,8 @@ def _hashes(files: Iterable[Path]) -> list[str]:
 
 
 def get(key: str) -> list[Section] | None:
-    """What was kept; None where there is nothing, where it cannot be read, or where a module that the report imported
-    has changed since."""
+    """The sections of an entry; None where there is none, where it cannot be read, or where a module that the report
+    imported has changed since."""
     file = _place(key)
     try:
         content = json.loads(zlib.decompress(file.read_bytes()))
@@ -74,7 +82,7 @@ def get(key: str) -> list[Section] | None:
 
 
 def put(key: str, sections: Sequence[Section]) -> None:
-    """Keep what was made. Raises OSError where the cache cannot be written."""
+    """Make an entry. Raises OSError where the cache cannot be written."""
     modules = _own_modules()
     content = {"modules": modules, "hashes": _hashes(map(Path, modules)), "sections": list(map(_as_dict, sections))}
     write(_place(key), zlib.compress(json.dumps(content, default=_plain).encode(), 1))
@@ -88,11 +96,12 @@ def _place(key: str) -> Path:
 
 
 def _own_modules() -> list[str]:
-    """The files of loaded modules that are nobody's installation: what a report may have imported from its project."""
+    """The files of loaded modules that are neither installed nor this package's, which every key covers: what a report
+    may have imported from its project."""
     paths = sysconfig.get_paths()
-    installed = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    others = (*(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")), str(PACKAGE))
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return sorted(file for file in files if file and not file.startswith(tuple(installed)))
+    return sorted(file for file in files if file and not file.startswith(others))
 
 
 def _as_dict(section: Section) -> dict[str, Any]:
@@ -109,10 +118,10 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _section(kept: dict[str, Any]) -> Section:
-    out = SimpleNamespace(**kept["out"], files={name: base64.b64decode(text) for name, text in kept["files"].items()})
+def _section(entry: dict[str, Any]) -> Section:
+    out = SimpleNamespace(**entry["out"], files={name: base64.b64decode(text) for name, text in entry["files"].items()})
     for block in (*out.blocks, *out.verdicts):
         for name in HTML:
             if name in block:
                 block[name] = Markup(block[name])
-    return Section(out=out, folder=Path(kept["folder"]), **kept["section"])
+    return Section(out=out, folder=Path(entry["folder"]), **entry["section"])
