@@ -30,7 +30,7 @@ def aa_band(data) -> tuple[float, float] | None:
     return middle - half, middle + half
 
 
-def floor_lines(ax, data, axis="y", band=True):
+def floor_lines(ax, data):
     """Floors and the A/A band. A floor far from all losses would flatten the rest: it is named at the edge instead."""
     rows = data.rows("")
     values = rows["loss_nats"].astype(float)
@@ -40,19 +40,14 @@ def floor_lines(ax, data, axis="y", band=True):
         if column is None or column.isna().all():
             continue
         at = float(column.astype(float).mean())
-        if not near[0] <= at <= near[1]:
-            far.append(f"{name} {at:.2f}")
-        elif axis == "y":
+        if near[0] <= at <= near[1]:
             plots.reference(ax, y=at, label=f"{name} {at:.2f}")
         else:
-            plots.reference(ax, x=at)
-            ax.annotate(f"{name} {at:.2f}", (at, 0.01), xycoords=("data", "axes fraction"), xytext=(2, 0),
-                        textcoords="offset points", fontsize=8, rotation=90, va="bottom")  # fmt: skip
-    if band and (ends := aa_band(data)):
-        (ax.axhspan if axis == "y" else ax.axvspan)(*ends, color=plots.FAINT, alpha=0.6, zorder=0, linewidth=0)
+            far.append(f"{name} {at:.2f}")
+    if ends := aa_band(data):
+        ax.axhspan(*ends, color=plots.FAINT, alpha=0.6, zorder=0, linewidth=0)
     if far:
-        corner = (0.99, 0.01 if axis == "y" else 0.985)
-        ax.annotate(f"out of sight: {', '.join(far)}", corner, xycoords="axes fraction", ha="right", fontsize=7.5)
+        ax.annotate(f"out of sight: {', '.join(far)}", (0.99, 0.01), xycoords="axes fraction", ha="right", fontsize=7.5)
 
 
 def arms_figure(data, table):

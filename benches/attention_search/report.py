@@ -217,8 +217,8 @@ def tie_finding(data) -> str:
     if not same:
         return f"{loss}; fewer than two seeds or arms, so nothing can be told apart"
     others = len(same) - 1
-    told = f"{others} of the {len(competing(data)) - 1} others cannot be told from it" if others else "alone"
-    return f"{loss}; {told}"
+    ties = f"{others} of the {len(competing(data)) - 1} others cannot be told from it" if others else "alone"
+    return f"{loss}; {ties}"
 
 
 def tie_sentences(data) -> Iterator[str]:
