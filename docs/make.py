@@ -132,10 +132,10 @@ def option_table() -> str:
     from mlexp.harness.options import TABLE
 
     rows = []
-    for name, told in TABLE.items():
-        values = (told.get("metavar") or "|".join(told.get("choices", ()))).split("|")
-        flag = f"--{name}[={values[0]}]" if told.get("nargs") == "?" else f"--{name}"
-        rows.append((with_values(flag, [] if told.get("nargs") == "?" else values), told["help"] + again(told)))
+    for name, option in TABLE.items():
+        values = (option.get("metavar") or "|".join(option.get("choices", ()))).split("|")
+        flag = f"--{name}[={values[0]}]" if option.get("nargs") == "?" else f"--{name}"
+        rows.append((with_values(flag, [] if option.get("nargs") == "?" else values), option["help"] + again(option)))
     return table(("option", "what it does"), rows)
 
 
@@ -146,8 +146,8 @@ def with_values(flag: str, values: list[str]) -> str:
     return f"`{' '.join([flag, *filter(None, values)])}`"
 
 
-def again(told: Mapping[str, Any]) -> str:
-    return "; may be given several times" if told.get("action") == "append" else ""
+def again(option: Mapping[str, Any]) -> str:
+    return "; may be given several times" if option.get("action") == "append" else ""
 
 
 def commands() -> dict[str, str]:
@@ -162,7 +162,7 @@ def described(name: str, command: argparse.ArgumentParser) -> str:
     """One command for the page."""
     actions = [action for action in command._actions if not isinstance(action, argparse._HelpAction)]
     usage = command.usage or " ".join([f"mlexp {name} [options]", *(place(a) for a in actions if not a.option_strings)])
-    rows = [(spelled(action), told(action)) for action in actions]
+    rows = [(spelled(action), described_argument(action)) for action in actions]
     statuses = re.sub(r"^exit status: ", "", command.epilog or "")
     parts = [f"```text\n{usage}\n```", command.description or "", table(("argument", "what it is"), rows)]
     return "\n\n".join([*parts, f"Exit status: {statuses}."])
@@ -182,7 +182,7 @@ def spelled(action: argparse.Action) -> str:
     return with_values(action.option_strings[0], values)
 
 
-def told(action: argparse.Action) -> str:
+def described_argument(action: argparse.Action) -> str:
     """What an argument is, in the parser's words."""
     text = (action.help or "") % {**vars(action), "prog": "mlexp"}
     needed = "required" if action.required and action.option_strings else ""

@@ -249,9 +249,9 @@ def speedup_finding(speedups) -> str:
     for baseline in dict.fromkeys(("sequential", hardest)):
         against = rows[rows["baseline"] == baseline]
         if len(against):
-            told = int(((against["low"] > 1) | (against["high"] < 1)).sum())
-            at = f" at {told} of {len(against)} sizes" if told else ""
-            sure = "" if told == len(against) else f" (told from 1{at})" if told else " (not told from 1)"
+            apart = int(((against["low"] > 1) | (against["high"] < 1)).sum())
+            at = f" at {apart} of {len(against)} sizes" if apart else ""
+            sure = "" if apart == len(against) else f" (told from 1{at})" if apart else " (not told from 1)"
             texts.append(f"{reach(against['speedup'], 'ratio')} over {baseline}{sure}")
     return f"Speed-up of {method}: {' and '.join(texts)}"
 

@@ -308,13 +308,13 @@ def part_finding(parts) -> str:
     """Whether the rule makes a difference that can be told from none, and whether the network does."""
     known = parts.dropna(subset=["low"])
     rule = known[known["part"].str.contains("rule")]
-    told = rule[(rule["low"] > 0) | (rule["high"] < 0)]
+    apart = rule[(rule["low"] > 0) | (rule["high"] < 0)]
     if rule.empty:
         return "What the difference to backprop is due to"
-    if told.empty:
+    if apart.empty:
         return f"The learning rule makes no measurable difference: {len(rule)} of {len(rule)} intervals hold 0"
-    worst = told.loc[told["value"].abs().idxmax(), "value"]
-    count = f"{len(told)} of {len(rule)} comparisons"
+    worst = apart.loc[apart["value"].abs().idxmax(), "value"]
+    count = f"{len(apart)} of {len(rule)} comparisons"
     return f"The learning rule makes a difference in {count}, up to {worst:+.3f} nats"
 
 

@@ -56,8 +56,8 @@ def write(config: pytest.Config, plans: Iterable[Plan], records: Path) -> bool:
     page = out / "index.html"
     if not done.returncode:
         verdicts = Counter(VERDICT.findall(done.stdout))
-        told = ", ".join(f"{count} {word}" for word, count in verdicts.items())
-        say(config, f"mlexp: report: {page}{f' ({told})' if told else ''}")
+        tally = ", ".join(f"{count} {word}" for word, count in verdicts.items())
+        say(config, f"mlexp: report: {page}{f' ({tally})' if tally else ''}")
         return True
     lines = [line.removeprefix("mlexp report: ") for line in done.stderr.splitlines() if line.strip()]
     for line in lines[-SHOWN:] or [f"it ended with status {done.returncode}"]:
