@@ -15,7 +15,7 @@ import pytest
 from mlexp.cli import main
 from mlexp.commands import init
 from mlexp.commands.listing import shown
-from mlexp.commands.show import bars, named
+from mlexp.commands.show import bars, named, newest_first
 
 from .needs import needs
 
@@ -267,6 +267,7 @@ def test_the_workflow_s_first_step_fails_while_it_is_not_said_what_to_install(in
     ("origin", "source"),
     [
         (None, "mlexp-x==1.2"),
+        ("no RECORD: the metadata that a build left in a checkout", ""),
         ({"url": "file:///home/me/mlexp", "dir_info": {"editable": True}}, ""),
         ({"url": "https://example.org/x.whl", "archive_info": {}}, "mlexp-x @ https://example.org/x.whl"),
         (
@@ -280,7 +281,9 @@ def test_where_this_installation_came_from(origin, source, monkeypatch):
         version = "1.2"
 
         def read_text(self, name):
-            return origin and json.dumps(origin)
+            if isinstance(origin, str):
+                return None
+            return "" if name == "RECORD" else origin and json.dumps(origin)
 
     monkeypatch.setattr(init.metadata, "packages_distributions", lambda: {"mlexp": ["mlexp-x"]})
     monkeypatch.setattr(init.metadata, "distribution", lambda name: Installed())
@@ -494,6 +497,15 @@ def test_the_newest_record_is_shown_first(measured, capsys):
     told = capsys.readouterr().out
     assert re.findall(r"things = (\d)", told) == ["5", "3"]
     assert "overrides = size=5" in told
+
+
+def test_of_records_of_one_second_the_last_in_the_files_is_the_newest():
+    second, later = "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:01+00:00"
+    rows = [
+        SimpleNamespace(values={"when": when, "key": key})
+        for when, key in zip((later, second, second), "abc", strict=True)
+    ]
+    assert [row.values["key"] for row in newest_first(rows)] == ["a", "c", "b"]
 
 
 def test_a_cell_that_never_ended_is_said(measured, capsys):

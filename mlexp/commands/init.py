@@ -120,10 +120,12 @@ def source() -> str:
     distribution = metadata.distribution(name)
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     url, vcs = origin.get("url", ""), origin.get("vcs_info", {})
+    if (
+        url.startswith("file:") or distribution.read_text("RECORD") is None
+    ):  # of a folder, or the metadata in a checkout
+        return ""
     if not origin:
         return f"{name}=={distribution.version}"
-    if url.startswith("file:"):
-        return ""
     return f"{name} @ " + (f"{vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else url)
 
 

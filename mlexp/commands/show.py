@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         return _say(NOTHING, "no records: no .mlexp/journal.jsonl, no results/raw; run `pytest benches` or give a path")
     try:
         loaded = read(*paths)
-        found = named([*loaded.rows, *loaded.older], options.cell)
+        found = named([*loaded.older, *loaded.rows], options.cell)
         tables = {question: own(rows) for question, rows in loaded.metrics.items()}
     except LoadError as error:
         return _say(BAD_INPUT, str(error))
@@ -95,11 +95,11 @@ def _names(row: "Row") -> tuple[str, ...]:
     return cell, test, test.partition("[")[2].removesuffix("]"), str(row.values.get("key", ""))
 
 
-def newest_first(rows: Iterable["Row"]) -> list["Row"]:
-    """The newest record first."""
+def newest_first(rows: Sequence["Row"]) -> list["Row"]:
+    """The newest record first; of those of one second, the one that stands last in the files."""
     from mlexp.analysis.times import seconds
 
-    return sorted(rows, key=lambda row: seconds(row.values.get("when")), reverse=True)
+    return sorted(rows, key=lambda row: seconds(row.values.get("when")))[::-1]
 
 
 def own(rows: Mapping[str, tuple[str, ...]]) -> dict[str, Metric]:
