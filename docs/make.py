@@ -80,7 +80,7 @@ def headline(folder: Path) -> str:
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        if run([ROOT / RECORDS], folder, ROOT / "benches", ["png"]):
+        if run([ROOT / RECORDS], folder, ROOT / "benches", "png"):
             raise RuntimeError(f"{RECORDS} was not reported:\n{printed.getvalue()}")
     lines = printed.getvalue().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{QUESTION}  "))

@@ -57,9 +57,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--benches", type=Path, metavar="DIR", help="the questions; default: benches")
     report.add_argument(
         "--figures",
-        choices=("png", "svg", "pdf"),
-        default="png",
-        help="pdf: also as PDF, fonts embedded; PNG and SVG are always written",
+        choices=("svg", "png", "pdf"),
+        default="svg",
+        help="png, pdf (fonts embedded): in this format too; as SVG always",
     )
     report.add_argument(
         "--fresh", action="store_true", help="make everything anew; else questions of which nothing changed are kept"
@@ -205,7 +205,7 @@ def _report(options: argparse.Namespace) -> int:
     from mlexp.analysis.report import run
 
     _let_benches_import()
-    return run(options.paths, options.out, options.benches, [options.figures], options.fresh)
+    return run(options.paths, options.out, options.benches, options.figures, options.fresh)
 
 
 def _export(options: argparse.Namespace) -> int:

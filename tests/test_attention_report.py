@@ -303,7 +303,7 @@ def points(whole):
 
 
 def test_the_front_joins_what_no_other_arm_beats_in_cache_and_loss(whole):
-    at, ax = points(whole), whole.report.figures["kv_bytes_vs_loss.png"].axes[0]
+    at, ax = points(whole), whole.report.figures["kv_bytes_vs_loss.svg"].axes[0]
     beaten = {a for a, (x, y) in at.items() for b, (u, w) in at.items() if b != a and u <= x and w <= y}
     front = sorted(at[arm] for arm in set(at) - beaten)
     (joined,) = [line.get_xydata() for line in ax.lines if line.get_linewidth() == 0.9 and line.get_linestyle() == "-"]
@@ -333,7 +333,7 @@ def test_arms_of_one_cache_are_ranked(whole):
 
 
 def test_losses_are_drawn_as_differences_best_first_with_the_tied_arms_filled(whole):
-    ax = whole.report.figures["losses_finished.png"].axes[0]
+    ax = whole.report.figures["losses_finished.svg"].axes[0]
     order = [arm for arm in sorted(ALL, key=lambda arm: whole.of(arm).mean()) if arm != "mla_plain"]
     assert [label.get_text() for label in ax.get_yticklabels()] == order
     bars = [segment for drawn in ax.collections for segment in drawn.get_segments()]
@@ -349,7 +349,7 @@ def test_losses_are_drawn_as_differences_best_first_with_the_tied_arms_filled(wh
 def test_the_title_of_the_losses_says_who_ties(whole):
     same, _ = tied_with_best(whole.losses())
     best = min(COMPETING, key=lambda arm: whole.of(arm).mean())
-    (block,) = [block for block in whole.report.out.blocks if block.get("name") == "losses_finished.png"]
+    (block,) = [block for block in whole.report.out.blocks if block.get("name") == "losses_finished.svg"]
     assert block["finding"].startswith(f"{best} has the lowest loss ({whole.of(best).mean():.3f} nats); ")
     assert f"{len(same) - 1} of the {len(COMPETING) - 1} others cannot" in block["finding"]
     assert block["caption"].endswith("variance pooled over all arms. n: 4 seeds.")
@@ -357,7 +357,7 @@ def test_the_title_of_the_losses_says_who_ties(whole):
 
 def test_curves_draw_differences_to_the_baseline_with_their_intervals(whole):
     octaves = [0, 1, 2, 4, 8, 16, 32, 37]
-    axes = {n: whole.report.figures[f"{n}.png"].axes[0] for n in ("loss_by_position", "length", "learning")}
+    axes = {n: whole.report.figures[f"{n}.svg"].axes[0] for n in ("loss_by_position", "length", "learning")}
     drawn = {name: lines(ax) for name, ax in axes.items()}
     shown = [arm for arm in ALL if arm in drawn["learning"]]
     best = {}
@@ -670,11 +670,11 @@ def test_an_arm_that_the_study_does_not_know_stands_in_every_table_and_figure(un
         if name not in ("factors.csv", "factorial.csv", "same_cache.csv", "published.csv", "published_claims.csv"):
             names = set(table["arm" if "arm" in table else "variant"])
             assert {"my_new_arm", "an_added_arm"} <= names and "mqa" not in names, name
-    assert {"my_new_arm", "an_added_arm"} <= {t.get_text() for t in unknown.figures["losses_finished.png"].axes[0]
+    assert {"my_new_arm", "an_added_arm"} <= {t.get_text() for t in unknown.figures["losses_finished.svg"].axes[0]
                                               .get_yticklabels()}  # fmt: skip
     for name in ("loss_by_position", "length", "learning"):
-        assert {"my_new_arm", "an_added_arm"} <= set(lines(unknown.figures[f"{name}.png"].axes[0])), name
-    single = [line for line in unknown.figures["kv_bytes_vs_loss.png"].axes[0].lines if len(line.get_xdata()) == 1]
+        assert {"my_new_arm", "an_added_arm"} <= set(lines(unknown.figures[f"{name}.svg"].axes[0])), name
+    single = [line for line in unknown.figures["kv_bytes_vs_loss.svg"].axes[0].lines if len(line.get_xdata()) == 1]
     assert len(single) == 3 * (len(COMPETING) + 1)  # a mark, and the two ends of its interval
     assert "one head of keys and values" not in set(unknown.tables["factors.csv"]["what"])
 

@@ -93,9 +93,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
         (
             "report a b --out o --benches q --figures pdf --fresh",
             "mlexp.analysis.report.run",
-            ([Path("a"), Path("b")], Path("o"), Path("q"), ["pdf"], True),
+            ([Path("a"), Path("b")], Path("o"), Path("q"), "pdf", True),
         ),
-        ("report", "mlexp.analysis.report.run", ([], Path("results"), None, ["png"], False)),
+        ("report", "mlexp.analysis.report.run", ([], Path("results"), None, "svg", False)),
         (
             "export a --to o.tex --question s --columns x,y --table records --benches q",
             "mlexp.analysis.export.run",

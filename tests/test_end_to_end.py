@@ -57,7 +57,7 @@ def test_the_report_says_what_was_measured_and_what_stands_in(place, benchmarks)
     status, text = run(place, "mlexp", "report", str(place / "out.json"), "--out", str(place / "results"))
     assert status == 0, text
     folder = place / "results" / "decoding_speedup"
-    for name in ("speedup.csv", "limits.csv", "quality.csv", "throughput.csv", "speedup.png"):  # one model: no lines
+    for name in ("speedup.csv", "limits.csv", "quality.csv", "throughput.csv", "speedup.svg"):  # one model: no lines
         assert (folder / name).stat().st_size > 100, name
     page = (place / "results" / "index.html").read_text()
     assert "not tested" in page and "stand-in" in page and "trained" in page

@@ -272,8 +272,8 @@ def test_the_share_of_the_harness_is_its_duration_over_that_of_its_neighbour(sha
     (row,) = out.tables["overhead.csv"].to_dict("records")
     assert row["what"] == "share added to a 100 ms cell"
     assert [row[name] for name in ("value", "low", "high", "n")] == pytest.approx(in_time(ratio - 1))
-    assert set(out.figures) == {"share.png"}
-    (dots, _, _) = out.figures["share.png"].axes[0].get_lines()
+    assert set(out.figures) == {"share.svg"}
+    (dots, _, _) = out.figures["share.svg"].axes[0].get_lines()
     assert list(dots.get_ydata()) == pytest.approx(list(ratio))
 
 

@@ -23,7 +23,7 @@ from .study.filled import filled
 
 QUESTION = ROOT / "benches" / "kernel_speed"
 PLUGINS = ("-p", "no:cacheprovider", "-p", "mlexp.harness.plugin")  # named, for where the package is not installed
-FIGURES = ("entropy_sample.png", "fork.png", "tree_attention.png")
+FIGURES = ("entropy_sample.svg", "fork.svg", "tree_attention.svg")
 SMOKE = ("entropy_sample-rows20-eager", "fork-paths20-eager", "tree_attention-heads12_depth25-eager")
 
 
@@ -286,7 +286,7 @@ def test_the_command_line_gives_a_record_and_a_report_that_decides_nothing_witho
     folder = tmp_path / "results" / "kernel_speed"
     summary = (folder / "summary.md").read_text()
     assert "no GPU records" in summary and "unfinished grid" not in summary
-    for name in ("fork.png", "kernel_speed.csv"):
+    for name in ("fork.svg", "kernel_speed.csv"):
         assert (folder / name).stat().st_size > 100, name
 
 
@@ -339,7 +339,7 @@ def test_the_table_and_the_figures_are_the_records_times_and_ratios():
             assert (row.speedup, row.speedup_low, row.speedup_high) == pytest.approx((ratio, *ends(ratio, [0.02] * 2)))
     assert set(out.figures) == set(FIGURES) and "CUDA events" in out.words and "moves 4000 GB/s" in out.words
     for kernel in bench.KERNELS:
-        fig, caption = out.figures[f"{kernel}.png"], out.captions[f"{kernel}.png"]
+        fig, caption = out.figures[f"{kernel}.svg"], out.captions[f"{kernel}.svg"]
         rows = table[table["kernel"] == kernel]
         assert "cuda, bfloat16" in caption
         for ax, name in zip(fig.axes, ("time_us", "share"), strict=True):

@@ -394,7 +394,7 @@ def test_gradients_stand_in_a_table_and_those_below_the_bar_are_noted():
             assert line[name] == pytest.approx(row.values[name]), name
         assert (line["note"] == "gradient not trusted") == (row.values["gradient_cosine"] < 0.99)
     assert 0 < (table["note"] == "gradient not trusted").sum() < 24
-    panels = found.figures["gradient.png"].axes
+    panels = found.figures["gradient.svg"].axes
     assert [ax.get_title() for ax in panels] == ["full", "looped_mlp"]
     for ax in panels:
         drawn = lines(ax)
@@ -419,7 +419,7 @@ def test_steps_are_in_backprop_s_of_their_block_and_in_units_of_one_sweep():
             (1e6 * (1 + 0.001 * n), 1e7 * n, 1e8 * n)
         )
         assert row_of(table, stepper="backprop", sweeps=n)["over_backprop"] == 1
-    left, right = found.figures["step.png"].axes
+    left, right = found.figures["step.svg"].axes
     for ax, column, scale in ((left, "over_backprop", 1), (right, "saved_bytes", 1e-6)):
         drawn = curves_of(ax)
         assert set(drawn) == {"backprop", "full", "full_unrolled", "full_kappa0"}
@@ -513,8 +513,8 @@ def mean_interval(values):
     return [np.mean(values), *t_interval(values)]
 
 
-TABLES = {"n_chars": ("perplexity.csv", "advantage.csv", "data_size.png"),
-          "seq_len": ("sequence_perplexity.csv", "sequence_advantage.csv", "sequence_length.png")}  # fmt: skip
+TABLES = {"n_chars": ("perplexity.csv", "advantage.csv", "data_size.svg"),
+          "seq_len": ("sequence_perplexity.csv", "sequence_advantage.csv", "sequence_length.svg")}  # fmt: skip
 POINTS = [(axis, n) for axis, (_, _, points) in GRIDS.items() for n in points]
 
 
@@ -587,7 +587,7 @@ PAIRS = {
 
 def test_parts_are_differences_of_what_is_named_first_minus_the_other(whole):
     table, found = whole.report.tables["parts.csv"], []
-    panels = whole.report.figures["parts.png"].axes
+    panels = whole.report.figures["parts.svg"].axes
     assert len(table) == len(SIZES) * len(PAIRS) and len(panels) == len(SIZES)
     for n, (part, (arm, against)) in itertools.product(SIZES, PAIRS.items()):
         one, other = (whole.of("n_chars", n, name) for name in (arm, against))
@@ -691,7 +691,7 @@ def test_a_curve_without_a_crossover_is_ahead_or_behind():
 
 
 def test_two_lengths_of_a_sequence_are_rows_of_a_table_and_no_figure(whole):
-    assert len(LENGTHS) == 2 and "sequence_length.png" not in whole.report.figures
+    assert len(LENGTHS) == 2 and "sequence_length.svg" not in whole.report.figures
 
 
 def test_figures_draw_perplexities_and_advantages(whole):
@@ -711,7 +711,7 @@ def test_figures_draw_perplexities_and_advantages(whole):
 
 
 def test_curves_draw_means_over_seeds_and_the_whole_gradient(whole):
-    for ax, n in zip(whole.report.figures["learning.png"].axes, SIZES, strict=True):
+    for ax, n in zip(whole.report.figures["learning.svg"].axes, SIZES, strict=True):
         drawn = lines(ax)
         assert set(drawn) == set(VARIANTS)
         for name, (x, y) in drawn.items():
@@ -721,7 +721,7 @@ def test_curves_draw_means_over_seeds_and_the_whole_gradient(whole):
             assert list(x) == [25, 50, 75] and y == pytest.approx(np.mean(gaps, axis=0))
         dots = [line.get_xydata()[0].tolist() for line in ax.get_lines() if len(line.get_xdata()) == 1]
         np.testing.assert_allclose(sorted(dots), sorted([50, y[1]] for _, y in drawn.values()))
-    panels = whole.report.figures["gradient_course.png"].axes
+    panels = whole.report.figures["gradient_course.svg"].axes
     assert [ax.get_title() for ax in panels] == list(SETTLED)
     for ax in panels:
         arrays = whole.table.loc[whole.table["learner"] == ax.get_title(), "arrays"]
@@ -815,10 +815,10 @@ def test_a_learner_that_the_study_does_not_know_stands_in_every_table_and_figure
     for name, table in found.tables.items():
         if name != "parts.csv":
             assert new <= set(table["learner"]) and "recurrent_core" not in set(table["learner"]), name
-    for ax in found.figures["data_size.png"].axes:
+    for ax in found.figures["data_size.svg"].axes:
         assert new <= set(curves_of(ax))
-    assert new <= set(lines(found.figures["learning.png"].axes[0]))
-    assert new <= {ax.get_title() for ax in found.figures["gradient_course.png"].axes}
+    assert new <= set(lines(found.figures["learning.svg"].axes[0]))
+    assert new <= {ax.get_title() for ax in found.figures["gradient_course.svg"].axes}
     assert found.findings["Q"].why.startswith("no perplexity of recurrent_core at n1000")
     assert found.verdicts["R full"] != "not tested" == found.verdicts["R recurrent_core"]
     assert new <= {row["learner"] for row in json.loads(found.text("results_final.json"))["results"]}

@@ -94,7 +94,7 @@ def test_the_report_writes_the_original_s_outputs(place):
     }
     assert not (folder / "results_intermediate.json").exists()
     for name in ("data_size", "learning", "gradient_course", "gradient", "step"):
-        assert (folder / f"{name}.png").stat().st_size > 1000, name
+        assert (folder / f"{name}.svg").stat().st_size > 1000, name
     for name in ("perplexity", "sequence_perplexity", "advantage", "sequence_advantage", "parts"):
         text = (folder / f"{name}.csv").read_text()
         assert "bigram" in text and "unigram" in text, name
@@ -119,9 +119,9 @@ def committed():
     [
         (r"n1000.*-backprop\]", {"perplexity.csv", "results_intermediate.json"}),
         (r"sequence_length.*-full\]", {"sequence_perplexity.csv", "trust.csv", "results_intermediate.json"}),
-        (r"data_size.*(?:full|backprop|full_twin)\]", {"data_size.png", "parts.csv", "gradient_course.png"}),
-        (r"test_step.*full", {"step.csv", "step.png"}),
-        (r"test_gradient\[full", {"gradient.csv", "gradient.png"}),
+        (r"data_size.*(?:full|backprop|full_twin)\]", {"data_size.svg", "parts.csv", "gradient_course.svg"}),
+        (r"test_step.*full", {"step.csv", "step.svg"}),
+        (r"test_gradient\[full", {"gradient.csv", "gradient.svg"}),
     ],
 )
 def test_a_part_of_the_records_has_its_report(committed, keep, files):

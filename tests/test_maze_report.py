@@ -356,8 +356,8 @@ def test_blocks_are_paired_by_the_name_of_their_seed():
 def test_an_unbalanced_file_has_its_whole_report(keep, all_of_it):
     records, series, whole = all_of_it
     out = filled("maze_scaling", records.query(keep).reset_index(drop=True), series, scale="smoke")
-    lead = {"gains.png"} if out.tables["gains.csv"]["low"].notna().any() else set()  # without an interval a table alone
-    assert set(out.tables) == set(whole.tables) and set(out.figures) == set(whole.figures) - {"gains.png"} | lead
+    lead = {"gains.svg"} if out.tables["gains.csv"]["low"].notna().any() else set()  # without an interval a table alone
+    assert set(out.tables) == set(whole.tables) and set(out.figures) == set(whole.figures) - {"gains.svg"} | lead
     assert out.headings == whole.headings and set(out.findings) == set(whole.findings) and out.answer
     table = out.tables["accuracy.csv"].set_index(["size", "arch"])["accuracy"]
     part = records.query(keep)
@@ -375,7 +375,7 @@ def mean_of(series, records, size, arm, name):
 
 def test_figures_draw_means_over_seeds(all_of_it):
     records, series, pages = all_of_it
-    drawn = {name: [lines(ax) for ax in pages.figures[f"{name}.png"].axes]
+    drawn = {name: [lines(ax) for ax in pages.figures[f"{name}.svg"].axes]
              for name in ("learning", "accuracy_by_step", "iterations", "length")}  # fmt: skip
     for place, size in enumerate(SIZES):
         for arm in ("baseline", *BETTER):
@@ -402,7 +402,7 @@ def test_figures_draw_means_over_seeds(all_of_it):
 
 def test_larger_mazes_stand_beside_the_trained_size(all_of_it):
     records, series, pages = all_of_it
-    for ax, size in zip(pages.figures["larger.png"].axes, SIZES, strict=True):
+    for ax, size in zip(pages.figures["larger.svg"].axes, SIZES, strict=True):
         drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
         want = [[values(records, size, arm).mean(), *mean_of(series, records, size, arm, "larger_accuracy")]
                 for arm in ("baseline", *BETTER)]  # fmt: skip
@@ -424,7 +424,7 @@ def test_the_four_panels_are_both_arms_and_their_difference_in_points(all_of_it)
 
 
 def test_walks_of_both_arms_are_drawn_over_the_largest_size_s_mazes(all_of_it):
-    panels = all_of_it[2].figures["mazes.png"].axes
+    panels = all_of_it[2].figures["mazes.svg"].axes
     assert [ax.get_title() for ax in panels] == ["baseline solved\npoh_hrm solved"] * 2
     walks = lines(panels[0])
     assert set(walks) == {"baseline", "poh_hrm"}

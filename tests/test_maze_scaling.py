@@ -329,7 +329,7 @@ def test_cells_run_and_are_reported_on(tmp_path):
     assert "3 complete seeds are needed for poh_hrm minus baseline, there are 2" in found["Q"]["needs"]
     assert "three values of size are needed, there are 1" in (folder / "summary.md").read_text()
     for name in ("scaling_plot_maze5", "learning", "iterations", "length", "larger", "mazes"):
-        assert (folder / f"{name}.png").stat().st_size > 1000, name
+        assert (folder / f"{name}.svg").stat().st_size > 1000, name
 
 
 def test_a_bad_setting_is_one_line_for_the_user(tmp_path):

@@ -58,7 +58,7 @@ def plant(place, tmp_path, factor):
     folder = tmp_path / "results/training_speed"
     table = pd.read_csv(folder / "training_speed.csv")
     assert list(table["ratio"]) == pytest.approx([factor] * 2, rel=0.01) and list(table["loop"]) == ["shared"] * 2
-    assert (folder / "training_speed.png").stat().st_size > 100
+    assert (folder / "training_speed.svg").stat().st_size > 100
 
 
 def test_bad_settings_are_named(bench):
@@ -224,7 +224,7 @@ def test_ratios_are_plain_over_ours_within_a_block():
     fast = {name: value / 2 if name == "step_ms" else value * (2 if "_per_s" in name else 1)
             for name, value in want.items()}  # fmt: skip
     assert dict(rates.loc["maze_baseline", "compiled"]) == pytest.approx(fast)
-    drawn = out.figures["training_speed.png"].axes[0]
+    drawn = out.figures["training_speed.svg"].axes[0]
     assert [text.get_text() for text in drawn.get_yticklabels()] == [f"{w} {loop}" for w, loop in RATIOS]
 
 

@@ -176,7 +176,7 @@ def learning_figure(data, out):
 
 
 CURVES = (
-    (position_figure, "loss_by_position.png", "Test loss by position (means over octaves)"),
-    (length_figure, "length.png", "The same targets read with more context than in training"),
-    (learning_figure, "learning.png", "Training loss"),
+    (position_figure, "loss_by_position.svg", "Test loss by position (means over octaves)"),
+    (length_figure, "length.svg", "The same targets read with more context than in training"),
+    (learning_figure, "learning.svg", "Training loss"),
 )

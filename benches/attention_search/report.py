@@ -84,7 +84,7 @@ def report(records, out):
     out.heading("Cache against loss")
     out.text(ABOUT_CACHE)
     out.figure(
-        figures.front_figure(data), "kv_bytes_vs_loss.png", figures.front_finding(data),
+        figures.front_figure(data), "kv_bytes_vs_loss.svg", figures.front_finding(data),
         "Bytes of cache per token against test loss; band: A/A; the line joins what no other arm beats in both", BARS,
     )  # fmt: skip
     out.heading("Which single thing does what")
@@ -142,7 +142,7 @@ def comparisons(data, out, budget):
         table = tested(data, pairs, out).drop(columns="name")
         out.table(table, f"against_{control}_{budget}.csv", f"Arm minus {control}, in nats a token.")
     out.figure(
-        figures.arms_figure(data, ranked(data)), f"losses_{budget}.png", tie_finding(data),
+        figures.arms_figure(data, ranked(data)), f"losses_{budget}.svg", tie_finding(data),
         f"Test loss minus {CONTROL}'s; filled: tied with the best by Tukey's test over all pairs",
         "95 % t interval of one difference, variance pooled over all arms",
     )  # fmt: skip

@@ -65,7 +65,7 @@ def report(records, out):
         out.table(table, "throughput.csv", "Batches of prompts decoded together.")
         if len(levels_of(batches, "model")) > 1:
             out.figure(
-                throughput_figure(batches, table), "throughput.png", throughput_finding(table),
+                throughput_figure(batches, table), "throughput.svg", throughput_finding(table),
                 "Prompts a second against model size, both scales logarithmic; mean over batches",
                 n=batches.blocks_in_words(),
             )  # fmt: skip
@@ -90,7 +90,7 @@ def prompts(data, out):
                 BARS, shown="folded",
             )  # fmt: skip
         else:
-            out.figure(pairs_figure(data, speedups), "speedup.png", speedup_finding(speedups), measure, BARS)
+            out.figure(pairs_figure(data, speedups), "speedup.svg", speedup_finding(speedups), measure, BARS)
     out.heading("Cost")
     out.text(ABOUT_COST)
     if len(limits):
@@ -99,7 +99,7 @@ def prompts(data, out):
     costs = cost_table(data)
     if several and len(costs):
         out.figure(
-            cost_figure(data, costs), "cost.png", cost_finding(costs),
+            cost_figure(data, costs), "cost.svg", cost_finding(costs),
             f"What an arm spends over what {SHARED} spends, paired by prompt, geometric mean; both scales logarithmic",
             BARS,
         )  # fmt: skip
@@ -367,7 +367,7 @@ def live_figure(data, out):
     panels[0].set_ylabel("live paths")
     plots.name_lines(panels, data.looks)
     finding = "Live paths at the end: " + ", ".join(f"{name} {reach(values)}" for name, values in ends.items())
-    return fig, "live_paths.png", finding, "Live paths a step, mean over prompts", BARS
+    return fig, "live_paths.svg", finding, "Live paths a step, mean over prompts", BARS
 
 
 def throughput_finding(table) -> str:

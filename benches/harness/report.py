@@ -29,7 +29,7 @@ def overhead(records, out):
         series = out.series(row.key)
         ratios = series["cell_s"] / series["bare_s"]
         out.figure(
-            pairs_figure(ratios), "share.png",
+            pairs_figure(ratios), "share.svg",
             f"A recorded duration is {np.median(ratios):.4f}x that of its bare neighbour, in the median",
             f"cell.time over bare benchmark.pedantic, a mark a pair; dashed: 1 and {1 + declared.SHARE:g}",
             n=f"{len(ratios)} pairs", shown="folded",
@@ -47,7 +47,7 @@ def gate(records, out):
     )  # fmt: skip
     out.table(verdicts.reset_index(), "ab.csv", "What mlexp ab says; AMBIGUOUS is no failure.")
     out.figure(
-        ratios(seen), "ratios.png", gate_finding(seen),
+        ratios(seen), "ratios.svg", gate_finding(seen),
         "Head over base by rule, in rising order; above the line mean:5% fails",
         n=f"{records['trial'].nunique()} comparisons of each kind",
     )  # fmt: skip

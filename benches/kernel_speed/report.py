@@ -31,7 +31,7 @@ def report(records, out):
         bars = "95 % interval from the spread of the rounds of one process"
         figure = kernel_figure(out.data, rows, kernel, records)
         out.figure(
-            figure, f"{kernel}.png", kernel_finding(rows, kernel), measure, bars, n=f"{rows['shape'].nunique()} shapes"
+            figure, f"{kernel}.svg", kernel_finding(rows, kernel), measure, bars, n=f"{rows['shape'].nunique()} shapes"
         )
 
 

@@ -67,14 +67,14 @@ def report(records, out):
         if figure := steps.course_figure(data, out):
             worst = steps.checked(records)["gradient_cosine"].min()
             out.figure(
-                figure, "gradient_course.png",
+                figure, "gradient_course.svg",
                 f"The worst gradient in training has a cosine of {worst:.4f} to the true one",
                 f"1 - cosine over training, a line a cell; dashed: the bar of trust, cosine {TRUSTED:g}",
             )  # fmt: skip
     if len(gradients):
         out.table(steps.gradient_table(gradients), "gradient.csv", "A step's gradient by nudge, beta and tolerance.")
         out.figure(
-            steps.gradient_figure(gradients), "gradient.png", steps.gradient_finding(gradients),
+            steps.gradient_figure(gradients), "gradient.svg", steps.gradient_finding(gradients),
             "1 - cosine against the cost of a step; each line goes from the loosest tolerance to the tightest",
         )  # fmt: skip
     if trained or len(single):
@@ -87,7 +87,7 @@ def report(records, out):
         out.text(ABOUT_STEP)
         out.table(timed.drop(columns=["spread", "spread_backprop"]), "step.csv", "One step.")
         out.figure(
-            steps.step_figure(data, timed), "step.png", steps.step_finding(timed),
+            steps.step_figure(data, timed), "step.svg", steps.step_finding(timed),
             "Time of a step over backprop's, and bytes saved for backward, against its sweeps",
         )  # fmt: skip
     original.files(data, crossovers, out)
@@ -103,7 +103,7 @@ def amount(data, crossovers, out):
     out.text("\n".join(original.answers(data, advantage_table)))
     out.table(perplexity_table(data, "n_chars"), "perplexity.csv", "Every size and learner, and the floors.")
     out.figure(
-        scaling_figure(data, "n_chars", "characters of training text", crossovers), "data_size.png",
+        scaling_figure(data, "n_chars", "characters of training text", crossovers), "data_size.svg",
         scaling_finding(data, "n_chars"), f"{SCALING}; shaded: where each crossover may lie, 95 %", BARS,
     )  # fmt: skip
     table = advantage_table(data, "n_chars")
@@ -114,14 +114,14 @@ def amount(data, crossovers, out):
     out.text(ABOUT_PARTS)
     out.table(parts, "parts.csv", "Differences in test loss, nats.")
     if len(parts.dropna(subset=["low"])):
-        out.lead = "parts.png"
+        out.lead = "parts.svg"
         out.figure(
-            part_figure(parts), "parts.png", part_finding(parts),
+            part_figure(parts), "parts.svg", part_finding(parts),
             "Difference in test loss between two learners, paired by seed; below 0: better with it", BARS,
         )  # fmt: skip
     out.heading("How it learns")
     out.figure(
-        learning_figure(data, out), "learning.png", learning_finding(data),
+        learning_figure(data, out), "learning.svg", learning_finding(data),
         "Validation loss over training minus backprop's, paired by seed; the mark is the best state, which is scored",
         "95 % t interval of each point over seeds",
     )  # fmt: skip
@@ -133,7 +133,7 @@ def length(data, crossovers, out):
     out.table(perplexity_table(data, "seq_len"), "sequence_perplexity.csv", "The same targets at every length.")
     if len(levels_of(data, "seq_len")) > 2:
         out.figure(
-            scaling_figure(data, "seq_len", "characters of a sequence", crossovers), "sequence_length.png",
+            scaling_figure(data, "seq_len", "characters of a sequence", crossovers), "sequence_length.svg",
             scaling_finding(data, "seq_len"), SCALING, BARS,
         )  # fmt: skip
     out.table(advantage_table(data, "seq_len"), "sequence_advantage.csv", "Backprop's perplexity over the learner's.")

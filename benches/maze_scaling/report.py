@@ -48,9 +48,9 @@ def report(records, out):
     out.text("\n".join(sentences(gains)))
     out.table(gains, "gains.csv", "Differences in accuracy between arms, paired by seed.")
     if len(known := gains.dropna(subset=["low"])):
-        out.lead = "gains.png"
+        out.lead = "gains.svg"
         out.figure(
-            gain_figure(known), "gains.png", whole_finding(gains),
+            gain_figure(known), "gains.svg", whole_finding(gains),
             "Difference in accuracy between two arms, percentage points, paired by seed", BARS,
         )  # fmt: skip
     out.table(probe_table(records), "probes.csv", "The trained PoH-HRM with a part of it switched off.")
@@ -62,10 +62,10 @@ def report(records, out):
     if drawn := larger_figure(data, out, side):
         fig, ends = drawn
         out.figure(
-            fig, "larger.png", f"On the largest mazes: {ends}", "Accuracy on mazes larger than those trained on", BARS
+            fig, "larger.svg", f"On the largest mazes: {ends}", "Accuracy on mazes larger than those trained on", BARS
         )
     fig, solved = sample_figure(data, out)
-    out.figure(fig, "mazes.png", solved, "Sample test mazes with the models' walks", n="the first seed")
+    out.figure(fig, "mazes.svg", solved, "Sample test mazes with the models' walks", n="the first seed")
     out.heading("Cost")
     out.table(efficiency_table(data), "efficiency.csv", "PoH against a baseline of 1.5 and 2 times its parameters.")
     out.heading("The original's checklist")
@@ -306,9 +306,9 @@ def efficiency_table(data):
 
 
 CURVES = (
-    (learning_figure, "learning.png", "Training loss at the end", "Training loss"),
-    (accuracy_figure, "accuracy_by_step.png", "Accuracy at the end", "Accuracy on the test mazes over training"),
-    (iteration_figure, "iterations.png", "After all iterations", "Accuracy if the answer is read after iteration r"),
-    (length_figure, "length.png", "In the mazes of the longest solutions",
+    (learning_figure, "learning.svg", "Training loss at the end", "Training loss"),
+    (accuracy_figure, "accuracy_by_step.svg", "Accuracy at the end", "Accuracy on the test mazes over training"),
+    (iteration_figure, "iterations.svg", "After all iterations", "Accuracy if the answer is read after iteration r"),
+    (length_figure, "length.svg", "In the mazes of the longest solutions",
      "Accuracy by length of the solution, quarters of the test mazes"),
 )  # fmt: skip

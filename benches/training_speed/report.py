@@ -20,7 +20,7 @@ def report(records, out):
     out.table(table, "training_speed.csv", f"Speed-up over a plain eager loop, geometric mean over blocks, {device}.")
     out.table(rate_table(records), "rates.csv", "Rates of every loop, medians over blocks.")
     out.figure(
-        ratio_figure(out.data, table, device), "training_speed.png", finding(table),
+        ratio_figure(out.data, table, device), "training_speed.svg", finding(table),
         f"Time of a plain eager loop over ours, geometric mean over blocks, {device}; dotted: what was asked for",
         "95 % t interval over blocks",
     )  # fmt: skip

@@ -35,13 +35,13 @@ HTML = ("html", "svg", "why_html")  # what of a block or a verdict is made, and 
 DAYS = 30  # after which an entry that nobody read is removed
 
 
-def key_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool) -> str:
+def key_of(name: str, folder: Path | None, loaded: Loaded, also: str) -> str:
     """The hash of all that a question's report depends on and that is known before it is made."""
     rows = [row for row in (*loaded.rows, *loaded.older) if row.values.get("question") == name]
     unfinished = [cell for cell in loaded.never_ran if is_of(cell, name)]
     unfinished += [str(start) for start in loaded.died if is_of(start["cell"], name)]
     parts = [
-        f"{name} {pdf} {_installation()}",
+        f"{name} {also} {_installation()}",
         *_hashes(folder.rglob("*") if folder else ()),
         json.dumps([loaded.metrics.get(name), loaded.commits, unfinished], sort_keys=True, default=str),
         *(_row(row) for row in rows),

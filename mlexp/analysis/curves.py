@@ -56,6 +56,14 @@ class Crossings(NamedTuple):
     method: str
 
 
+class _Changes(NamedTuple):
+    """The changes of sign of several curves: of which row each is, where (log x), whether upwards; left to right."""
+
+    row: np.ndarray
+    at: np.ndarray
+    rises: np.ndarray
+
+
 def page_trend(table: ArrayLike) -> Trend:
     """Whether values rise along ordered treatments, one-sided (Page, JASA 1963), exact for up to seven treatments.
 
@@ -108,17 +116,16 @@ def crossover(
     from 0 (Fieller 1954, inverted test by test).
     """
     log_x, table = _curves(x, advantage_by_block)
-    found = _crossings(log_x, table.mean(axis=0))
-    if not found:
+    own = _changes(log_x, table.mean(axis=0, keepdims=True))
+    if not len(own.at):
         return None
-    value, rises = found[0]
-    rng = np.random.default_rng(seed)
-    draws = [_resampled(log_x, table[rng.integers(len(table), size=len(table))], rises) for _ in range(resamples)]
+    value, rises = own.at[0], bool(own.rises[0])
+    drawn = _changes(log_x, _means(table, resamples, seed))
+    missing = 1 - len(np.unique(drawn.row[drawn.rises == rises])) / resamples
     (low, high), method = _undecided_range(log_x, table, confidence), "t test inverted over x"
     with np.errstate(over="ignore"):
         value, low, high = (float(np.exp(at)) for at in (value, low, high))
-    missing = float(np.isinf(draws).mean())
-    return Crossover(value, low, high, rises, len(found), missing, len(table), method)
+    return Crossover(value, low, high, rises, len(own.at), missing, len(table), method)
 
 
 def crossings(
@@ -130,13 +137,11 @@ def crossings(
     interval is too narrow (see this file's head); the fractions are a description, not a test.
     """
     log_x, table = _curves(x, advantage_by_block)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(table), size=(resamples, len(table)))
-    found = [_crossings(log_x, table[blocks].mean(axis=0)) for blocks in draws]
-    first = [np.exp(where[0][0]) for where in found if where]
+    found = _changes(log_x, _means(table, resamples, seed))
+    counts = np.bincount(found.row, minlength=resamples)
+    first = np.exp(found.at[np.unique(found.row, return_index=True)[1]])
     tail = (1 - confidence) / 2
-    low, median, high = np.quantile(first, [tail, 0.5, 1 - tail]) if first else (math.nan,) * 3
-    counts = np.array([len(where) for where in found])
+    low, median, high = np.quantile(first, [tail, 0.5, 1 - tail]) if len(first) else (math.nan,) * 3
     none, several = float(np.mean(counts == 0)), float(np.mean(counts > 1))
     method = f"percentile bootstrap over blocks, {resamples} resamples"
     return Crossings(float(median), float(low), float(high), none, several, len(table), method)
@@ -150,29 +155,26 @@ def _curves(x: ArrayLike, advantage_by_block: ArrayLike) -> tuple[np.ndarray, np
     return np.log(x), table
 
 
-def _crossings(log_x: np.ndarray, y: np.ndarray) -> list[tuple[float, bool]]:
-    """Each change of sign along y: where, by linear interpolation, and whether upwards. Touching 0 is none."""
-    found, last = [], None
-    for i in np.flatnonzero(y):
-        if last is not None and (y[last] < 0) != (y[i] < 0):
-            zeros = log_x[last + 1 : i]
-            at = zeros.mean() if len(zeros) else np.interp(0, *_rising(y[[last, i]], log_x[[last, i]]))
-            found.append((float(at), bool(y[i] > 0)))
-        last = i
-    return found
+def _means(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Mean curves of resampled blocks, resamples x points."""
+    draws = np.random.default_rng(seed).integers(len(table), size=(resamples, len(table)))
+    return np.asarray(table[draws].mean(axis=1))
 
 
-def _rising(y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return (y, x) if y[0] < y[1] else (y[::-1], x[::-1])
-
-
-def _resampled(log_x: np.ndarray, table: np.ndarray, rises: bool) -> float:
-    """The crossing of one resample; -inf or inf where it lies before or beyond the range."""
-    mean = table.mean(axis=0)
-    for at, upwards in _crossings(log_x, mean):
-        if upwards == rises:
-            return at
-    return -math.inf if (mean.mean() > 0) == rises else math.inf
+def _changes(log_x: np.ndarray, y: np.ndarray) -> _Changes:
+    """Each change of sign along each row of y, by linear interpolation. Touching 0 is none; a stretch of zeros in which
+    the sign changes counts as its middle."""
+    place = np.arange(y.shape[1])
+    last = np.maximum.accumulate(np.where(y != 0, place, -1), axis=1)[:, :-1]  # that is not 0, left of each point
+    left = np.take_along_axis(y, np.maximum(last, 0), axis=1)
+    row, before = np.nonzero((last >= 0) & (y[:, 1:] != 0) & ((left < 0) != (y[:, 1:] < 0)))
+    i, j = before + 1, last[row, before]
+    with np.errstate(over="ignore"):
+        share = 1 / (1 - y[row, i] / y[row, j])  # of the way from j to i
+    sums = np.concatenate([[0.0], np.cumsum(log_x)])
+    zeros = (sums[i] - sums[j + 1]) / np.maximum(i - j - 1, 1)
+    at = np.where(i - j > 1, zeros, log_x[j] + share * (log_x[i] - log_x[j]))
+    return _Changes(row, at, y[row, i] > 0)
 
 
 def _undecided_range(log_x: np.ndarray, table: np.ndarray, confidence: float) -> tuple[float, float]:

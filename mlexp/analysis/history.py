@@ -165,7 +165,7 @@ def add(df: pd.DataFrame, metrics: Mapping[str, Metric], times: Mapping[str, str
     if moving:
         found = _changes(rows)
         figure = _figure(moving, changes, metrics, when)
-        out.figure(figure, "history.png", found, "Key metrics by commit, as ratios to the median commit",
+        out.figure(figure, "history.svg", found, "Key metrics by commit, as ratios to the median commit",
                    n=f"{len(when)} commits", shown="open" if rows else "folded")  # fmt: skip
     if rows:
         out.table(table, "history.csv", "Changes found; before and after count the commits of the levels beside it.")

@@ -33,8 +33,9 @@ class Output:
 
     `data`: the study's records as its claims see them; None where nothing declares what the study is.
     `context` is what all its records share; `unfinished` the records of cells that failed or ran out of memory;
-    `remarks` what stands once, and at the foot of each PNG, about how the records were measured; `grid` what is missing
-    of it. `pdf`: figures are also made as PDF. `lead` is the name of the figure that stands with the answer.
+    `remarks` what stands once, and at the foot of each figure, about how the records were measured; `grid` what is
+    missing of it. `also`: figures are made in this format too, png or pdf. `lead` is the name of the figure that stands
+    with the answer.
     """
 
     def __init__(
@@ -46,13 +47,13 @@ class Output:
         dirty: bool = False,
         remarks: str = "",
         data: "Data | None" = None,
-        pdf: bool = False,
+        also: str = "",
         grid: str = "",
     ):
         self.question, self.context, self.unfinished = question, context, unfinished
         self.line, self.dirty, self.remarks = describe(context), dirty, remarks
         self.stand_ins = stand_ins(context)
-        self.data, self.pdf, self.grid = data, pdf, grid
+        self.data, self.also, self.grid = data, also, grid
         self.answer = self.lead = ""
         self.findings: Mapping[str, Finding] = {}
         self.blocks: list[dict[str, Any]] = []
@@ -106,11 +107,12 @@ class Output:
         n: str = "",
         shown: Literal["open", "folded", "linked"] = "open",
     ) -> None:
-        """A figure: `name` as PNG, the same as SVG. A PNG alone says all that a reader of it must know.
+        """A figure, as SVG; as PNG too if `name` says so or PNGs are asked for. A file alone says all that its reader
+        must know.
 
         Args:
             fig: the figure.
-            name: the PNG's file name.
+            name: its file name, with .svg or .png.
             finding: what it shows, a sentence made from the numbers that it draws: its title.
             measure: what is drawn, with its unit.
             bars: what its error bars or bands are. Raises ValueError where it has some and this is empty.
@@ -124,11 +126,15 @@ class Output:
         if self.data is not None:
             mark_arms(fig, self.data.arms)
         words: dict[str, str] = {"foot": self.foot, "title": finding, "subtitle": subtitle}
-        images = plots.save(fig, **words)
-        self._add(name, ".png", images.png)
-        self._add(name.removesuffix(".png") + ".svg", ".svg", images.svg)
-        if self.pdf:
-            self._add(name.removesuffix(".png") + ".pdf", ".pdf", plots.pdf(fig, **words))
+        stem, _, ending = name.rpartition(".")
+        if ending not in ("svg", "png"):
+            raise ValueError(f"figure {name}: its name must end in .svg or .png")
+        images = plots.save(fig, **words, png="png" in (ending, self.also))
+        self._add(f"{stem}.svg", ".svg", images.svg)
+        if images.png:
+            self._add(f"{stem}.png", ".png", images.png)
+        if self.also == "pdf":
+            self._add(f"{stem}.pdf", ".pdf", plots.pdf(fig, **words))
         prefix = f"{self.mark}-{len(self.blocks)}"
         svg, styles = Markup(""), dict[str, str]()
         if shown != "linked":

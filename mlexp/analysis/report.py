@@ -8,7 +8,6 @@ question of which nothing changed is taken from the cache (see `cache`), without
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 
 import mlexp
@@ -21,17 +20,17 @@ from mlexp.analysis.verdict import Verdict
 from mlexp.store import write
 
 OK, NOTHING, FAILED, UNREADABLE = 0, 2, 3, 4
-FIGURES = ("png", "svg")
 
 
 def run(
     paths: list[Path],
     out: Path = Path("results"),
     benches: Path | None = None,
-    figures: Collection[str] = FIGURES,
+    figures: str = "svg",
     fresh: bool = False,
 ) -> int:
-    """`mlexp report`: returns the exit status. `figures`: formats; PNG and SVG are always made, the page needs them.
+    """`mlexp report`: returns the exit status. `figures`: png or pdf: figures are made in this format too;
+    as SVG always, the page needs them.
     `fresh`: nothing is taken from the cache."""
     given = paths or default_paths()
     if not given:
@@ -46,7 +45,7 @@ def run(
     sections, errors = [], []
     for name in [*folders, *(name for name in _declared_in(loaded) if name not in folders)]:
         try:
-            sections += _sections(name, folders.get(name), loaded, "pdf" in figures, fresh)
+            sections += _sections(name, folders.get(name), loaded, figures, fresh)
         except (Exception, SystemExit) as error:  # the other questions are still reported
             where = _where(error, folders[name]) if name in folders else name
             errors.append(f"{where}: {type(error).__name__}: {error}".splitlines()[0])
@@ -60,14 +59,14 @@ def run(
     return _fail(FAILED, *errors) if errors else OK
 
 
-def _sections(name: str, folder: Path | None, loaded: Loaded, pdf: bool, fresh: bool) -> list[Section]:
+def _sections(name: str, folder: Path | None, loaded: Loaded, also: str, fresh: bool) -> list[Section]:
     """A question's sections: those that were kept, else made now and kept."""
-    key = cache.key_of(name, folder, loaded, pdf)
+    key = cache.key_of(name, folder, loaded, also)
     if not fresh and (found := cache.get(key)) is not None:
         return found
     from mlexp.analysis.sections import sections_of  # with pandas, scipy and matplotlib
 
-    made = sections_of(name, folder, loaded, pdf)
+    made = sections_of(name, folder, loaded, also)
     try:
         cache.put(key, made)
     except OSError as error:

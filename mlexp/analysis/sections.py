@@ -30,7 +30,7 @@ SCALES = ("full", "quick", "smoke")  # the most to be trusted first
 KILLED = "started and never ended, or still running"
 
 
-def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = False) -> list[Section]:
+def sections_of(name: str, folder: Path | None, loaded: Loaded, also: str = "") -> list[Section]:
     """What the records of one question say, context by context; the one to be trusted most comes first.
 
     `folder` is the question's own; without one, what the records carry of the study is enough for the tables. `pdf`:
@@ -58,7 +58,7 @@ def sections_of(name: str, folder: Path | None, loaded: Loaded, pdf: bool = Fals
         note = grid_note(group)
         if never_ran and not note:
             note = f"unfinished run: {len(never_ran)} of the cells that it selected never ran"
-        out = Output(name, context, rest, series, dirty, remarks(records), pdf=pdf, grid=note)
+        out = Output(name, context, rest, series, dirty, remarks(records), also=also, grid=note)
         if len(records):
             fill(out, records, declared, report, metrics, [rows[key] for key in records["key"] if key in rows])
         past = over_commits.get(_fields(context))

@@ -61,7 +61,7 @@ def arms(data: Data, out: Output, axis: str) -> None:
     value = "ratio" if "ratio" in others else "difference"
     beside = "; arms of one level are drawn side by side" if _is_curve(data, axis) and len(data.arms) > 1 else ""
     if len(known := others.dropna(subset=[value])):
-        name, against = f"against_baseline{tag}.png", against_label(data, value)
+        name, against = f"against_baseline{tag}.svg", against_label(data, value)
         out.figure(
             against_figure(data, known, axis, value, against), name, against_finding(data, known, axis, value),
             f"{against}, block by block", f"95 % interval over {unit(data)}{beside}",
@@ -69,7 +69,7 @@ def arms(data: Data, out: Output, axis: str) -> None:
         out.lead = out.lead or name
     label = f"{study.outcome}, {outcome.unit}" if outcome else study.outcome
     out.figure(
-        outcome_figure(data, table, axis, label), f"outcome{tag}.png", finding(data, table, axis),
+        outcome_figure(data, table, axis, label), f"outcome{tag}.svg", finding(data, table, axis),
         f"{label}, mean over {unit(data)}", f"95 % t interval over {unit(data)}{beside}",
     )  # fmt: skip
 
@@ -231,7 +231,7 @@ def curves(data: Data, out: Output) -> None:
         if drawn:
             over = unit(data)
             out.figure(
-                series_figure(data, name, axis, drawn), f"series_{name}.png", series_finding(name, drawn),
+                series_figure(data, name, axis, drawn), f"series_{name}.svg", series_finding(name, drawn),
                 f"{name}, mean over {over}{in_parts(drawn)}", f"95 % t interval of each point over {over}",
             )  # fmt: skip
 

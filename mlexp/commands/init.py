@@ -120,9 +120,7 @@ def source() -> str:
     distribution = metadata.distribution(name)
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
     url, vcs = origin.get("url", ""), origin.get("vcs_info", {})
-    if (
-        url.startswith("file:") or distribution.read_text("RECORD") is None
-    ):  # of a folder, or the metadata in a checkout
+    if url.startswith("file:") or distribution.read_text("RECORD") is None:  # metadata in a checkout has no RECORD
         return ""
     if not origin:
         return f"{name}=={distribution.version}"

@@ -122,7 +122,7 @@ def report(records, out):
     plots.log_x(ax, table["n_params"])
     plots.log_y(ax)
     plots.reference(ax, y=1, label="no gain")
-    out.figure(fig, "speedup.png", "The tree is faster", "Speed-up against size", "95 % t interval over prompts")
+    out.figure(fig, "speedup.svg", "The tree is faster", "Speed-up against size", "95 % t interval over prompts")
     matrix = pairs.pivot(index="prompt", columns="n_params", values="ratio")
     x = np.log(matrix.columns.to_numpy(float))
     x = x - x.mean()

@@ -23,7 +23,7 @@ from mlexp.analysis import plots
 def report(records, out):
     out.table(records[["n", "wall_s"]], "all.csv", "All")
     fig, ax = plots.figure("t", "x", "y")
-    out.figure(fig, "f.png", "A figure.")
+    out.figure(fig, "f.svg", "A figure.")
 """
 
 

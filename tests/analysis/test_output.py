@@ -43,13 +43,21 @@ def test_a_figure_says_what_its_bars_are_or_is_refused(drawn):
         plots.curves(ax, table, "x", "y", "arm", plots.looks(["a"]), low=None)
     out = output.Output("q", {}, None, dict)
     if drawn:
-        with pytest.raises(ValueError, match=f"figure f.png: it has {drawn}; say what they are"):
-            out.figure(fig, "f.png", "a rises")
+        with pytest.raises(ValueError, match=f"figure f.svg: it has {drawn}; say what they are"):
+            out.figure(fig, "f.svg", "a rises")
         assert out.blocks == [] and out.files == {}
-    out.figure(fig, "f.png", "a rises", "y of x", "95 % t interval" if drawn else "", n="2 seeds")
+    out.figure(fig, "f.svg", "a rises", "y of x", "95 % t interval" if drawn else "", n="2 seeds")
     (block,) = out.blocks
     assert block["finding"] == "a rises" and block["caption"].endswith("n: 2 seeds.")
     assert ("Bars: 95 % t interval." in block["caption"]) == bool(drawn)
+
+
+@pytest.mark.parametrize("name", ["f", "f.pdf", "f.SVG"])
+def test_a_figure_s_name_says_svg_or_png(name):
+    out = output.Output("q", {}, None, dict)
+    with pytest.raises(ValueError, match=f"figure {name}: its name must end in .svg or .png"):
+        out.figure(plots.figure()[0], name, "nothing")
+    assert out.blocks == [] and out.files == {}
 
 
 def test_the_page_s_svg_has_arms_and_leaves_out_what_the_page_says_itself():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate
+from scipy import integrate, optimize
 from scipy import stats as scipy_stats
 
 from mlexp.analysis import curves, intervals, multiple, stats
@@ -256,6 +256,26 @@ def test_crossings_find_one_none_and_two(blocks, points, where, noise, rises, se
     bump = np.where((np.arange(points) > 0) & (np.arange(points) < points - 1), 1.0, -1.0)
     twice = curves.crossings(x, bump + rng.uniform(-noise, noise, (blocks, points)), resamples=50)
     assert twice[3:5] == (0, 1) and x[0] < twice.low <= twice.high < x[1]
+
+
+@given(points=st.integers(2, 8), seed=st.integers(0, 2**31 - 1))
+def test_changes_of_sign_with_zeros_between_are_those_that_a_walk_along_the_curve_meets(points, seed):
+    rng = np.random.default_rng(seed)
+    y, log_x = rng.integers(-2, 3, points).astype(float), np.sort(rng.uniform(0, 5, points)) + np.arange(points)
+    wanted, last = [], None  # (where, upwards)
+    for i in range(points):
+        if y[i] == 0:
+            continue
+        if last is not None and y[last] * y[i] < 0:
+            zeros = log_x[last + 1 : i]
+            at = zeros.mean() if len(zeros) else optimize.brentq(np.interp, *log_x[[last, i]], (log_x, y))
+            wanted.append((at, y[i] > 0))
+        last = i
+    found = curves.crossover(np.exp(log_x), np.stack([y, y]), resamples=2)
+    assert (found is None) == (not wanted)
+    if found:
+        assert (found.crossings, found.missing_fraction) == (len(wanted), 0)
+        assert (math.log(found.value), found.rises) == (pytest.approx(wanted[0][0], abs=1e-9), wanted[0][1])
 
 
 def test_crossings_of_doubtful_curves_are_shares_of_the_resamples():

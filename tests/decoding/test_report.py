@@ -164,7 +164,7 @@ def test_throughput_is_prompts_a_second_and_its_speedup_is_over_shared_prefill()
         else:
             assert (row.speedup, row.low, row.high) == pytest.approx(geometric(shared / wall))
         assert (row.prompts, row.batches) == (10, 3)
-    drawn = curves(out.figures["throughput.png"].axes[0])
+    drawn = curves(out.figures["throughput.svg"].axes[0])
     for arm, (x, y) in drawn.items():
         assert y == pytest.approx(table[table["decoder"] == arm]["prompts_per_s"]) and list(x) == list(SIZES.values())
     assert len(drawn) == 5
@@ -195,13 +195,13 @@ def test_figures_draw_what_the_tables_hold(whole):
         saved = [(column(df, m, baseline) - column(df, m, "eab_particles")).mean() for m in SIZES]
         assert y == pytest.approx(saved)
     metrics = ("token_forwards", "flops", "peak_bytes")
-    for ax, metric in zip(out.figures["cost.png"].axes, metrics, strict=True):
+    for ax, metric in zip(out.figures["cost.svg"].axes, metrics, strict=True):
         drawn = curves(ax)
         assert len(drawn) == 5
         for arm, (_, y) in drawn.items():
             pairs = [column(df, m, arm, metric) / column(df, m, "shared_prefill", metric) for m in SIZES]
             assert [float(value) for value in y] == pytest.approx([np.exp(np.log(pair).mean()) for pair in pairs])
-    for ax, model in zip(out.figures["live_paths.png"].axes, SIZES, strict=True):
+    for ax, model in zip(out.figures["live_paths.svg"].axes, SIZES, strict=True):
         drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
         assert ax.get_title() == model and set(drawn) == {"dedup", "eab_paper", "eab_particles"}
         for arm, y in drawn.items():
@@ -312,9 +312,9 @@ def test_a_claim_without_its_arms_is_not_tested(lost):
 def test_an_unbalanced_file_has_its_whole_report(keep, whole):
     part = whole[0].query(keep).reset_index(drop=True)
     out = filled("decoding_speedup", part, series)
-    of_sizes = {"speedup_vs_params.png", "time_saved.png", "cost.png"}
+    of_sizes = {"speedup_vs_params.png", "time_saved.png", "cost.svg"}
     figures = (
-        set(whole[1].figures) if part["model"].nunique() > 1 else set(whole[1].figures) - of_sizes | {"speedup.png"}
+        set(whole[1].figures) if part["model"].nunique() > 1 else set(whole[1].figures) - of_sizes | {"speedup.svg"}
     )
     assert set(out.tables) == set(whole[1].tables) and set(out.figures) == figures
     assert set(out.findings) == set(whole[1].findings) and out.answer

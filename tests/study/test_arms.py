@@ -19,9 +19,9 @@ STUDIES = {  # question -> (a committed file, arm axis, an arm that no claim of 
 NEW = "quite_new"
 # What is about certain arms by its nature: the original's own outputs, named pairs, gates of PoH, one arm's limits
 NOT_OF_ARMS = {
-    "maze_scaling": {"gains.csv", "gains.png", "probes.csv", "efficiency.csv", "scaling_plot_maze8.png", "mazes.png"},
-    "lm_scale_study": {"parts.csv", "gradient.csv", "step.csv", "parts.png", "gradient.png", "step.png"},
-    "decoding_speedup": {"live_paths.png"},  # of trees
+    "maze_scaling": {"gains.csv", "gains.svg", "probes.csv", "efficiency.csv", "scaling_plot_maze8.png", "mazes.svg"},
+    "lm_scale_study": {"parts.csv", "gradient.csv", "step.csv", "parts.svg", "gradient.svg", "step.svg"},
+    "decoding_speedup": {"live_paths.svg"},  # of trees
     "training_speed": set(),
     "attention_search": {
         *("factors.csv", "factorial.csv", "same_cache.csv", "published.csv", "published_claims.csv"),

@@ -85,7 +85,7 @@ def test_a_study_without_report_py_is_reported_whole(place):
         assert row.wall_s_ratio == pytest.approx(np.exp(np.log(times[row.arch] / times["base"]).mean()))
     assert list(against["p_adjusted"]) == pytest.approx(list(adjusted(list(p.values()))))
     assert list(against["arch"]) == ["new", "late"] * 3
-    assert all("late" in text for text in figures.values()) and "outcome.png" in figures
+    assert all("late" in text for text in figures.values()) and "outcome.svg" in figures
     assert verdicts(section) == {"H1": "supported", "H2": "not tested"}
     text = summary_of(section)
     assert "**Answer.** H1 is supported; 9 rows." in text and "no loss_nats of spare at n100" in text
@@ -135,8 +135,8 @@ def test_the_curve_of_every_series_is_drawn(place):
     made = entries()
     series = {e["extra_info"]["key"]: {"losses": [3.0, 2.0, 1.0 * i], "one": [1.0]} for i, e in enumerate(made)}
     _, figures = report_of(place, made, series=series)
-    drawn = figures["series_losses.png"]
-    assert "series_one.png" not in figures and drawn.count("panel") == 3
+    drawn = figures["series_losses.svg"]
+    assert "series_one.svg" not in figures and drawn.count("panel") == 3
     first = np.mean([i for i, e in enumerate(made) if e["params"]["arch"] == "new" and e["params"]["size"] == "n1000"])
     assert f"(3, {first:.5g})" in drawn
 
@@ -147,7 +147,7 @@ def test_a_long_series_is_drawn_in_200_parts_whose_means_are_those_of_its_points
         e["extra_info"]["key"]: {"losses": list(np.random.default_rng(i).random(1001))} for i, e in enumerate(made)
     }
     section, figures = report_of(place, made, series=series)
-    panels = figures["series_losses.png"].split("panel")[1:]
+    panels = figures["series_losses.svg"].split("panel")[1:]
     assert [panel.split(" | ")[1:3] for panel in panels] == [
         [f"size = {size}", "position in the series"] for size in ("n100", "n1000", "n10000")
     ]
@@ -159,7 +159,7 @@ def test_a_long_series_is_drawn_in_200_parts_whose_means_are_those_of_its_points
     sizes = np.diff([*(np.arange(200) * 1001 // 200), 1001])
     assert (x * sizes).sum() == pytest.approx(1001 * 1002 / 2)
     np.testing.assert_allclose((parts * sizes).sum(axis=1), runs.sum(axis=1))
-    assert "each point the mean of a 200th of the series" in figure_of(section, "series_losses.png")["caption"]
+    assert "each point the mean of a 200th of the series" in figure_of(section, "series_losses.svg")["caption"]
     assert standard.shortened(runs[:, :200])[1].shape == (5, 200)
 
 
@@ -171,8 +171,8 @@ def test_the_arms_beside_the_baseline_lead_with_the_numbers_of_their_table(place
     (place / "benches/speed/bench_speed.py").write_text(BENCH.replace('outcome="loss_nats"', 'outcome="wall_s"'))
     section, figures = report_of(place, entries())
     rows = csv(section, "against_baseline.csv")
-    drawn, block = figures["against_baseline.png"], figure_of(section, "against_baseline.png")
-    assert section.out.lead == "against_baseline.png" and section.lead is block
+    drawn, block = figures["against_baseline.svg"], figure_of(section, "against_baseline.svg")
+    assert section.out.lead == "against_baseline.svg" and section.lead is block
     for i, arm in enumerate(("new", "late")):  # side by side, by a factor of 1.03, around the level
         for row in rows[rows["arch"] == arm].itertuples():
             at = float(row.size[1:]) * 1.03 ** (i - 0.5)
@@ -189,10 +189,10 @@ def test_a_difference_to_the_baseline_has_its_unit_and_its_sign(place):
     section, figures = report_of(place, entries())
     rows = csv(section, "against_baseline.csv")
     best = rows[(rows["size"] == "n10000") & (rows["arch"] == "late")].iloc[0]
-    block = figure_of(section, "against_baseline.png")
+    block = figure_of(section, "against_baseline.svg")
     assert block["finding"].startswith(f"loss_nats of late minus base at size n10000: {best['difference']:+.4f} nats [")
-    assert "loss_nats, each arch minus base, nats" in figures["against_baseline.png"]
-    assert "(0, 0) (1, 0)" in figures["against_baseline.png"]
+    assert "loss_nats, each arch minus base, nats" in figures["against_baseline.svg"]
+    assert "(0, 0) (1, 0)" in figures["against_baseline.svg"]
 
 
 @pytest.mark.parametrize(("factor", "scale"), [(30.0, "log"), (2.0, "linear")])
@@ -230,7 +230,7 @@ def test_records_that_carry_their_study_are_reported_without_its_folder(place):
     section, figures = report_of(place, entries(), folder="", studies={"speed": declared})
     assert list(csv(section, "arms.csv")["arch"][:3]) == ["late", "base", "new"]
     assert set(csv(section, "against_baseline.csv")["arch"]) == {"base", "new"}
-    assert verdicts(section) == {} and "outcome.png" in figures
+    assert verdicts(section) == {} and "outcome.svg" in figures
 
 
 def test_arms_of_the_file_stand_behind_those_of_the_folder(place):
