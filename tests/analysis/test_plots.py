@@ -141,6 +141,17 @@ def test_names_at_line_ends_keep_the_order_of_their_lines_and_do_not_overlap(end
         assert abs(other - one) > 0.03 or len(ends) > 26
 
 
+def test_names_with_room_between_them_stand_at_the_height_of_their_line_s_end():
+    table = pd.DataFrame({"arm": list("aabbcc"), "x": [0, 1] * 3, "y": [0.0, 0.0, 0.0, 3.0, 0.0, 10.0]})
+    fig, ax = plots.figure("", "x", "y")
+    plots.curves(ax, table, "x", "y", "arm", plots.looks("abc"))
+    plots.save(fig)
+    drawn, low_high = labels(fig), np.array(ax.get_ylim())
+    for name, end in zip("abc", (0, 3, 10), strict=True):
+        share = (end - low_high[0]) / np.diff(low_high)[0]
+        assert drawn[name].get_position()[1] == pytest.approx(share, abs=0.01), name
+
+
 def test_the_mean_of_runs_has_scipy_s_interval_as_a_band():
     runs, base = np.random.default_rng(0).normal(size=(2, 5, 3))
     look = plots.looks(["a"])["a"]

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from mlexp.analysis.report import run
-from mlexp.analysis.sections import grid_note
+from mlexp.analysis.sections import distrust, grid_note
 from mlexp.cli import main
 
 SHOW = """
@@ -95,6 +96,19 @@ def test_contexts_are_reported_apart(make, place):
     assert "uncommitted code (dirty)" in other
     assert "uncommitted" not in summaries[0].read_text()
     assert (summaries[1].parent / "speedup.svg").is_file()
+
+
+def test_a_context_that_answers_something_stands_before_a_more_trusted_one_that_does_not():
+    def section(verdicts, **context):
+        found = [{"verdict": verdict, "marks": []} for verdict in verdicts]
+        return SimpleNamespace(
+            out=SimpleNamespace(context=context, verdicts=found, dirty=False), grid="", records=len(verdicts)
+        )
+
+    silent = section(["not tested"] * 2, scale="full", weights="pretrained")
+    answers = section(["not tested", "refuted"], scale="quick", weights="random")
+    better = section(["undecided"], scale="quick", weights="pretrained")
+    assert sorted([silent, answers, better], key=distrust) == [better, answers, silent]
 
 
 def test_records_reach_the_report_of_their_question_alone(make, place, capsys):

@@ -232,6 +232,11 @@ def test_no_crossover_is_none_and_a_touch_is_none():
     assert curves.crossover(x, [[-1, 0, 3], [-2, 0, 2]]).value == pytest.approx(2)
 
 
+def test_resamples_that_cross_the_other_way_alone_miss_the_crossover():
+    found = curves.crossover([1, 2], [[-3.0, 3.0], [1.0, -1.0]], resamples=4000)  # the second block drawn twice falls
+    assert found.rises and found.missing_fraction == pytest.approx(0.25, abs=0.03)
+
+
 def test_several_crossovers_are_counted_and_an_open_end_is_open():
     x = [1.0, 2.0, 4.0, 8.0]
     assert curves.crossover(x, [[-1, 1, -1, 1], [-1, 1, -1, 1]]).crossings == 3
