@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from mlexp.harness import measure
 from mlexp.harness.worker import Child, late
 
-FORWARDED = ("OMP_NUM_THREADS", "XDG_CACHE_HOME", "HF_")  # of the driver's environment, as tox has it
+FORWARDED = ("OMP_NUM_THREADS", *measure.WAITS, "XDG_CACHE_HOME", "HF_")  # of the driver's environment, as tox has it
 
 
-def described(device: str, threads: int | None) -> str:
-    """On a node: what a cell with that many threads would call it."""
+def described(device: str, threads: int | None, waits: dict[str, str]) -> str:
+    """On a node: what a cell with that many threads, which wait in this way, would call it."""
     os.environ.pop("OMP_NUM_THREADS", None)  # Ray's
+    os.environ.update(waits)
     return measure.machine(device, threads)
 
 

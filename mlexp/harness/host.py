@@ -91,12 +91,29 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of them says how threads wait
+
+
+def wait_passively() -> None:
+    """Let the threads of torch's libraries sleep while they wait for each other, unless the user has chosen. By default
+    they spin, and where others use the same cores a step takes ten times as long. Read when torch is loaded."""
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITS):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def waits_passively() -> bool:
+    """Whether they do."""
+    return os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+
+
 def machine(device: str, count: int | None = None) -> str:
-    """One line that identifies a machine: CPU model, threads (`count`, else this process'), GPU where cells use it."""
+    """One line that identifies a machine: CPU model, threads (`count`, else this process') and whether they wait
+    passively, GPU where cells use it."""
     found = nvml() if device == "cuda" else None
     gpu = f" + {(found and found.name()) or 'CUDA device'}" if device == "cuda" else ""
     count = count or threads()
-    return f"{cpu_model()}, {count} thread{'s' if count > 1 else ''}{gpu}"
+    kind = "1 thread" if count == 1 else f"{count} {'passive ' if waits_passively() else ''}threads"
+    return f"{cpu_model()}, {kind}{gpu}"
 
 
 def git(root: Path, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -83,11 +83,20 @@ def named_in(path: Path) -> Iterator[tuple[str, Path | None]]:
 
 def wanted_in_functions(path: Path) -> Iterator[str]:
     """The modules that the functions of a file import, as far as they are not loaded yet."""
-    functions = (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.FunctionDef))
+    yield from (name for name in _imports_of_functions(path.read_bytes()) if name not in sys.modules)
+
+
+@functools.lru_cache(64)  # once a file, not once for each of its tests
+def _imports_of_functions(source: bytes) -> tuple[str, ...]:
+    """The absolute imports in the functions of a source."""
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    found: list[str] = []
     for node in (part for function in functions for part in ast.walk(function)):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        yield from (name for name in names if name not in sys.modules)
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.append(node.module or "")
+    return tuple(found)
 
 
 def _run(tree: ast.Module) -> Iterator[ast.AST]:

@@ -13,11 +13,22 @@ import psutil
 
 from mlexp import extras
 from mlexp.harness.conditions import child_processes
-from mlexp.harness.host import environment, git_complaint, gpu_present, machine, nvml, provenance, threads, version
+from mlexp.harness.host import (
+    WAITS,
+    environment,
+    git_complaint,
+    gpu_present,
+    machine,
+    nvml,
+    provenance,
+    threads,
+    version,
+    wait_passively,
+)
 
 __all__ = [
-    "Clock", "CudaStopwatch", "copy_bytes_per_s", "energy", "environment", "git_complaint", "gpu_present", "machine",
-    "nvml", "peak_memory", "provenance", "threads", "version",
+    "WAITS", "Clock", "CudaStopwatch", "copy_bytes_per_s", "energy", "environment", "git_complaint", "gpu_present",
+    "machine", "nvml", "peak_memory", "provenance", "threads", "version", "wait_passively",
 ]  # fmt: skip
 
 ENERGY_WINDOW_S = 2.0  # NVML's counter is refreshed every 20 to 100 ms: a shorter window is off by 5 % and more

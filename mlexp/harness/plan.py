@@ -15,6 +15,7 @@ from mlexp.harness.status import Attempt
 from mlexp.series import Files
 
 PLAN = pytest.StashKey["Plan"]()
+PLUGINS = pytest.StashKey[dict[tuple[Path, frozenset[ModuleType]], tuple[Path, ...]]]()  # see plugins_of
 
 
 class Plan:
@@ -74,8 +75,12 @@ def axes_of(item: pytest.Function) -> dict[str, Any]:
 def plugins_of(item: pytest.Item) -> tuple[Path, ...]:
     """The project's files that bring an item fixtures and hooks: the conftest files above it, and plugins that these or
     the arguments name."""
-    above = [folder for folder in item.path.parents if folder.is_relative_to(item.config.rootpath)]
-    conftests = [path for folder in above if (path := folder / "conftest.py").is_file()]
-    modules = [plugin for plugin in item.config.pluginmanager.get_plugins() if isinstance(plugin, ModuleType)]
-    files = [source for module in modules if (source := identity.source_of(module))]
-    return (*conftests, *sorted(path for path in files if path.name != "conftest.py"))
+    known = item.config.stash.setdefault(PLUGINS, {})
+    modules = frozenset(plugin for plugin in item.config.pluginmanager.get_plugins() if isinstance(plugin, ModuleType))
+    if (item.path.parent, modules) not in known:  # the cells of a file have the same, and there may be thousands
+        above = [folder for folder in item.path.parents if folder.is_relative_to(item.config.rootpath)]
+        conftests = [path for folder in above if (path := folder / "conftest.py").is_file()]
+        files = [source for module in modules if (source := identity.source_of(module))]
+        own = sorted(path for path in files if path.name != "conftest.py")
+        known[item.path.parent, modules] = (*conftests, *own)
+    return known[item.path.parent, modules]

@@ -9,6 +9,8 @@ call it; `pytest_runtest_makereport` notes what it raised; with the report of it
 last word, it gets a status and is journaled; pytest-benchmark writes the JSON.
 """
 
+import contextlib
+import functools
 import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeGuard
@@ -26,6 +28,7 @@ from mlexp.harness.plan import PLAN, Plan, params_of
 from mlexp.harness.progress import Progress
 from mlexp.harness.results import passed
 from mlexp.harness.session import PEER, STATE, SWEEP, State, now
+from mlexp.harness.slowdown import watched
 from mlexp.harness.status import Attempt, CellDied
 from mlexp.harness.terminal import Terminal, say, timings
 from mlexp.journal import Entry, JournalError
@@ -43,6 +46,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Where a conftest file loads this plugin, it is too late for the hook below: add the options now."""
+    measure.wait_passively()
     files = [getattr(plugin, "__file__", None) or "" for plugin in pluginmanager.get_plugins()]
     if any(os.path.basename(file) == "conftest.py" for file in files):
         config: pytest.Config = pluginmanager.getplugin("pytestconfig")
@@ -278,7 +282,13 @@ def replay(item: pytest.Item, entry: Entry) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    result, plan = (yield), item.stash.get(PLAN, None)
+    plan, state = item.stash.get(PLAN, None), item.config.stash[STATE]
+    if plan is None or plan.elsewhere or is_disabled(item.config) or PEER in item.config.stash:
+        watch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        watch = watched(plan, state.results.plans.values(), functools.partial(say, item.config))
+    with watch:
+        result = yield
     if plan and not is_disabled(item.config) and not plan.attempt.durations:
         pytest.fail(mistakes.unmeasured(item), pytrace=False)
     return result

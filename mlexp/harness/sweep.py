@@ -142,8 +142,9 @@ class Sweep:
         )
 
         probe = self.ray.remote(num_cpus=0)(described)
+        waits = {name: os.environ[name] for name in measure.WAITS if name in os.environ}
         calls = [
-            probe.options(scheduling_strategy=OnNode(node["NodeID"], soft=False)).remote(device, self.threads())
+            probe.options(scheduling_strategy=OnNode(node["NodeID"], soft=False)).remote(device, self.threads(), waits)
             for node in nodes(self.ray)
         ]
         answered, _ = self.ray.wait(calls, num_returns=len(calls), timeout=60)

@@ -1,5 +1,6 @@
 """The plugin among others: it touches its own cells alone, yields names that are taken, and loses no option."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from mlexp import journal
+from mlexp.harness import measure
 
 pytest_plugins = ["pytester"]
 
@@ -392,3 +394,30 @@ def test_no_repository_and_one_without_a_commit_are_no_complaint(toy, monkeypatc
     subprocess.run(["git", "init", "-q"], cwd=toy.pytester.path, check=True)
     assert "name no commit" not in toy.run("-k", "m_one and seed1").stdout.str()
     assert set(values(toy, "commit")) == {None}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")  # not imported here: pytester forgets
+@pytest.mark.parametrize("loaded_by", ["ini", "conftest"])
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [
+        ({}, "OMP_WAIT_POLICY = 'PASSIVE'"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY = 'ACTIVE'"),
+        ({"GOMP_SPINCOUNT": "9"}, "GOMP_SPINCOUNT = '9'"),
+    ],
+    ids=["default", "active", "spins"],
+)
+def test_threads_of_torch_sleep_while_they_wait_unless_the_user_chose(toy, monkeypatch, chosen, wanted, loaded_by):
+    """The referee is the OpenMP library that torch brings, which prints what it goes by."""
+    for name in measure.WAITS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"OMP_DISPLAY_ENV": "VERBOSE", "OMP_NUM_THREADS": "2", **chosen}.items():
+        monkeypatch.setenv(name, value)
+    if loaded_by == "conftest":
+        toy.pytester.makeini("[pytest]\npython_files = bench_*.py\naddopts = --import-mode=importlib\n")
+        toy.pytester.makeconftest("pytest_plugins = ['mlexp.harness.plugin']")
+    toy.script("m_one-seed1-base", "import torch")
+    result = toy.run("-k", "m_one-seed1-base", "-s", subprocess=True)
+    assert wanted in result.stderr.str()
+    (machine,) = {record["machine"] for record in records(toy)}
+    assert (", 2 passive threads" in machine) == (not chosen)

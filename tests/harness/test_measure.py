@@ -135,10 +135,16 @@ def test_the_environment_is_plain_json():
 
 
 @pytest.mark.parametrize(
-    ("device", "count", "line"),
-    [("cpu", 1, "A CPU, 1 thread"), ("cpu", None, "A CPU, 3 threads"), ("cuda", 2, "A CPU, 2 threads + A GPU")],
+    ("device", "count", "policy", "line"),
+    [
+        ("cpu", 1, "PASSIVE", "A CPU, 1 thread"),
+        ("cpu", None, "ACTIVE", "A CPU, 3 threads"),
+        ("cpu", None, "passive", "A CPU, 3 passive threads"),
+        ("cuda", 2, "PASSIVE", "A CPU, 2 passive threads + A GPU"),
+    ],
 )
-def test_a_machine_is_its_processor_its_threads_and_its_gpu(monkeypatch, device, count, line):
+def test_a_machine_is_its_processor_its_threads_and_its_gpu(monkeypatch, device, count, policy, line):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     monkeypatch.setattr(host, "cpu_model", lambda: "A CPU")
     monkeypatch.setattr(host, "nvml", lambda: host.Nvml(Driver()))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

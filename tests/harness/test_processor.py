@@ -118,7 +118,7 @@ def test_machines_of_two_arms_are_two(monkeypatch):
         processor.cpu_model.cache_clear()
         names.append(measure.machine("cpu", 8))
     processor.cpu_model.cache_clear()
-    assert names == ["ARM Neoverse-N1, 8 threads", "ARM Neoverse-V1, 8 threads"]
+    assert [name.partition(",")[0] for name in names] == ["ARM Neoverse-N1", "ARM Neoverse-V1"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
