@@ -44,7 +44,9 @@ def prompts_hash(path: str | Path) -> str:
 
 def collects(params, settings, device) -> bool:
     """Together, prompts are decoded by every arm but `sequential`, which decodes one sample at a time in any case."""
-    return "batch" not in params or (params["model"] in settings.batch_models and params["decoder"] != "sequential")
+    if "batch" in params:
+        return params["model"] in settings.batch_models and params["decoder"] != "sequential"
+    return params["model"] not in settings.whole_models or params["decoder"] in settings.whole_decoders
 
 
 LOADED = {}  # cells of a model follow one another: one model in memory at a time
@@ -86,7 +88,7 @@ def measure(cell, model, decoder, numbers):
     from mlexp.decoding import kernels
     from mlexp.decoding.decoders import DECODE as DECODERS
 
-    s = cell.settings
+    s = cell.settings.of(model)
     lm = language_model(cell, model)
     made = make_prompts(read_prompts(cell.options.prompts or PROMPTS), lm.tokenizer, max(numbers) + 1, s.prompt_tokens)
     chosen = [made[i] for i in numbers]
@@ -114,7 +116,7 @@ def measure(cell, model, decoder, numbers):
 def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
     """What the arm spent, beside the formula for it and the original's own (2 * params * tokens); null where a formula
     does not describe the model (a mixture of experts multiplies by a part of its parameters)."""
-    s, width = cell.settings, {"float32": 4, "bfloat16": 2}[cell.dtype]
+    s, width = cell.settings.of(lm.name), {"float32": 4, "bfloat16": 2}[cell.dtype]
     shape = Shape.of(lm.model.config)
     formula = cost(lm.model.config, decoder, s.prompt_tokens, s, out.rows, width, len(ids))
     return {
@@ -137,8 +139,8 @@ def quality(cell, lm, decoder, ids, out, answers) -> dict[str, object]:
     """How good the samples are, in untimed passes that are the same for every arm; of several prompts, their mean."""
     from mlexp.decoding import quality as q
 
-    s = cell.settings
-    real, sets = lm.weights == "pretrained", []
+    s = cell.settings.of(lm.name)
+    real, sets = lm.weights.startswith("pretrained"), []
     for i in range(len(ids)):
         tokens, lengths = out.tokens[out.prompt == i], out.lengths[out.prompt == i]
         sets.append((ids[i], tokens, lengths, q.texts(tokens, lengths), answers[i]))
@@ -162,12 +164,12 @@ def effective(cell, lm, decoder, ids, answers) -> dict[str, object]:
     """What the samples of one tree are worth, from replicates of it; N where samples are independent."""
     from mlexp.decoding import quality as q
 
-    s = cell.settings
+    s = cell.settings.of(lm.name)
     if decoder not in CORRELATED:
         return dict.fromkeys(WORTH, s.samples)
     if lm.name not in (*s.replicate_models, *cell.options.model) or len(ids) > 1:
         return dict.fromkeys(WORTH)
-    hits = functools.partial(q.answer_hits, lm, answer=answers[0]) if lm.weights == "pretrained" else None
+    hits = functools.partial(q.answer_hits, lm, answer=answers[0]) if lm.weights.startswith("pretrained") else None
     progress = functools.partial(cell.progress, total=2 * s.replicates, what="replicates for worst_effective_samples")
     got = q.effective_samples(lm, ids[0], s, decoder, s.replicates, cell.seed, hits=hits, progress=progress)
     cell.series(**{f"effective_samples_{name}": [each.samples, each.error] for name, each in got.by.items()})

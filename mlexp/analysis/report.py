@@ -20,6 +20,7 @@ from mlexp.analysis.verdict import Verdict
 from mlexp.store import write
 
 OK, NOTHING, FAILED, UNREADABLE = 0, 2, 3, 4
+SILENT = 3  # secondary claims that are not tested and still listed where the command prints verdicts
 
 
 def run(
@@ -142,18 +143,22 @@ def _fail(status: int, *lines: str) -> int:
 
 
 def _print(sections: list[Section], out: Path) -> None:
-    """The verdicts and where to read on."""
+    """The verdicts and where to read on; many that are not tested are counted."""
     for section in sections:
         print(f"{section.out.question}  {section.out.foot}" + (f"  ({section.grid})" if section.grid else ""))
         if section.out.answer:
             print(f"  {section.out.answer}")
-        for verdict in section.out.verdicts:
+        silent = [v for v in section.out.verdicts if v["verdict"] == Verdict.NOT_TESTED and "primary" not in v["marks"]]
+        folded = silent if len(silent) > SILENT else []
+        for verdict in (each for each in section.out.verdicts if each not in folded):
             interval = f" [{verdict['interval']}]" if verdict["interval"] else ""
             marks = f" ({', '.join(verdict['marks'])})" if verdict["marks"] else ""
             shown = " ".join(filter(None, (f"{verdict['effect']}{interval}", verdict["extent"])))
             effect = verdict["why"] if verdict["verdict"] == Verdict.NOT_TESTED else shown
             marks += f" {verdict['more']}" if verdict["more"] else ""
             print(f"  {verdict['id']} {verdict['verdict']}: {verdict['claim']}  {effect}{marks}".rstrip())
+        if folded:
+            print(f"  {len(folded)} other claims are not tested; summary.md has why")
         if section.unfinished:
             print(f"  did not finish: {len(section.unfinished)}")
         print(f"  {out / section.folder / 'summary.md'}")

@@ -37,8 +37,8 @@ class Shape:
     def of(cls, model: "Model | PreTrainedConfig") -> "Shape | None":
         """The shape of a row of MODELS, or of a transformers config; None for a family not in MLP_MATRICES."""
         if isinstance(model, Model):
-            d = model.width
-            return cls(model.layers, d, d, 12 * d * d, model.vocab * d, model.n_params)
+            head = model.vocab * model.width
+            return cls(model.layers, model.width, model.kv_width, model.layer_weights, head, model.n_params)
         config = model.get_text_config()
         if config.model_type not in MLP_MATRICES:
             return None

@@ -15,12 +15,13 @@ from mlexp.memory import out_of_memory
 from mlexp.store import Progress, announce
 
 from .checkpoint import weight_files
+from .gguf import dequantised
 from .models import model_row
 from .nano import trained
 from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
 from .text import bpe_tokenizer, load_corpus
-from .weights import Identity, checkpoint_identity, find_weights, identity, own_tokenizer
+from .weights import Identity, checked, checkpoint_identity, find_weights, identity, own_tokenizer
 
 need("mlexp.decoding")
 
@@ -33,7 +34,8 @@ OLD_BUFFERS = re.compile(r"(^|\.)masked_bias$")  # the constant -10000, in files
 
 @dataclass
 class LanguageModel:
-    """A causal LM in eval mode and its tokenizer. `weights`: pretrained, random (it alone has a `gain`) or trained."""
+    """A causal LM in eval mode and its tokenizer. `weights`: pretrained (or pretrained_q4_1: from 4-bit ones), random
+    (it alone has a `gain`) or trained."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
@@ -63,14 +65,18 @@ def load(
     row, source = model_row(name), find_weights(name, weights)
     if source.folder is not None:
         return load_checkpoint(source.folder, name, device, dtype, progress)
-    who, text, gain = identity(name, weights, corpus, nano, recipe), load_corpus(corpus), None
+    who = identity(name, weights, corpus, nano, recipe)
+    if source.gguf is not None:
+        folder = checked(name, row, dequantised(source.gguf, who["weights_hash"], progress))
+        return _of_folder(folder, name, who, device, dtype, progress)
+    text, gain = load_corpus(corpus), None
     if source.kind == "trained":
         model: Any = trained(row, nano, text, dtype, device, progress)
     else:
         announce(progress, f"{name}: no pretrained weights used; random stand-in of the same architecture")
         model, gain = standin(name, row, recipe, dtype, device, progress)
-    folder = own_tokenizer(row)
-    tokenizer = _tokenizer(folder, row.vocab) if folder else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
+    own = own_tokenizer(row)
+    tokenizer = _tokenizer(own, row.vocab) if own else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
     return _ready(model, tokenizer, name, who, gain)
 
 
@@ -87,13 +93,19 @@ def load_checkpoint(
     one another, or need code of their own.
     """
     folder = Path(folder)
-    who = checkpoint_identity(folder)
+    return _of_folder(folder, name or folder.resolve().name, checkpoint_identity(folder), device, dtype, progress)
+
+
+def _of_folder(
+    folder: Path, name: str, who: Identity, device: torch.device | str, dtype: torch.dtype, progress: Progress
+) -> LanguageModel:
+    """The model and the tokenizer of a folder."""
     model = _pretrained(folder, dtype, progress)
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, torch.Tensor)
     tokenizer = _tokenizer(folder, embedding.shape[0])
     torch.nn.Module.to(model, device)
-    return _ready(model, tokenizer, name or folder.resolve().name, who)
+    return _ready(model, tokenizer, name, who)
 
 
 def _ready(

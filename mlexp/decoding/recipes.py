@@ -36,6 +36,7 @@ GAINS = {
     "gpt2_medium": ("dd61883ddd12a1e1", 5.7520),
     "gpt2_large": ("dfe0ad48a03050f9", 4.6832),
     "gpt2_xl": ("bbc4533e5af26d8c", 4.2697),
+    "smollm2_135m": ("91fce1f4a3c3cd71", 4.6909),
 }
 
 

@@ -6,7 +6,7 @@ factor on all logits, found by bisection, makes its samples branch as often as t
 
 import json
 import math
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,21 +22,22 @@ from .recipes import StandIn, known_gain, standin_hash
 from .rng import path_seeds
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel, PreTrainedModel
+    from transformers import PreTrainedModel
 
 FIRST_GUESS = 3.4  # standard deviation of the logits at which random GPT-2 branches at about the default rate
 
 
-def apply_gain(model: "GPT2LMHeadModel", gain: float) -> None:
+def apply_gain(model: "PreTrainedModel", gain: float) -> None:
     """Multiply all logits by `gain`, through the last norm: free at run time, and seen by every decoder."""
+    base: Any = model.base_model
     with torch.no_grad():
-        for p in model.transformer.ln_f.parameters():
+        for p in (base.ln_f if hasattr(base, "ln_f") else base.norm).parameters():
             p.mul_(gain)
 
 
 def standin(
     name: str, row: Model, recipe: StandIn, dtype: torch.dtype, device: torch.device | str, progress: Progress = None
-) -> "tuple[GPT2LMHeadModel, float]":
+) -> "tuple[PreTrainedModel, float]":
     """The stand-in of a model and its gain: from the table, else calibrated and cached under all that it depends on."""
     model = build(row, recipe.seed, recipe.std, dtype, device)
     path = cache_dir() / "gains" / f"{standin_hash(row, recipe)}-{str(dtype).split('.')[-1]}.json"

@@ -1,11 +1,14 @@
 """Where a model's weights come from, and what identifies them; cheap, and free of torch.
 
-`auto` = the Hugging Face cache if the model is there, else made here; `random` = seeded random weights; or a folder
-that is one model (config.json, safetensors and tokenizer) or holds one subfolder per model id or hub name.
+`auto` = the Hugging Face cache if the model is there, else the package that ships it, else made here; `random` = seeded
+random weights; or a folder that is one model (config.json, safetensors and tokenizer) or holds one subfolder per model
+id or hub name.
 """
 
 import hashlib
+import importlib.util
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -13,19 +16,26 @@ from typing import TypedDict
 from mlexp.store import cache_dir, write
 
 from .checkpoint import TOKENIZERS, WEIGHTS, checked_config, has_tokenizer, weight_files, weights_file
-from .models import Model, model_row
+from .models import Llama, Model, model_row
 from .recipes import NANO, STANDIN, Nano, StandIn, nano_hash, standin_hash
 from .text import load_corpus
 
 GPT2_DEFAULTS = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 1024, "n_inner": None}
 
+ARCHITECTURE = (  # what of a config.json makes a model the one that it is called
+    *("model_type", "vocab_size", "n_layer", "n_embd", "n_head", "n_positions", "n_ctx", "n_inner"),
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+)
+
 
 @dataclass(frozen=True)
 class Source:
-    """`kind` is as in a record: pretrained (read from `folder`), random or trained (made here)."""
+    """`kind` is as in a record: pretrained (read from `folder`), pretrained_q4_1 (the 4-bit weights of `gguf`), random
+    or trained (made here)."""
 
     kind: str
     folder: Path | None = None
+    gguf: Path | None = None
 
 
 class Identity(TypedDict):
@@ -46,8 +56,19 @@ def find_weights(name: str, weights: str | Path = "auto") -> Source:
         return Source("pretrained", _in_folder(name, row, Path(weights)))
     for repo in row.hub:
         if folder := _in_hub_cache(repo):
-            return Source("pretrained", _checked(name, row, folder))
+            return Source("pretrained", checked(name, row, folder))
+    if gguf := shipped(row):
+        return Source(f"pretrained_{gguf.name.split('.')[-2].lower()}", gguf=gguf)
     return Source("random" if row.hub else "trained")
+
+
+def shipped(row: Model) -> Path | None:
+    """The GGUF file of the model in an installed package, which is not imported."""
+    if not isinstance(row, Llama) or not row.package:
+        return None
+    spec = importlib.util.find_spec(row.package)
+    file = Path(spec.origin).parent / row.gguf if spec and spec.origin else None
+    return file if file and file.is_file() else None
 
 
 def identity(
@@ -58,6 +79,8 @@ def identity(
     row, source = model_row(name), find_weights(name, weights)
     if source.folder is not None:
         return checkpoint_identity(source.folder)
+    if source.gguf is not None:
+        return {"weights": source.kind, "weights_hash": _hash_of([source.gguf]), "corpus": None, "corpus_hash": None}
     text = load_corpus(corpus)
     made = standin_hash(row, standin) if source.kind == "random" else nano_hash(row, nano, text.hash)
     if own_tokenizer(row):
@@ -75,10 +98,15 @@ def checkpoint_identity(folder: str | Path) -> Identity:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected config.json, weights and a tokenizer in it")
     checked_config(folder)
+    found = _hash_of(weight_files(folder))
+    return {"weights": "pretrained", "weights_hash": found, "corpus": None, "corpus_hash": None}
+
+
+def _hash_of(files: Iterable[Path]) -> str:
     hashes = hashlib.blake2b(digest_size=8)
-    for file in weight_files(folder):
+    for file in files:
         hashes.update(f"{file.name}:{_file_hash(file)}\n".encode())
-    return {"weights": "pretrained", "weights_hash": hashes.hexdigest(), "corpus": None, "corpus_hash": None}
+    return hashes.hexdigest()
 
 
 def own_tokenizer(row: Model) -> Path | None:
@@ -108,22 +136,21 @@ def _in_folder(name: str, row: Model, path: Path) -> Path:
     tried = [path, path / name, *(path / hub for hub in row.hub), *(path / hub.split("/")[-1] for hub in row.hub)]
     for folder in tried:
         if (folder / "config.json").is_file() and weights_file(folder):
-            return _checked(name, row, folder)
+            return checked(name, row, folder)
     raise FileNotFoundError(
         f"weights={str(path)!r} has no weights for {name}: looked for config.json with {' or '.join(WEIGHTS)} in "
         f"{', '.join(dict.fromkeys(map(str, tried)))}; allowed: auto, random, a model's folder, or a folder of such"
     )
 
 
-def _checked(name: str, row: Model, folder: Path) -> Path:
+def checked(name: str, row: Model, folder: Path) -> Path:
     """`folder`, whose config.json has the model's architecture. Raises ValueError where it has another."""
-    wanted = {
-        "model_type": "gpt2", "n_layer": row.layers, "n_embd": row.width, "n_head": row.heads, "vocab_size": row.vocab,
-        "n_positions": row.positions, "n_ctx": row.positions, "n_inner": 4 * row.width,
-    }  # fmt: skip
-    has = GPT2_DEFAULTS | {"n_ctx": row.positions} | checked_config(folder)
-    has["n_inner"] = has["n_inner"] or 4 * row.width
-    if wrong := [key for key in wanted if has.get(key) != wanted[key]]:
+    has, wanted = checked_config(folder), {"model_type": row.family, **row.config()}
+    if row.family == "gpt2":
+        wanted |= {"n_ctx": row.positions, "n_inner": 4 * row.width}
+        has = GPT2_DEFAULTS | {"n_ctx": row.positions} | has
+        has["n_inner"] = has["n_inner"] or 4 * row.width
+    if wrong := [key for key in wanted if key in ARCHITECTURE and has.get(key) != wanted[key]]:
         raise ValueError(
             f"{folder}: config.json has {', '.join(f'{key}={has.get(key)!r}' for key in wrong)}, "
             f"but {name} has {', '.join(f'{key}={wanted[key]!r}' for key in wrong)}"

@@ -139,7 +139,7 @@ def test_a_record_has_null_for_what_no_formula_describes(kind):
     root = Path(__file__).parents[2]
     bench = runpy.run_path(str(root / "benches" / "decoding_speedup" / "bench_decoding_speedup.py"))
     config = tiny_config(kind, **({"n_embd": 32, "n_layer": 2, "n_head": 4} if kind == "gpt2" else {}))
-    lm = SimpleNamespace(model=SimpleNamespace(config=config), n_params=1000, gain=None)
+    lm = SimpleNamespace(model=SimpleNamespace(config=config), name="any", n_params=1000, gain=None)
     settings = replace(bench["STUDY"].settings["smoke"], prompt_tokens=7, samples=5, max_new_tokens=6)
     cell = SimpleNamespace(settings=settings, dtype="float32", values={"peak_bytes": 10})
     counts = {"token_forwards": 30, "model_forwards": 6, "logit_rows": 30, "kv_slots": 60}
@@ -226,12 +226,18 @@ def test_hf_batched_asks_generate_for_the_settings(stop, monkeypatch):
 
 def test_parameters_of_the_four_and_the_limits_of_the_spec():
     n = {name: row.n_params for name, row in MODELS.items()}
-    assert list(n.values())[1:] == [124439808, 354823168, 774030080, 1557611200]
+    assert list(n.values())[1:] == [
+        124439808,
+        354823168,
+        774030080,
+        1557611200,
+        134515008,
+    ]  # the last: the model card's
     full = Sampling()
     assert cost(MODELS["gpt2_small"], "sequential", 200, full).token_forwards == 4980
     assert cost(MODELS["gpt2_small"], "shared_prefill", 200, full).token_forwards == 1180
     kib = [kv_bytes_per_token(Shape.of(row), 2) / 1024 for row in MODELS.values()][1:]
-    assert kib == [36, 96, 180, 300]
+    assert kib == [36, 96, 180, 300, 22.5]  # the last: 2 x 30 layers x 3 heads x 64 x 2 bytes
     half, whole = (cost(MODELS["gpt2_xl"], "shared_prefill", 200, full, None, size) for size in (2, 4))
     assert whole.kv_bytes == 2 * half.kv_bytes == 2 * (20 * 249) * 300 * 1024
     # the spec's count of 200 tokens has the head on every one of them
@@ -242,12 +248,20 @@ def test_parameters_of_the_four_and_the_limits_of_the_spec():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_real_architecture(name):
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+    config, real = (LlamaConfig, LlamaForCausalLM) if name == "smollm2_135m" else (GPT2Config, GPT2LMHeadModel)
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config(**MODELS[name].config()))
+        model = real(config(**MODELS[name].config()))
     assert sum(p.numel() for p in model.parameters()) == MODELS[name].n_params
-    assert Shape.of(model.config).layer_weights == Shape.of(MODELS[name]).layer_weights
+    found, said = Shape.of(model.config), Shape.of(MODELS[name])
+    assert (found.layer_weights, found.kv_channels) == (said.layer_weights, said.kv_channels)
+    linear = (
+        sum(p.numel() for key, p in model.model.layers[0].named_parameters() if "norm" not in key)
+        if (name == "smollm2_135m")
+        else said.layer_weights
+    )
+    assert said.layer_weights == linear
 
 
 @pytest.mark.parametrize(

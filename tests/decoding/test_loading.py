@@ -190,7 +190,9 @@ def test_a_config_may_leave_out_what_gpt2_has_by_default(tmp_path):
     assert load("tiny", tmp_path).weights == "pretrained"
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "gpt2"}))
-    refused(tmp_path, "n_layer=12, n_embd=768, n_head=12, vocab_size=50257, n_positions=1024", "but tiny has n_layer=2")
+    refused(
+        tmp_path, "vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12", "but tiny has vocab_size=400"
+    )
     assert find_weights("gpt2_small", tmp_path).kind == "pretrained"
 
 

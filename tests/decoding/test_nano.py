@@ -124,6 +124,8 @@ def test_the_recipe_of_the_study():
 
 def test_the_models_have_heads_of_64_and_no_dropout():
     for name, row in MODELS.items():
+        if row.family != "gpt2":
+            continue
         assert row.width == 64 * row.heads and row.positions == (512 if name == "gpt2_nano" else 1024)
         config = row.config()
         assert [config[f"{part}_pdrop"] for part in ("resid", "embd", "attn")] == [0, 0, 0]

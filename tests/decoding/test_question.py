@@ -425,7 +425,8 @@ def test_full_is_the_original_s_numbers():
                "replicates": 128, "batch_prompts": 10}  # fmt: skip
     assert {name: getattr(full, name) for name in numbers} == numbers
     sizes = ("gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl")
-    assert full.models == full.replicate_models == full.batch_models == ("gpt2_nano", *sizes)
+    assert full.models == full.replicate_models == full.batch_models == ("gpt2_nano", *sizes, "smollm2_135m")
+    assert full.of("smollm2_135m") == full.of("gpt2_xl") == full
     assert full.prompts == tuple(f"p0{i}" for i in range(10)) and full.batches == ("b00", "b01", "b02")
     for settings in bench.STUDY.settings.values():
         assert settings.decoders == DECODER_NAMES and settings.models == full.models
@@ -433,10 +434,26 @@ def test_full_is_the_original_s_numbers():
         assert settings.replicates >= 16  # below, nothing is estimated
 
 
+def test_below_full_the_real_model_has_the_original_s_lengths_and_numbers_of_its_own():
+    quick, smoke = bench.STUDY.settings["quick"], bench.STUDY.settings["smoke"]
+    own = quick.of("smollm2_135m")
+    original = {"prompt_tokens": 200, "samples": 20, "max_new_tokens": 50, "temperature": 0.8, "threshold": 0.4}
+    assert {name: getattr(own, name) for name in original} == original
+    assert (own.max_paths, own.replicates, own.rounds, own.prompts) == (20, 16, 1, quick.prompts)
+    assert quick.of("gpt2_small") is quick and smoke.of("smollm2_135m") is smoke
+    fewer = replace(quick, whole_samples=7, whole_new_tokens=9, whole_prompt_tokens=30, whole_replicates=17)
+    found = fewer.of("smollm2_135m")
+    assert (found.samples, found.max_paths, found.max_new_tokens) == (7, 7, 9)
+    assert (found.prompt_tokens, found.replicates) == (30, 17)
+
+
 def test_what_is_collected():
     settings = bench.STUDY.settings["quick"]
     collects = lambda **params: bench.collects(params, settings, "cpu")  # noqa: E731
-    assert all(collects(model=m, prompt="p00", decoder=d) for m in settings.models for d in DECODER_NAMES)
+    whole = {d for d in DECODER_NAMES if collects(model="smollm2_135m", prompt="p00", decoder=d)}
+    assert whole == {"shared_prefill", "dedup", "eab_paper", "eab_particles"}
+    others = set(settings.models) - {"smollm2_135m"}
+    assert all(collects(model=m, prompt="p00", decoder=d) for m in others for d in DECODER_NAMES)
     together = {(m, d) for m in settings.models for d in DECODER_NAMES if collects(model=m, batch="b00", decoder=d)}
     arms = set(DECODER_NAMES) - {"sequential"}
     assert together == {(model, arm) for model in ("gpt2_nano", "gpt2_small") for arm in arms}
