@@ -62,14 +62,22 @@ SETTINGS = {"smoke": replace(SMALL, **TINY), "quick": replace(SMALL, replicates=
 
 METRICS = {
     "n_prompts": ("prompts", "none", "prompts decoded together"),
-    "kernel_backend": ("name", "none", "what entropy_sample and tree_attention of the tree arms ran on"),
-    "token_forwards": ("tokens", "lower", "tokens pushed through the model, counted by a hook on it"),
-    "model_forwards": ("count", "lower", "calls of the model"),
-    "logit_rows": ("rows", "lower", "rows for which the head was computed"),
+    "kernel_backend": (
+        "name",
+        "none",
+        "what the kernels of the tree arms ran on, or the library that decodes",
+    ),
+    "token_forwards": (
+        "tokens",
+        "lower",
+        "tokens pushed through the model, by a hook on it (ctranslate2: by formula)",
+    ),
+    "model_forwards": ("count", "lower", "calls of the model (ctranslate2: by formula)"),
+    "logit_rows": ("rows", "lower", "rows for which the head was computed (ctranslate2: by formula)"),
     "flops_arm_closed_form": ("FLOP", "none", "linear layers, attention and head by the arm's formula"),
     "n_samples": ("samples", "none", "samples returned; eab_paper cannot fix their number"),
     "bytes_per_sample": ("bytes", "lower", "peak_bytes over n_samples"),
-    "kv_bytes": ("bytes", "lower", "keys and values held at the end, over all rows"),
+    "kv_bytes": ("bytes", "lower", "keys and values held at the end, over all rows (ctranslate2: by formula)"),
     "branch_count": ("nodes", "none", "nodes with at least two children, the prompt included"),
     "branch_rate": ("fraction", "none", "share of decided positions whose entropy reaches the threshold"),
     "branch_position_first": ("tokens", "none", "new tokens before the first branching"),

@@ -14,6 +14,7 @@ class Decoder:
     shares_prompt: bool = True  # the prompt is encoded once for all samples
     one_by_one: bool = False  # a sample after the other, each at batch 1
     lossless: bool = True  # the samples are independent draws from the model
+    library: str | None = None  # that decodes in torch's place: the arm is there where this is installed
     fixed: Mapping[str, Any] = field(default_factory=dict)  # fields of Sampling that this arm has its own values of
 
     def settings(self, sampling: "Sampling") -> "Sampling":
@@ -24,6 +25,7 @@ class Decoder:
 DECODERS = {
     "sequential": Decoder("N generations at batch 1, the prompt encoded anew", shares_prompt=False, one_by_one=True),
     "hf_batched": Decoder("transformers' generate(), a batch of N copies of the prompt", shares_prompt=False),
+    "ctranslate2": Decoder("CTranslate2: the prompt encoded once, a batch of N", library="ctranslate2"),
     "shared_prefill": Decoder("the prompt encoded once, its cache copied to a batch of N"),
     "dedup": Decoder("a tree of N independent samples, equal prefixes computed once", "dedup"),
     "eab_paper": Decoder("the original's: k distinct children, the least likely pruned", "eab_paper", lossless=False),

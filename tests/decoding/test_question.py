@@ -25,7 +25,7 @@ from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS
 from mlexp.flops import count_flops
 
 from ..stand_ins import OneCell, load
-from .models import tiny
+from .models import TORCH_DECODERS, tiny
 from .test_ends_and_filters import filtered
 from .test_quality import plain_self_bleu
 
@@ -57,7 +57,7 @@ class Cell(OneCell):
         super().__init__(bench, replace(bench.STUDY.settings["smoke"], **ASKED | settings), seed=11, options=options)
         self.rounds, self.said = None, []
 
-    def time(self, run, rounds):
+    def time(self, run, rounds, count=True):
         self.values["peak_bytes"], self.rounds = PEAK, rounds
         return run()
 
@@ -219,7 +219,7 @@ def check_record(cell, lm, run, numbers):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 def test_every_metric_of_a_cell_is_what_its_samples_say(decoder, rule, prompts, lm, runs, monkeypatch):
     monkeypatch.setattr(bench, "effective", lambda *args: {})
     cell = Cell(prompts, **RULES[rule])
@@ -231,7 +231,7 @@ def test_every_metric_of_a_cell_is_what_its_samples_say(decoder, rule, prompts, 
     assert run.asked[:2] == (cell.settings, 11) and isinstance(run.asked[2], dict)
 
 
-@pytest.mark.parametrize("decoder", [name for name in DECODER_NAMES if name != "sequential"])
+@pytest.mark.parametrize("decoder", [name for name in TORCH_DECODERS if name != "sequential"])
 def test_a_batch_is_the_prompts_behind_the_last_one_s(decoder, prompts, lm, runs, monkeypatch):
     monkeypatch.setattr(bench, "effective", lambda *args: {})
     cell = Cell(prompts, batch_prompts=2, **RULES["filtered, with ends"])
@@ -250,7 +250,7 @@ def test_only_pretrained_weights_can_know_an_answer(prompts, lm, monkeypatch):
 
 
 def test_the_same_cell_gives_the_same_record_bit_for_bit(prompts, lm):
-    for decoder in DECODER_NAMES:
+    for decoder in TORCH_DECODERS:
         cells = [Cell(prompts, replicate_models=("gpt2_small",)) for _ in range(2)]
         for cell in cells:
             bench.test_decode(cell, "gpt2_small", "p00", decoder)
@@ -299,7 +299,7 @@ def test_the_worth_of_correlated_samples_is_what_was_estimated(decoder, prompts,
 
 
 def test_independent_samples_are_worth_themselves_and_others_are_measured_where_asked(prompts, lm, asked):
-    for decoder in set(DECODER_NAMES) - {"eab_paper", "eab_particles"}:
+    for decoder in set(TORCH_DECODERS) - {"eab_paper", "eab_particles"}:
         cell = Cell(prompts)
         bench.test_decode(cell, "gpt2_small", "p01", decoder)
         assert [cell.values[name] for name in bench.WORTH] == [5, 5, 5]
@@ -436,9 +436,9 @@ def test_full_is_the_original_s_numbers():
 def test_what_is_collected():
     settings = bench.STUDY.settings["quick"]
     collects = lambda **params: bench.collects(params, settings, "cpu")  # noqa: E731
-    assert all(collects(model=m, prompt="p00", decoder=d) for m in settings.models for d in DECODER_NAMES)
-    together = {(m, d) for m in settings.models for d in DECODER_NAMES if collects(model=m, batch="b00", decoder=d)}
-    arms = set(DECODER_NAMES) - {"sequential"}
+    assert all(collects(model=m, prompt="p00", decoder=d) for m in settings.models for d in TORCH_DECODERS)
+    together = {(m, d) for m in settings.models for d in TORCH_DECODERS if collects(model=m, batch="b00", decoder=d)}
+    arms = set(TORCH_DECODERS) - {"sequential"}
     assert together == {(model, arm) for model in ("gpt2_nano", "gpt2_small") for arm in arms}
     more = bench.more(SimpleNamespace(model={"mine": "folder"}))
     assert more == {"model": ("mine",)}
