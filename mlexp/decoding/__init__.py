@@ -19,7 +19,7 @@ _HEAVY = {
     "load_checkpoint": "loading", "surprisal": "quality", "distinct_n": "quality", "self_bleu": "quality",
     "unique_sequences": "quality", "contains_answer": "quality", "answer_hits": "quality",
     "effective_samples": "quality", "Effective": "quality", "grow": "engine", "score": "scoring", "sample": "generate",
-    "branching": "generate",
+    "branching": "generate", "pack": "packed",
 }  # fmt: skip
 
 __all__ = [

@@ -17,6 +17,7 @@ from mlexp.store import Progress, announce
 from .checkpoint import weight_files
 from .models import model_row
 from .nano import trained
+from .packed import pack
 from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
 from .text import bpe_tokenizer, load_corpus
@@ -101,6 +102,7 @@ def _ready(
 ) -> LanguageModel:
     n_params = sum(p.numel() for p in model.parameters())
     model.train(False).requires_grad_(False)
+    pack(model)
     return LanguageModel(model, tokenizer, name, n_params, gain=gain, **who)
 
 
