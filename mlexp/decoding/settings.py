@@ -25,13 +25,14 @@ class Decoder:
 DECODERS = {
     "sequential": Decoder("N generations at batch 1, the prompt encoded anew", shares_prompt=False, one_by_one=True),
     "hf_batched": Decoder("transformers' generate(), a batch of N copies of the prompt", shares_prompt=False),
-    "ctranslate2": Decoder("CTranslate2: the prompt encoded once, a batch of N", library="ctranslate2"),
     "shared_prefill": Decoder("the prompt encoded once, its cache copied to a batch of N"),
     "dedup": Decoder("a tree of N independent samples, equal prefixes computed once", "dedup"),
     "eab_paper": Decoder("the original's: k distinct children, the least likely pruned", "eab_paper", lossless=False),
     "eab_particles": Decoder("N particles, parted where the next token is uncertain", "eab_particles", lossless=False),
+    "ctranslate2": Decoder("CTranslate2: the prompt encoded once, a batch of N", library="ctranslate2"),
 }
-"""Baselines first, then the trees. A decoder with a policy needs only its row; others a function in decoders.py."""
+"""Baselines first, then the trees, then other libraries. A decoder with a policy needs only its row, others a function
+in decoders.py."""
 DECODER_NAMES = tuple(DECODERS)
 TREE_DECODERS = tuple(name for name, row in DECODERS.items() if row.policy)
 
