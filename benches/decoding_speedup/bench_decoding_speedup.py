@@ -67,15 +67,16 @@ def language_model(cell, name: str):
     from mlexp.decoding.loading import load, load_checkpoint
 
     nano, folder = Nano(steps=cell.settings.nano_steps), cell.options.model.get(name)
-    key = (name, folder, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano)
+    packed = cell.settings.packed
+    key = (name, folder, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano, packed)
     if key not in LOADED:
         LOADED.clear()
         where = cell.device, getattr(torch, cell.dtype)
         weights, corpus = cell.options.weights or "auto", cell.options.corpus
         LOADED[key] = (
-            load_checkpoint(folder, name, *where, progress=cell.progress)
+            load_checkpoint(folder, name, *where, progress=cell.progress, packed=packed)
             if folder
-            else load(name, weights, *where, corpus, cell.progress, nano)
+            else load(name, weights, *where, corpus, cell.progress, nano, packed=packed)
         )
     return LOADED[key]
 

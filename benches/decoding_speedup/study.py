@@ -24,7 +24,7 @@ def b(count: int) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Settings(Sampling, Base):
     """The original's numbers: Sampling's, and these. `replicates`: trees a prompt behind worst_effective_samples,
-    untimed; it is null for fewer than 16.
+    untimed; it is null for fewer than 16. `packed`: layers as in mlexp/decoding/packed.py; false: transformers' own.
 
     Batch j of `batches` is `batch_prompts` prompts decoded together: those behind batch j - 1's.
     """
@@ -40,6 +40,7 @@ class Settings(Sampling, Base):
     replicates: Annotated[int, AtLeast(2)] = 128
     replicate_models: Annotated[tuple[str, ...], OneOf(("none", *MODELS))] = tuple(MODELS)
     nano_steps: Annotated[int, AtLeast(1)] = Nano.steps
+    packed: bool = True
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)

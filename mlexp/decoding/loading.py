@@ -56,14 +56,16 @@ def load(
     progress: Progress = None,
     nano: Nano = NANO,
     recipe: StandIn = STANDIN,
+    packed: bool = True,
 ) -> LanguageModel:
-    """Load a model of MODELS. `weights`: auto, random, or a folder; `corpus`: None or a UTF-8 text file (see text.py).
+    """Load a model of MODELS. `weights`: auto, random, or a folder; `corpus`: None or a UTF-8 text file (see text.py);
+    `packed`: with the layers of packed.py in place of transformers' own.
 
     Raises ValueError for an unknown name, FileNotFoundError or ValueError for a folder without the model's weights.
     """
     row, source = model_row(name), find_weights(name, weights)
     if source.folder is not None:
-        return load_checkpoint(source.folder, name, device, dtype, progress)
+        return load_checkpoint(source.folder, name, device, dtype, progress, packed)
     who, text, gain = identity(name, weights, corpus, nano, recipe), load_corpus(corpus), None
     if source.kind == "trained":
         model: Any = trained(row, nano, text, dtype, device, progress)
@@ -72,7 +74,7 @@ def load(
         model, gain = standin(name, row, recipe, dtype, device, progress)
     folder = own_tokenizer(row)
     tokenizer = _tokenizer(folder, row.vocab) if folder else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
-    return _ready(model, tokenizer, name, who, gain)
+    return _ready(model, tokenizer, name, who, packed, gain)
 
 
 def load_checkpoint(
@@ -81,8 +83,9 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress = None,
+    packed: bool = True,
 ) -> LanguageModel:
-    """Load a folder of any causal LM that transformers can load; `name` is the folder's if None.
+    """Load a folder of any causal LM that transformers can load; `name` is the folder's if None, `packed` as in load().
 
     Raises FileNotFoundError, or ValueError for a folder whose weights, config or tokenizer are not whole, do not fit
     one another, or need code of their own.
@@ -94,15 +97,17 @@ def load_checkpoint(
     assert isinstance(embedding, torch.Tensor)
     tokenizer = _tokenizer(folder, embedding.shape[0])
     torch.nn.Module.to(model, device)
-    return _ready(model, tokenizer, name or folder.resolve().name, who)
+    return _ready(model, tokenizer, name or folder.resolve().name, who, packed)
 
 
 def _ready(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, who: Identity, gain: float | None = None
-) -> LanguageModel:
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, who: Identity, packed: bool,
+    gain: float | None = None,
+) -> LanguageModel:  # fmt: skip
     n_params = sum(p.numel() for p in model.parameters())
     model.train(False).requires_grad_(False)
-    pack(model)
+    if packed:
+        pack(model)
     return LanguageModel(model, tokenizer, name, n_params, gain=gain, **who)
 
 

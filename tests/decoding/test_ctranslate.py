@@ -164,7 +164,7 @@ def cell_of(tmp_path, monkeypatch):
     lm = SimpleNamespace(**vars(lm_of(vocab=VOCAB)) | {"name": "gpt2_small"}, tokenizer=Letters(), n_params=1234,
                          weights="random")  # fmt: skip
     monkeypatch.setattr(bench, "LOADED", {})
-    monkeypatch.setattr("mlexp.decoding.loading.load", lambda *args: lm)
+    monkeypatch.setattr("mlexp.decoding.loading.load", lambda *args, **more: lm)
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(map(json.dumps, ITEMS)))
     return lambda **more: Cell(path, **more)

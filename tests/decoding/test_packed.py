@@ -122,5 +122,8 @@ def test_a_model_that_was_loaded_is_packed():
     with torch.no_grad(), Products() as seen:
         lm.model(torch.arange(9)[None])
     assert (seen.packed, seen.plain, seen.pointwise) == (4 * 4 + 1, 0, 0)
+    with torch.no_grad(), Products() as seen:
+        load("gpt2_nano", "random", packed=False).model(torch.arange(9)[None])
+    assert seen.plain and seen.pointwise and not seen.packed
     copied = copy.deepcopy(lm.model)
     assert torch.equal(copied.lm_head.weight, lm.model.lm_head.weight)

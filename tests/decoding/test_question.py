@@ -81,7 +81,7 @@ def lm(monkeypatch):
     model = tiny(vocab=VOCAB, dtype=torch.float32, sharpness=8.0).model
     made = SimpleNamespace(model=model, tokenizer=Letters(), name="gpt2_small", n_params=1234, weights="pretrained", gain=None)  # fmt: skip  # noqa: E501
     monkeypatch.setattr(bench, "LOADED", {})
-    monkeypatch.setattr("mlexp.decoding.loading.load", lambda *args: made)
+    monkeypatch.setattr("mlexp.decoding.loading.load", lambda *args, **more: made)
     return made
 
 
@@ -362,6 +362,7 @@ CHANGES = {
     "device": lambda cell: setattr(cell, "device", "cuda"),
     "dtype": lambda cell: setattr(cell, "dtype", "bfloat16"),
     "nano": lambda cell: setattr(cell, "settings", replace(cell.settings, nano_steps=3)),
+    "packed": lambda cell: setattr(cell, "settings", replace(cell.settings, packed=False)),
     "folder": lambda cell: cell.options.model.update(gpt2_nano="folder"),
 }
 
@@ -381,20 +382,21 @@ def test_a_model_in_memory_serves_the_cells_of_all_the_same_options_alone(change
     cell = Cell(None)
     assert bench.language_model(cell, "gpt2_nano") == bench.language_model(Cell(None), "gpt2_nano") == 1
     name, args, more = loads[0]
-    assert (name, args[:5], more) == ("load", ("gpt2_nano", "auto", "cpu", torch.float32, None), {})
+    assert (name, args[:5], more) == ("load", ("gpt2_nano", "auto", "cpu", torch.float32, None), {"packed": True})
     assert args[5] == cell.progress and args[6] == Nano(steps=20)
     CHANGES[change](cell)
     assert bench.language_model(cell, "gpt2_nano") == 2 and len(bench.LOADED) == 1
     name, args, more = loads[1]
     if change == "folder":
         assert (name, args, more) == (
-            "load_checkpoint", ("folder", "gpt2_nano", "cpu", torch.float32), {"progress": cell.progress}
+            "load_checkpoint", ("folder", "gpt2_nano", "cpu", torch.float32),
+            {"progress": cell.progress, "packed": True},
         )  # fmt: skip
     else:
         weights, corpus = cell.options.weights or "auto", cell.options.corpus
         where = cell.device, getattr(torch, cell.dtype)
         assert args[:5] == ("gpt2_nano", weights, *where, corpus)
-        assert args[6].steps == cell.settings.nano_steps
+        assert args[6].steps == cell.settings.nano_steps and more == {"packed": change != "packed"}
     assert bench.language_model(cell, "gpt2_small") == 3
 
 
