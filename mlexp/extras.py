@@ -26,6 +26,7 @@ EXTRAS = {  # of a part of mlexp, and of a library that only one extra brings
     "ray": "cluster",
     "pyarrow": "parquet",
     "triton": "triton",
+    "ctranslate2": "ctranslate2",
 }
 OTHERWISE = "studies"
 NOT_ON_3_14 = ("maze_dataset", "muutils")

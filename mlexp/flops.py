@@ -178,7 +178,11 @@ def _register() -> None:
     """Formulas for what torch counts as zero (pytorch#195460), unless a newer torch brings its own."""
     aten = ((formula, torch.ops.aten, name) for formula, names in _FORMULAS.items() for name in names)
     # transformers' experts where torch._grouped_mm does not run; it exists once transformers is imported
-    for formula, space, name in itertools.chain(aten, [(_product, torch.ops.transformers, "grouped_mm_fallback")]):
+    others = [
+        (_product, torch.ops.transformers, "grouped_mm_fallback"),
+        (_linear, torch.ops.mkldnn, "_linear_pointwise"),
+    ]
+    for formula, space, name in itertools.chain(aten, others):
         op = getattr(space, name, None)  # no version of torch has them all
         if op is not None and op not in flop_registry:
             register_flop_formula(op)(formula)

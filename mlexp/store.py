@@ -1,6 +1,7 @@
 """Files that are made once, cached in $XDG_CACHE_HOME/mlexp or ~/.cache/mlexp, each written whole or not at all."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,29 @@ def cached(path: Path, make: Callable[[], bytes], read: Callable[[bytes], Result
     content = make()
     write(path, content)
     return read(content)
+
+
+def cached_folder(path: Path, make: Callable[[Path], None]) -> Path:
+    """Return the folder; have `make` fill it first if it is not there.
+
+    It is filled under another name and then renamed, so that a folder of this name is whole; where another process was
+    first, its folder stays.
+    """
+    if path.is_dir():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name, suffix=".part"))
+    try:
+        make(part)
+        os.chmod(part, 0o777 & ~_umask())
+        try:
+            os.rename(part, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return path
 
 
 def write(path: Path, content: bytes, sync: bool = False) -> None:

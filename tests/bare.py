@@ -6,7 +6,8 @@ HIDES = """
 import sys
 from importlib.machinery import PathFinder
 
-HIDDEN = {"torch", "transformers", "tokenizers", "safetensors", "maze_dataset", "muutils", "ray", "pyarrow", "triton"}
+HIDDEN = {"torch", "transformers", "tokenizers", "safetensors", "maze_dataset", "muutils", "ray", "pyarrow", "triton",
+          "ctranslate2"}
 
 class Hiding(PathFinder):
     @classmethod

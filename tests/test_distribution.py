@@ -56,7 +56,7 @@ def test_a_plain_install_is_light():
 
 def test_every_extra_brings_what_its_parts_need():
     optional = {extra: names(wanted) for extra, wanted in PROJECT["optional-dependencies"].items()}
-    assert set(optional) == {"decoding", "maze", "studies", "cluster", "parquet", "triton"}
+    assert set(optional) == {"decoding", "maze", "studies", "cluster", "parquet", "triton", "ctranslate2"}
     assert PROJECT["optional-dependencies"]["studies"] == ["pytest-mlexp[decoding,maze]"]
     optional["studies"] = optional["decoding"] | optional["maze"]
     for part, libraries in extras.NEEDS.items():

@@ -48,6 +48,14 @@ def test_linear_layers_and_the_closed_form_agree():
     assert count_flops(lambda: layer(x))[1] == dense_flops(16 * 8, 5) == 1280
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_a_product_with_a_packed_weight_counts_as_the_plain_one():
+    packed, x = torch.ops.mkldnn._reorder_linear_weight(torch.randn(8, 16), 5), torch.randn(2, 5, 16)
+    assert (
+        count_flops(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))[1] == 2 * 10 * 16 * 8
+    )
+
+
 def test_importing_again_keeps_one_formula():
     import importlib
 

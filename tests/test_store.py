@@ -95,3 +95,41 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="No space"):
         store.write(path, b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.txt", b"old")]
+
+
+def test_a_folder_is_made_once_and_is_whole_or_absent(tmp_path):
+    path, made = tmp_path / "deep" / "folder", []
+
+    def fill(folder):
+        made.append(folder)
+        (folder / "a").write_bytes(b"half")
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        assert not path.exists()
+        (folder / "b").write_bytes(b"whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        store.cached_folder(path, fill)
+    assert not list(path.parent.iterdir())
+    for _ in range(2):
+        assert store.cached_folder(path, fill) == path
+    assert len(made) == 2 and sorted(file.name for file in path.iterdir()) == ["a", "b"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_folder_of_another_process_that_was_first_stays(tmp_path):
+    path = tmp_path / "folder"
+
+    def fill(folder):
+        path.mkdir()
+        (path / "theirs").touch()
+        (folder / "ours").touch()
+
+    store.cached_folder(path, fill)
+    assert [file.name for file in path.iterdir()] == ["theirs"] and list(tmp_path.iterdir()) == [path]
+
+    def disappear(folder):
+        folder.rmdir()
+
+    with pytest.raises(OSError):
+        store.cached_folder(tmp_path / "other", disappear)

@@ -6,11 +6,15 @@ import math
 import statistics
 from pathlib import Path
 
+import pytest
+
 from mlexp.decoding.costs import Shape, cost, kv_bytes_per_token
 from mlexp.decoding.models import MODELS
 from mlexp.decoding.prompts import make_prompts, read_prompts
 from mlexp.decoding.recipes import Nano
+from mlexp.decoding.settings import DECODER_NAMES, DECODERS
 from mlexp.decoding.weights import checkpoint_identity, identity
+from mlexp.extras import is_there, missing
 from mlexp.study import beside
 
 STUDY = beside(__file__).STUDY
@@ -43,7 +47,13 @@ def prompts_hash(path: str | Path) -> str:
 
 
 def collects(params, settings, device) -> bool:
-    """Together, prompts are decoded by every arm but `sequential`, which decodes one sample at a time in any case."""
+    """Together, prompts are decoded by every arm but `sequential`, which decodes one sample at a time in any case. The
+    arm of a library that is not installed has no cells; where it was asked for, that is an error."""
+    library = DECODERS[params["decoder"]].library
+    if library and not is_there(library):
+        if settings.decoders != DECODER_NAMES:
+            raise ValueError(str(missing(f"the arm {params['decoder']}", library)))
+        return False
     if "batch" in params:
         return params["model"] in settings.batch_models and params["decoder"] != "sequential"
     return params["model"] not in settings.whole_models or params["decoder"] in settings.whole_decoders
@@ -59,15 +69,16 @@ def language_model(cell, name: str):
     from mlexp.decoding.loading import load, load_checkpoint
 
     nano, folder = Nano(steps=cell.settings.nano_steps), cell.options.model.get(name)
-    key = (name, folder, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano)
+    packed = cell.settings.packed
+    key = (name, folder, cell.device, cell.dtype, cell.options.weights, cell.options.corpus, nano, packed)
     if key not in LOADED:
         LOADED.clear()
         where = cell.device, getattr(torch, cell.dtype)
         weights, corpus = cell.options.weights or "auto", cell.options.corpus
         LOADED[key] = (
-            load_checkpoint(folder, name, *where, progress=cell.progress)
+            load_checkpoint(folder, name, *where, progress=cell.progress, packed=packed)
             if folder
-            else load(name, weights, *where, corpus, cell.progress, nano)
+            else load(name, weights, *where, corpus, cell.progress, nano, packed=packed)
         )
     return LOADED[key]
 
@@ -86,7 +97,7 @@ def measure(cell, model, decoder, numbers):
     import torch
 
     from mlexp.decoding import kernels
-    from mlexp.decoding.decoders import DECODE as DECODERS
+    from mlexp.decoding.decoders import DECODE, unavailable
 
     s = cell.settings.of(model)
     lm = language_model(cell, model)
@@ -94,7 +105,12 @@ def measure(cell, model, decoder, numbers):
     chosen = [made[i] for i in numbers]
     ids, state = torch.tensor([prompt.ids for prompt in chosen]), {}
     rounds = max(s.rounds, CUDA_ROUNDS) if cell.device == "cuda" else s.rounds
-    out = cell.time(lambda: DECODERS[decoder](lm, ids, s, cell.seed, state), rounds=rounds)
+    if reason := unavailable(decoder, lm, ids, s):
+        pytest.skip(reason)
+    own = DECODERS[decoder].library is None  # FLOPs and allocations of another library are nothing that torch sees
+    out = cell.time(lambda: DECODE[decoder](lm, ids, s, cell.seed, state), rounds=rounds, count=own)
+    if not own:
+        cell.record(flops=None, **{"peak_bytes": None} if cell.device == "cuda" else {})
     cell.record(**costs(cell, lm, decoder, ids, out))
     answers = [prompt.answer for prompt in chosen]
     cell.record(**quality(cell, lm, decoder, ids, out, answers))
@@ -103,7 +119,8 @@ def measure(cell, model, decoder, numbers):
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sampler = kernels.choose("entropy_sample", cell.device, dtype=lm.model.dtype)
     attention = kernels.choose("tree_attention", cell.device, dtype=lm.model.dtype, width=width)
-    cell.record(kernel_backend="+".join(dict.fromkeys((sampler, attention))))
+    backend = "+".join(dict.fromkeys((sampler, attention))) if own else DECODERS[decoder].library
+    cell.record(kernel_backend=backend)
     cell.series(live_paths=out.live_paths)
     if out.tree:
         cell.record(**out.tree.branch_statistics())
@@ -129,7 +146,7 @@ def costs(cell, lm, decoder, ids, out) -> dict[str, object]:
         "logit_rows": out.logit_rows,
         "flops_closed_form": 2 * lm.n_params * out.token_forwards if shape else None,
         "flops_arm_closed_form": formula.flops if formula else None,
-        "bytes_per_sample": cell.values["peak_bytes"] / len(out.tokens),
+        "bytes_per_sample": None if cell.values["peak_bytes"] is None else cell.values["peak_bytes"] / len(out.tokens),
         "kv_bytes": out.kv_slots * kv_bytes_per_token(shape, width) if formula else None,
         "logit_gain": lm.gain,
     }

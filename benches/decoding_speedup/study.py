@@ -24,7 +24,7 @@ def b(count: int) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Settings(Sampling, Base):
     """The original's numbers: Sampling's, and these. `replicates`: trees a prompt behind worst_effective_samples,
-    untimed; it is null for fewer than 16.
+    untimed; it is null for fewer than 16. `packed`: layers as in mlexp/decoding/packed.py; false: transformers' own.
 
     `whole_models` have lengths, samples and replicates of their own, the original's, and are decoded by
     `whole_decoders` alone: what real weights say is read, and of a text four tokens say nothing.
@@ -49,6 +49,7 @@ class Settings(Sampling, Base):
     whole_new_tokens: Annotated[int, AtLeast(1)] = 50
     whole_replicates: Annotated[int, AtLeast(2)] = 16
     nano_steps: Annotated[int, AtLeast(1)] = Nano.steps
+    packed: bool = True
 
     def __post_init__(self) -> None:
         Sampling.__post_init__(self)
@@ -85,21 +86,29 @@ SETTINGS = {
         replicates=64,
         replicate_models=(*NANO, *WHOLE),
         whole_models=WHOLE,
-        whole_decoders=("shared_prefill", "dedup", "eab_paper", "eab_particles"),
+        whole_decoders=("shared_prefill", "dedup", "eab_paper", "eab_particles", "ctranslate2"),
     ),
     "full": Settings(),
 }
 
 METRICS = {
     "n_prompts": ("prompts", "none", "prompts decoded together"),
-    "kernel_backend": ("name", "none", "what entropy_sample and tree_attention of the tree arms ran on"),
-    "token_forwards": ("tokens", "lower", "tokens pushed through the model, counted by a hook on it"),
-    "model_forwards": ("count", "lower", "calls of the model"),
-    "logit_rows": ("rows", "lower", "rows for which the head was computed"),
+    "kernel_backend": (
+        "name",
+        "none",
+        "what the kernels of the tree arms ran on, or the library that decodes",
+    ),
+    "token_forwards": (
+        "tokens",
+        "lower",
+        "tokens pushed through the model, by a hook on it (ctranslate2: by formula)",
+    ),
+    "model_forwards": ("count", "lower", "calls of the model (ctranslate2: by formula)"),
+    "logit_rows": ("rows", "lower", "rows for which the head was computed (ctranslate2: by formula)"),
     "flops_arm_closed_form": ("FLOP", "none", "linear layers, attention and head by the arm's formula"),
     "n_samples": ("samples", "none", "samples returned; eab_paper cannot fix their number"),
     "bytes_per_sample": ("bytes", "lower", "peak_bytes over n_samples"),
-    "kv_bytes": ("bytes", "lower", "keys and values held at the end, over all rows"),
+    "kv_bytes": ("bytes", "lower", "keys and values held at the end, over all rows (ctranslate2: by formula)"),
     "branch_count": ("nodes", "none", "nodes with at least two children, the prompt included"),
     "branch_rate": ("fraction", "none", "share of decided positions whose entropy reaches the threshold"),
     "branch_position_first": ("tokens", "none", "new tokens before the first branching"),

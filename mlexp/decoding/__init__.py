@@ -1,4 +1,4 @@
-"""Subject: entropy-adaptive branching. Models, prompts, six decoders, what they cost and how good their samples are.
+"""Subject: entropy-adaptive branching. Models, prompts, seven decoders, what they cost and how good their samples are.
 
 Importing this package imports no torch: MODELS, DECODERS, Sampling, identity, read_prompts and the closed forms
 are for collecting cells and making keys. What decodes (DECODE, load, quality) is imported at its first use.
@@ -19,7 +19,7 @@ _HEAVY = {
     "load_checkpoint": "loading", "surprisal": "quality", "distinct_n": "quality", "self_bleu": "quality",
     "unique_sequences": "quality", "contains_answer": "quality", "answer_hits": "quality",
     "effective_samples": "quality", "Effective": "quality", "grow": "engine", "score": "scoring", "sample": "generate",
-    "branching": "generate",
+    "branching": "generate", "pack": "packed",
 }  # fmt: skip
 
 __all__ = [

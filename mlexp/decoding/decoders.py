@@ -3,19 +3,20 @@
 N samples, P prompt tokens, G new tokens. `prompt` is (P,), or (B, P): several prompts decoded together. On a CPU no
 arm but `hf_batched`, which is transformers' own, forwards a text that has ended. The arms without a tree have the same
 sampler and caches allocated once, so that the arms differ in what they share, not in how well they are written. On a
-CUDA device all arms but `hf_batched` are the tree engine's captured graphs; a caller that passes the same dict as
-`graphs` again reuses them.
+CUDA device all arms but `hf_batched` and `ctranslate2` are the tree engine's captured graphs; a caller that passes the
+same dict as `graphs` again reuses them.
 """
 
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from . import ctranslate
 from .attention import tree_attention_on
 from .caches import RowsCache
 from .engine import GraphCache, alone, decode, grow
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples and what they cost, counted by a hook on the model."""
+    """Samples and what they cost, counted by a hook on the model; of `ctranslate2`, which has none, by formula."""
 
     tokens: Tensor  # (n, G) int64, CPU, prompt by prompt; the first stop token behind a text's end
     lengths: Tensor  # (n,) tokens of each text, its stop token included
@@ -125,6 +126,37 @@ def hf_batched(
     return _samples(lm, tokens, counts, seeds, sampling, P, rows=(len(out),) * (out.shape[1] - 1))
 
 
+def ctranslate2(
+    lm: "LanguageModel", prompt: Tensor, sampling: Sampling, seed: int, graphs: GraphCache | None = None
+) -> Samples:
+    """CTranslate2's `generate_batch`, the prompt encoded once. Raises ValueError where it cannot stand beside the
+    others (ctranslate.refusal).
+
+    A caller that passes the same dict as `graphs` again reuses the loaded model, whose draws then go on.
+    """
+    prompts, seeds = _inputs(lm, prompt, sampling, seed, engine=False)
+    if reason := unavailable("ctranslate2", lm, prompt, sampling):
+        raise ValueError(reason)
+    engines: dict[Any, Any] = {} if graphs is None else graphs
+    key = ("ctranslate2", id(lm.model), seed, torch.get_num_threads())
+    if key not in engines:
+        engines.clear()
+        engines[key] = ctranslate.generator(lm, seed)
+    texts = ctranslate.generate(engines[key], prompts, sampling)
+    tokens = torch.full((len(texts), sampling.max_new_tokens), _end(sampling))
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    (B, P), steps = prompts.shape, [sum(len(text) > t for text in texts) for t in range(1, sampling.max_new_tokens)]
+    counts = Counts(1 + sum(n > 0 for n in steps), B * P + sum(steps), B + sum(steps))
+    return _samples(lm, tokens, counts, seeds, sampling, P, rows=tuple(steps))
+
+
+def unavailable(decoder: str, lm: "LanguageModel", prompt: Tensor, sampling: Sampling) -> str | None:
+    """Why a decoder that is a library's cannot decode this, as a sentence; None where it can, and for all others. What
+    the library makes of the model once is made here."""
+    return ctranslate.refusal(lm, prompt, sampling) if DECODERS[decoder].library else None
+
+
 def _tree(decoder: str, policy: str) -> Decode:
     row = DECODERS[decoder]
 
@@ -146,7 +178,7 @@ def _tree(decoder: str, policy: str) -> Decode:
 
 
 WITHOUT_TREE: dict[str, Decode] = {
-    "sequential": sequential, "hf_batched": hf_batched, "shared_prefill": shared_prefill,
+    "sequential": sequential, "hf_batched": hf_batched, "ctranslate2": ctranslate2, "shared_prefill": shared_prefill,
 }  # fmt: skip
 
 

@@ -1,13 +1,11 @@
 """Weights that a package ships as GGUF: dequantised once, and kept in the cache as a folder like any other model's."""
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlexp.extras import need
-from mlexp.store import Progress, announce, cache_dir
+from mlexp.store import Progress, announce, cache_dir, cached_folder
 
 from .checkpoint import checked_config
 
@@ -26,15 +24,7 @@ def dequantised(file: Path, file_hash: str, progress: Progress = None) -> Path:
         shutil.rmtree(folder, ignore_errors=True)  # not whole
     need("mlexp.decoding", "gguf", "accelerate")
     announce(progress, f"dequantising {file.name}, once")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
-        made = Path(parent) / "model"
-        _convert(file, made)
-        try:
-            os.rename(made, folder)
-        except OSError:  # another process was first
-            checked_config(folder)
-    return folder
+    return cached_folder(folder, lambda new: _convert(file, new))
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from .checkpoint import weight_files
 from .gguf import dequantised
 from .models import model_row
 from .nano import trained
+from .packed import pack
 from .recipes import NANO, STANDIN, Nano, StandIn
 from .standin import standin
 from .text import bpe_tokenizer, load_corpus
@@ -57,18 +58,20 @@ def load(
     progress: Progress = None,
     nano: Nano = NANO,
     recipe: StandIn = STANDIN,
+    packed: bool = True,
 ) -> LanguageModel:
-    """Load a model of MODELS. `weights`: auto, random, or a folder; `corpus`: None or a UTF-8 text file (see text.py).
+    """Load a model of MODELS. `weights`: auto, random, or a folder; `corpus`: None or a UTF-8 text file (see text.py);
+    `packed`: with the layers of packed.py in place of transformers' own.
 
     Raises ValueError for an unknown name, FileNotFoundError or ValueError for a folder without the model's weights.
     """
     row, source = model_row(name), find_weights(name, weights)
     if source.folder is not None:
-        return load_checkpoint(source.folder, name, device, dtype, progress)
+        return load_checkpoint(source.folder, name, device, dtype, progress, packed)
     who = identity(name, weights, corpus, nano, recipe)
     if source.gguf is not None:
         folder = checked(name, row, dequantised(source.gguf, who["weights_hash"], progress))
-        return _of_folder(folder, name, who, device, dtype, progress)
+        return _of_folder(folder, name, who, device, dtype, progress, packed)
     text, gain = load_corpus(corpus), None
     if source.kind == "trained":
         model: Any = trained(row, nano, text, dtype, device, progress)
@@ -77,7 +80,7 @@ def load(
         model, gain = standin(name, row, recipe, dtype, device, progress)
     own = own_tokenizer(row)
     tokenizer = _tokenizer(own, row.vocab) if own else bpe_tokenizer(text, min(row.vocab, BPE_VOCAB), progress)
-    return _ready(model, tokenizer, name, who, gain)
+    return _ready(model, tokenizer, name, who, packed, gain)
 
 
 def load_checkpoint(
@@ -86,33 +89,39 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress = None,
+    packed: bool = True,
 ) -> LanguageModel:
-    """Load a folder of any causal LM that transformers can load; `name` is the folder's if None.
+    """Load a folder of any causal LM that transformers can load; `name` is the folder's if None, `packed` as in load().
 
     Raises FileNotFoundError, or ValueError for a folder whose weights, config or tokenizer are not whole, do not fit
     one another, or need code of their own.
     """
     folder = Path(folder)
-    return _of_folder(folder, name or folder.resolve().name, checkpoint_identity(folder), device, dtype, progress)
+    who = checkpoint_identity(folder)
+    return _of_folder(folder, name or folder.resolve().name, who, device, dtype, progress, packed)
 
 
 def _of_folder(
-    folder: Path, name: str, who: Identity, device: torch.device | str, dtype: torch.dtype, progress: Progress
-) -> LanguageModel:
+    folder: Path, name: str, who: Identity, device: torch.device | str, dtype: torch.dtype, progress: Progress,
+    packed: bool,
+) -> LanguageModel:  # fmt: skip
     """The model and the tokenizer of a folder."""
     model = _pretrained(folder, dtype, progress)
     embedding = model.get_input_embeddings().weight
     assert isinstance(embedding, torch.Tensor)
     tokenizer = _tokenizer(folder, embedding.shape[0])
     torch.nn.Module.to(model, device)
-    return _ready(model, tokenizer, name, who)
+    return _ready(model, tokenizer, name, who, packed)
 
 
 def _ready(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, who: Identity, gain: float | None = None
-) -> LanguageModel:
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, who: Identity, packed: bool,
+    gain: float | None = None,
+) -> LanguageModel:  # fmt: skip
     n_params = sum(p.numel() for p in model.parameters())
     model.train(False).requires_grad_(False)
+    if packed:
+        pack(model)
     return LanguageModel(model, tokenizer, name, n_params, gain=gain, **who)
 
 

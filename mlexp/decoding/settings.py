@@ -14,6 +14,7 @@ class Decoder:
     shares_prompt: bool = True  # the prompt is encoded once for all samples
     one_by_one: bool = False  # a sample after the other, each at batch 1
     lossless: bool = True  # the samples are independent draws from the model
+    library: str | None = None  # that decodes in torch's place: the arm is there where this is installed
     fixed: Mapping[str, Any] = field(default_factory=dict)  # fields of Sampling that this arm has its own values of
 
     def settings(self, sampling: "Sampling") -> "Sampling":
@@ -28,8 +29,10 @@ DECODERS = {
     "dedup": Decoder("a tree of N independent samples, equal prefixes computed once", "dedup"),
     "eab_paper": Decoder("the original's: k distinct children, the least likely pruned", "eab_paper", lossless=False),
     "eab_particles": Decoder("N particles, parted where the next token is uncertain", "eab_particles", lossless=False),
+    "ctranslate2": Decoder("CTranslate2: the prompt encoded once, a batch of N", library="ctranslate2"),
 }
-"""Baselines first, then the trees. A decoder with a policy needs only its row; others a function in decoders.py."""
+"""Baselines first, then the trees, then other libraries. A decoder with a policy needs only its row, others a function
+in decoders.py."""
 DECODER_NAMES = tuple(DECODERS)
 TREE_DECODERS = tuple(name for name, row in DECODERS.items() if row.policy)
 

@@ -7,6 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from mlexp.decoding.settings import DECODERS
+
+# the other's tests are in test_ctranslate.py
+TORCH_DECODERS = tuple(name for name, row in DECODERS.items() if row.library is None)
+
 
 def tiny(kind="gpt2", vocab=37, layers=2, positions=96, seed=0, sharpness=12.0, dtype=torch.float64):
     """An LM (anything with .model) of the kind `gpt2` (tied, absolute positions) or `llama` (grouped heads, rotary)."""

@@ -1,4 +1,4 @@
-"""The six decoders: the same draws, the right counts, closed forms equal to what hooks and counters see."""
+"""The six decoders in torch: the same draws, the right counts, closed forms equal to what hooks and counters see."""
 
 import runpy
 from dataclasses import replace
@@ -19,7 +19,7 @@ from mlexp.decoding.scoring import score
 from mlexp.decoding.settings import DECODER_NAMES, DECODERS, TREE_DECODERS, Decoder, Sampling
 from mlexp.flops import count_flops, dense_flops
 
-from .models import prompt_of, tiny, tiny_config, tiny_of
+from .models import TORCH_DECODERS, prompt_of, tiny, tiny_config, tiny_of
 
 SMALL = Sampling(samples=5, max_new_tokens=6, max_paths=5)
 
@@ -55,7 +55,7 @@ def test_a_decoder_of_an_existing_policy_is_one_line(monkeypatch):
         decode_functions()
 
 
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @given(length=st.integers(1, 12), samples=st.integers(1, 6), new=st.integers(1, 7), k=st.integers(1, 4))
 @settings(max_examples=8)
@@ -152,7 +152,7 @@ def test_a_record_has_null_for_what_no_formula_describes(kind):
     assert found["n_samples"] == 5 and found["n_tokens"] == 26 and found["bytes_per_sample"] == 2
 
 
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 @given(prompts=st.integers(1, 3), samples=st.integers(1, 5), new=st.integers(1, 5), seed=st.integers(0, 2**31 - 1))
 @settings(max_examples=8)
 def test_prompts_decoded_together_are_each_as_alone(decoder, prompts, samples, new, seed):
@@ -185,7 +185,7 @@ def test_every_prompt_of_a_batch_is_read(decoder):
             assert torch.equal(DECODE[other](lm, prompts, SMALL, 4).tokens, out.tokens)
 
 
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 def test_a_run_repeats_and_leaves_the_global_generators_alone(decoder):
     lm, state = tiny(), torch.random.get_rng_state()
     first, again, other = (DECODE[decoder](lm, prompt_of(8), SMALL, seed) for seed in (1, 1, 2))

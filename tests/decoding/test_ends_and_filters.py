@@ -17,9 +17,9 @@ from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import grow
 from mlexp.decoding.filters import restrict
 from mlexp.decoding.scoring import score
-from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS, Sampling
+from mlexp.decoding.settings import TREE_DECODERS, Sampling
 
-from .models import independent_logits, prompt_of, tiny
+from .models import TORCH_DECODERS, independent_logits, prompt_of, tiny
 
 V, P, G = 6, 4, 3
 RULES = {
@@ -118,7 +118,7 @@ def test_arms_with_one_seed_draw_the_same_texts_and_forward_no_ended_one(rule, s
         assert seen == (want.model_forwards, want.token_forwards, want.logit_rows, want.kv_slots)
 
 
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 def test_behind_the_end_stands_the_first_stop_token(decoder):
     sampling = Sampling(samples=40, max_new_tokens=7, max_paths=40, branch_factor=40, threshold=0.0, stop_tokens=(4, 1))
     out = DECODE[decoder](tiny(vocab=V, sharpness=4.0), prompt_of(P, vocab=V), sampling, 0)

@@ -20,9 +20,9 @@ from mlexp.decoding.quality import (
     texts,
     unique_sequences,
 )
-from mlexp.decoding.settings import DECODER_NAMES, Sampling
+from mlexp.decoding.settings import Sampling
 
-from .models import prompt_of, tiny
+from .models import TORCH_DECODERS, prompt_of, tiny
 
 ROWS = st.integers(2, 5).flatmap(
     lambda g: st.lists(st.lists(st.integers(0, 3), min_size=g, max_size=g), min_size=2, max_size=6)
@@ -74,7 +74,7 @@ def test_answers_are_found_in_any_case_and_spacing():
         contains_answer(lm, np.zeros((1, 1)), "  ")
 
 
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 def test_every_arm_is_scored_by_the_same_function(decoder):
     lm, prompt, sampling = tiny(), prompt_of(5), Sampling(samples=4, max_new_tokens=5)
     samples = DECODE[decoder](lm, prompt, sampling, 1)

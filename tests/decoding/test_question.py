@@ -25,7 +25,7 @@ from mlexp.decoding.settings import DECODER_NAMES, TREE_DECODERS
 from mlexp.flops import count_flops
 
 from ..stand_ins import OneCell, load
-from .models import tiny
+from .models import TORCH_DECODERS, tiny
 from .test_ends_and_filters import filtered
 from .test_quality import plain_self_bleu
 
@@ -57,7 +57,7 @@ class Cell(OneCell):
         super().__init__(bench, replace(bench.STUDY.settings["smoke"], **ASKED | settings), seed=11, options=options)
         self.rounds, self.said = None, []
 
-    def time(self, run, rounds):
+    def time(self, run, rounds, count=True):
         self.values["peak_bytes"], self.rounds = PEAK, rounds
         return run()
 
@@ -81,7 +81,7 @@ def lm(monkeypatch):
     model = tiny(vocab=VOCAB, dtype=torch.float32, sharpness=8.0).model
     made = SimpleNamespace(model=model, tokenizer=Letters(), name="gpt2_small", n_params=1234, weights="pretrained", gain=None)  # fmt: skip  # noqa: E501
     monkeypatch.setattr(bench, "LOADED", {})
-    monkeypatch.setattr("mlexp.decoding.loading.load", lambda *args: made)
+    monkeypatch.setattr("mlexp.decoding.loading.load", lambda *args, **more: made)
     return made
 
 
@@ -219,7 +219,7 @@ def check_record(cell, lm, run, numbers):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("decoder", DECODER_NAMES)
+@pytest.mark.parametrize("decoder", TORCH_DECODERS)
 def test_every_metric_of_a_cell_is_what_its_samples_say(decoder, rule, prompts, lm, runs, monkeypatch):
     monkeypatch.setattr(bench, "effective", lambda *args: {})
     cell = Cell(prompts, **RULES[rule])
@@ -231,7 +231,7 @@ def test_every_metric_of_a_cell_is_what_its_samples_say(decoder, rule, prompts, 
     assert run.asked[:2] == (cell.settings, 11) and isinstance(run.asked[2], dict)
 
 
-@pytest.mark.parametrize("decoder", [name for name in DECODER_NAMES if name != "sequential"])
+@pytest.mark.parametrize("decoder", [name for name in TORCH_DECODERS if name != "sequential"])
 def test_a_batch_is_the_prompts_behind_the_last_one_s(decoder, prompts, lm, runs, monkeypatch):
     monkeypatch.setattr(bench, "effective", lambda *args: {})
     cell = Cell(prompts, batch_prompts=2, **RULES["filtered, with ends"])
@@ -250,7 +250,7 @@ def test_only_pretrained_weights_can_know_an_answer(prompts, lm, monkeypatch):
 
 
 def test_the_same_cell_gives_the_same_record_bit_for_bit(prompts, lm):
-    for decoder in DECODER_NAMES:
+    for decoder in TORCH_DECODERS:
         cells = [Cell(prompts, replicate_models=("gpt2_small",)) for _ in range(2)]
         for cell in cells:
             bench.test_decode(cell, "gpt2_small", "p00", decoder)
@@ -299,7 +299,7 @@ def test_the_worth_of_correlated_samples_is_what_was_estimated(decoder, prompts,
 
 
 def test_independent_samples_are_worth_themselves_and_others_are_measured_where_asked(prompts, lm, asked):
-    for decoder in set(DECODER_NAMES) - {"eab_paper", "eab_particles"}:
+    for decoder in set(TORCH_DECODERS) - {"eab_paper", "eab_particles"}:
         cell = Cell(prompts)
         bench.test_decode(cell, "gpt2_small", "p01", decoder)
         assert [cell.values[name] for name in bench.WORTH] == [5, 5, 5]
@@ -362,6 +362,7 @@ CHANGES = {
     "device": lambda cell: setattr(cell, "device", "cuda"),
     "dtype": lambda cell: setattr(cell, "dtype", "bfloat16"),
     "nano": lambda cell: setattr(cell, "settings", replace(cell.settings, nano_steps=3)),
+    "packed": lambda cell: setattr(cell, "settings", replace(cell.settings, packed=False)),
     "folder": lambda cell: cell.options.model.update(gpt2_nano="folder"),
 }
 
@@ -381,20 +382,21 @@ def test_a_model_in_memory_serves_the_cells_of_all_the_same_options_alone(change
     cell = Cell(None)
     assert bench.language_model(cell, "gpt2_nano") == bench.language_model(Cell(None), "gpt2_nano") == 1
     name, args, more = loads[0]
-    assert (name, args[:5], more) == ("load", ("gpt2_nano", "auto", "cpu", torch.float32, None), {})
+    assert (name, args[:5], more) == ("load", ("gpt2_nano", "auto", "cpu", torch.float32, None), {"packed": True})
     assert args[5] == cell.progress and args[6] == Nano(steps=20)
     CHANGES[change](cell)
     assert bench.language_model(cell, "gpt2_nano") == 2 and len(bench.LOADED) == 1
     name, args, more = loads[1]
     if change == "folder":
         assert (name, args, more) == (
-            "load_checkpoint", ("folder", "gpt2_nano", "cpu", torch.float32), {"progress": cell.progress}
+            "load_checkpoint", ("folder", "gpt2_nano", "cpu", torch.float32),
+            {"progress": cell.progress, "packed": True},
         )  # fmt: skip
     else:
         weights, corpus = cell.options.weights or "auto", cell.options.corpus
         where = cell.device, getattr(torch, cell.dtype)
         assert args[:5] == ("gpt2_nano", weights, *where, corpus)
-        assert args[6].steps == cell.settings.nano_steps
+        assert args[6].steps == cell.settings.nano_steps and more == {"packed": change != "packed"}
     assert bench.language_model(cell, "gpt2_small") == 3
 
 
@@ -450,12 +452,12 @@ def test_below_full_the_real_model_has_the_original_s_lengths_and_numbers_of_its
 def test_what_is_collected():
     settings = bench.STUDY.settings["quick"]
     collects = lambda **params: bench.collects(params, settings, "cpu")  # noqa: E731
-    whole = {d for d in DECODER_NAMES if collects(model="smollm2_135m", prompt="p00", decoder=d)}
+    whole = {d for d in TORCH_DECODERS if collects(model="smollm2_135m", prompt="p00", decoder=d)}
     assert whole == {"shared_prefill", "dedup", "eab_paper", "eab_particles"}
     others = set(settings.models) - {"smollm2_135m"}
-    assert all(collects(model=m, prompt="p00", decoder=d) for m in others for d in DECODER_NAMES)
-    together = {(m, d) for m in settings.models for d in DECODER_NAMES if collects(model=m, batch="b00", decoder=d)}
-    arms = set(DECODER_NAMES) - {"sequential"}
+    assert all(collects(model=m, prompt="p00", decoder=d) for m in others for d in TORCH_DECODERS)
+    together = {(m, d) for m in settings.models for d in TORCH_DECODERS if collects(model=m, batch="b00", decoder=d)}
+    arms = set(TORCH_DECODERS) - {"sequential"}
     assert together == {(model, arm) for model in ("gpt2_nano", "gpt2_small") for arm in arms}
     more = bench.more(SimpleNamespace(model={"mine": "folder"}))
     assert more == {"model": ("mine",)}

@@ -11,12 +11,12 @@ from mlexp.decoding.attention import attention_as, tree_attention_on
 from mlexp.decoding.caches import PoolLayer, RowsLayer
 from mlexp.decoding.decoders import DECODE
 from mlexp.decoding.engine import grow
-from mlexp.decoding.settings import DECODER_NAMES, Sampling
+from mlexp.decoding.settings import Sampling
 from mlexp.decoding.support import check, distance
 from mlexp.flops import count_flops
 
 from .architectures import COMMON, NEW, build, prompt
-from .models import prompt_of, tiny
+from .models import TORCH_DECODERS, prompt_of, tiny
 
 ASK = Sampling(samples=4, max_new_tokens=NEW)
 
@@ -135,7 +135,7 @@ def test_every_arm_refuses_an_encoder_decoder_by_name():
     from transformers import T5Config, T5ForConditionalGeneration
 
     model = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4))
-    for decoder in set(DECODER_NAMES) - {"hf_batched"}:
+    for decoder in set(TORCH_DECODERS) - {"hf_batched"}:
         with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
             DECODE[decoder](SimpleNamespace(model=model.eval()), prompt(), ASK, 0)
 
