@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RECORDS = "results/raw/all-quick-amd-epyc-2-threads-2026-11-22.json"
 QUESTION, METHOD, PICTURE = "decoding_speedup", "eab_particles", "speedup_vs_params.png"
-LINES = 5  # of the report's output
+LINES = 5  # of the report's output, paths apart
 PAGES = ("README.md", "docs/index.md", "docs/metrics.md", "docs/reference/commands.md", "docs/reference/options.md")
 BLOCK = re.compile(r"(<!-- made: (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -84,7 +84,8 @@ def headline(folder: Path) -> str:
             raise RuntimeError(f"{RECORDS} was not reported:\n{printed.getvalue()}")
     lines = printed.getvalue().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{QUESTION}  "))
-    shown = "\n".join([f"$ mlexp report {RECORDS}", *lines[start : start + LINES]])
+    said = [line for line in lines[start : start + LINES] if str(folder) not in line]
+    shown = "\n".join([f"$ mlexp report {RECORDS}", *said])
     claims = json.loads((folder / QUESTION / "claims.json").read_text())
     context = lines[start].removeprefix(f"{QUESTION}  ")
     return f"{verdict(claims[0], context)}\n\n{picture(folder)}\n\n```text\n{shown}\n```"

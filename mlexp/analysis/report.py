@@ -161,5 +161,7 @@ def _print(sections: list[Section], out: Path) -> None:
             print(f"  {len(folded)} other claims are not tested; summary.md has why")
         if section.unfinished:
             print(f"  did not finish: {len(section.unfinished)}")
+        if section.lead:
+            print(f"  {out / section.folder / section.lead['name']}")
         print(f"  {out / section.folder / 'summary.md'}")
     print(out / "index.html")
