@@ -101,8 +101,11 @@ def nudged(network: Network, c: Tensor, y: Tensor, states: list[Tensor], beta: T
     def pull(top: Tensor) -> Tensor:  # beta dC/dz at the top, (B, T, d)
         leaf = top.detach().requires_grad_()  # seen as a view: FlopCounterMode cannot count from a leaf
         with torch.enable_grad():
-            cost = (beta * cross_entropy(network.logits(leaf.view_as(leaf)), y)).sum()
-        return torch.autograd.grad(cost, leaf)[0]
+            logits = network.logits(leaf.view_as(leaf))
+        slope = logits.softmax(-1).scatter_add_(-1, y[..., None], minus_one.expand(*y.shape, 1))  # dC / dlogits
+        return torch.autograd.grad(logits, leaf, slope.mul_(beta[:, None, None]))[0]
+
+    minus_one = c.new_full((1, 1, 1), -1.0)
 
     with frozen(network):
         now, ratio = network.nudging(states), torch.zeros(())

@@ -70,13 +70,11 @@ class Caps:
     @torch.no_grad()
     def __call__(self) -> None:
         for i, (w, cap) in enumerate(self.pairs):
-            u = self.vectors[i]
-            for _ in range(2):
-                v = w.T @ u
-                u = w @ (v / v.norm().clamp(min=1e-12))
-                norm = u.norm()
-                u = u / norm.clamp(min=1e-12)
-            self.vectors[i] = u
+            v = w.T @ (w @ (w.T @ self.vectors[i]))
+            u = w @ v
+            length = u.norm()
+            norm = length / v.norm().clamp(min=1e-30)
+            self.vectors[i] = u / length.clamp(min=1e-30)
             w.mul_(cap / norm.clamp(min=cap))
 
 
