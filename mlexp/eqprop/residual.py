@@ -98,7 +98,7 @@ class Nudging(NamedTuple):
 class Residual(nn.Module):
     """The ring; see the module's docstring. `feedback` says whether it is closed (kappa is not zero)."""
 
-    patience = 12  # free sweeps of a prediction: many times what kappa = .25 needs for 1e-5
+    patience = 12  # free sweeps of a prediction, at most: many times what kappa = .25 needs for 1e-5
     rests = True  # the energy of the free phase is zero, and so is its derivative in the parameters
 
     blocks: Sequence[Increment]

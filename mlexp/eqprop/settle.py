@@ -23,7 +23,7 @@ class Network(Protocol):
 
     feedback: bool  # whether a block reads a later one; without, one free sweep is exact
     rests: bool  # whether the free phase's energy has no derivative in the parameters
-    patience: int  # free sweeps of a prediction
+    patience: int  # free sweeps of a prediction, at most
 
     def clamp(self, x: Tensor, /) -> Tensor: ...
     def start(self, c: Tensor, /) -> list[Tensor]: ...
@@ -75,9 +75,7 @@ def free(network: Network, c: Tensor, stop: Stop) -> Settled:
     """The free phase under the clamped input c (B, T, d), from zero."""
     states, moved = network.start(c), torch.zeros(())
     for sweeps in range(1, stop.max_sweeps + 1):
-        before, states = states, list(states)
-        for block in range(len(states)):
-            states[block] = network.local(block, states, c)
+        before, states = states, swept(network, states, c)
         if not network.feedback:  # one sweep is exact
             return Settled(states, sweeps, 0.0, True)
         moved = relative(states, before)
@@ -85,6 +83,44 @@ def free(network: Network, c: Tensor, stop: Stop) -> Settled:
             break
     residual = float(moved)
     return Settled(states, sweeps, residual, residual <= stop.tolerance or not stop.tolerance)
+
+
+def swept(network: Network, states: list[Tensor], c: Tensor) -> list[Tensor]:
+    """The states after one free sweep."""
+    states = list(states)
+    for block in range(len(states)):
+        states[block] = network.local(block, states, c)
+    return states
+
+
+@torch.no_grad()
+def predicted(network: Network, c: Tensor, stop: Stop) -> Settled:
+    """The top state of the free phase, each position as it was when it and all before it in its sequence had settled:
+    the number of sweeps depends on nothing after a position and on no other sequence.
+
+    `sweeps` is that of the slowest position, `residual` the largest movement of a position in its own last sweep.
+    """
+    states = network.start(c)
+    top, waiting = states[-1], torch.ones(c.shape[:2], dtype=torch.bool, device=c.device)
+    residual = torch.full(c.shape[:2], torch.inf, device=c.device, dtype=c.dtype)
+    for sweeps in range(1, stop.max_sweeps + 1):
+        before, states = states, swept(network, states, c)
+        if not network.feedback:  # one sweep is exact
+            return Settled(states[-1:], sweeps, 0.0, True)
+        top, moved = torch.where(waiting[..., None], states[-1], top), movement(states, before)
+        residual = torch.where(waiting, moved, residual)
+        waiting = waiting & ((moved > stop.tolerance).cumsum(1) > 0)
+        if stop.tolerance and not waiting.any():
+            break
+    worst = float(residual.max())
+    return Settled([top], sweeps, worst, worst <= stop.tolerance or not stop.tolerance)
+
+
+def movement(states: list[Tensor], before: list[Tensor]) -> Tensor:
+    """How far each position's states moved, as a share of their norm: (B, T)."""
+    moved = torch.stack([(a - b).norm(dim=-1) for a, b in zip(states, before, strict=True)]).norm(dim=0)
+    share: Tensor = moved / torch.stack([a.norm(dim=-1) for a in states]).norm(dim=0).clamp(min=1e-30)
+    return share
 
 
 def relative(states: list[Tensor], before: list[Tensor]) -> Tensor:
