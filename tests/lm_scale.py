@@ -1,5 +1,6 @@
 """What the tests of the language-model question share: its modules, a text whose parts differ, a fake cell."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
@@ -37,6 +38,12 @@ class FakeCell(OneCell):
     def __init__(self, settings, scale="smoke", seed=11):
         super().__init__(module("bench_lm_scale_study"), settings, seed, options=SimpleNamespace(corpus=CORPUS))
         self.scale = scale
+
+    @contextmanager
+    def part(self, metric):
+        assert self.timing  # what is apart from all the rest is part of it
+        self.record(**{metric: self.values.pop(metric, 0.0) + 0.25})
+        yield
 
     def series(self, **arrays):
         self.arrays |= arrays  # as they were given: ragged or not

@@ -40,7 +40,8 @@ def bench(monkeypatch):
 
 
 def settings(bench, **changes):
-    some = {"sequence_chars": 900, "updates": STEPS, "validation": 300, "test": 400, "evaluate_every": 3, "checks": 3}
+    some = {"sequence_chars": 900, "updates": STEPS, "validation": 300, "test": 400, "evaluate_every": 3, "checks": 3,
+            "free_tolerance": 0.002, "nudged_tolerance": 0.3, "prediction_tolerance": 0.02}  # fmt: skip
     return replace(bench.STUDY.settings["smoke"], **some, **changes)
 
 
@@ -52,7 +53,7 @@ def log_of(row):
     log.free_sweeps = [2, 5, 3, 2, 4, 1] if row.kappa or row.network == "hopfield" else [1] * STEPS
     log.nudged_sweeps = [1, 2, 3, 2, 2, 9]
     log.free_residual, log.nudged_residual = [0.1, 0.3, 0.2, 0, 0, 0.05], [0.4, 0.6, 0.9, 0, 0, 0.7]
-    log.unconverged = 3
+    log.unconverged, log.prediction_sweeps = 3, [4.0, 9.5, 6.0]
     if row.rule == "exact":
         log.checked_steps, log.gradient_cosine, log.inner_cosine = [], [], []
     return log
@@ -102,7 +103,8 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
     check_calls(training, cell, row, size, some, lr, length)
     model, log = training.model, log_of(row)
     test, train = (
-        evaluate(model, chars.scored(part, length, s.min_context))[0] for part in (text.test[:400], some[:300])
+        evaluate(model, chars.scored(part, length, s.min_context), tolerance=0.02).loss
+        for part in (text.test[:400], some[:300])
     )
     floors = made_floors(some, text.test[:400], s.min_context)
     want = {
@@ -130,6 +132,7 @@ def test_a_training_cell_records_what_the_training_did(bench, monkeypatch, name,
         want |= {
             "free_sweeps": fmean(log.free_sweeps),
             "nudged_sweeps": 19 / 6,
+            "prediction_sweeps": 6.5,
             "free_residual": 0.3,
             "nudged_residual": 0.9,
             "unconverged_fraction": 0.25,
@@ -169,8 +172,9 @@ def check_calls(training, cell, row, size, some, lr, length):
     states = []
     for _, own, start, batches, windows, _, named, state in training.calls:
         assert own is row and all(torch.equal(start[key], fresh[key]) for key in fresh)
-        named = {name: value for name, value in named.items() if name != "progress"}
-        assert named == {"lr": lr, "weight_decay": 0.07, "checks": 3, "evaluate_every": 3}
+        named = {name: value for name, value in named.items() if name not in ("progress", "score")}
+        rule = Rule(row.beta, row.nudge, Stop(0.002, 60), Stop(0.3, 60)) if row.rule == "eqprop" else None
+        assert named == {"lr": lr, "weight_decay": 0.07, "checks": 3, "evaluate_every": 3, "rule": rule}
         want = chars.batches(some, 4, length, cell.seed)
         for step in range(5):
             assert all(torch.equal(a, b) for a, b in zip(batches(step), want(step), strict=True))
@@ -205,9 +209,10 @@ def test_the_judged_texts_are_the_test_text_and_what_was_trained_on(bench, monke
     """Selection sees validation alone, judging comes after it; a real training of every kind of learner."""
     seen, real = [], train_module.evaluate
 
-    def watched(model, windows, batch=64):
+    def watched(model, windows, tolerance):
+        assert tolerance == 0.02
         seen.append((cell.timing, part_of(*windows[:2])))
-        return real(model, windows, batch)
+        return real(model, windows, tolerance=tolerance)
 
     monkeypatch.setattr(train_module, "evaluate", watched)
     for name in ("backprop", "full", "looped_mlp_twin"):
@@ -217,6 +222,7 @@ def test_the_judged_texts_are_the_test_text_and_what_was_trained_on(bench, monke
         assert seen == [(False, "validation"), (True, "validation"), (True, "validation"), (False, "test"),
                         (False, "train")]  # fmt: skip
         losses = cell.arrays["held_out"]
+        assert cell.values["scoring_s"] == 2 * 0.25  # the two of the timed training
         assert cell.arrays["held_out_steps"] == [3, 6] and len(cell.arrays["losses"]) == STEPS
         assert cell.values["validation_perplexity"] == pytest.approx(math.exp(min(losses)))
         assert cell.values["last_validation_perplexity"] == pytest.approx(math.exp(losses[-1]))

@@ -67,7 +67,7 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
     import torch
 
     from mlexp.eqprop import chars
-    from mlexp.eqprop.train import evaluate, network, train
+    from mlexp.eqprop.train import network, train
 
     need_float32(cell)
     s, row, corpus, recipe = cell.settings, LEARNERS[name], text(cell.options.corpus), chosen(cell.scale, name)
@@ -82,13 +82,15 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
     size = replace(s, length=length)
     model = network(row, size, cell.seed, recipe["dropout"], cell.device)
     learn = functools.partial(train, row, lr=recipe["lr"], weight_decay=recipe["weight_decay"], checks=s.checks,
-                              evaluate_every=s.evaluate_every)  # fmt: skip
+                              evaluate_every=s.evaluate_every, rule=rule_of(row, s))  # fmt: skip
+    score, validate = scores_of(cell)
     with torch.random.fork_rng():  # what a process loads, chooses and keeps at its first update is no cost of the cell
-        learn(copy.deepcopy(model), batches, windows["validation"], 1)
+        learn(copy.deepcopy(model), batches, windows["validation"], 1, score=score)
     result, log = cell.time(
-        lambda: learn(model, batches, windows["validation"], steps, progress=cell.progress), warmup=False
+        lambda: learn(model, batches, windows["validation"], steps, score=validate, progress=cell.progress),
+        warmup=False,
     )
-    losses = {part: evaluate(model, windows[part])[0] for part in ("test", "train")}
+    losses = {part: score(model, windows[part]).loss for part in ("test", "train")}
     floors = chars.floors(train_text, scored["test"], s.min_context)
     cell.record(
         loss_nats=losses["test"],
@@ -122,6 +124,29 @@ def trained(cell, name: str, seed: int, n_chars: int, length: int):
     )
 
 
+def scores_of(cell):
+    """Two functions that score a model: one for any time, and one whose time within the training counts apart."""
+    from mlexp.eqprop.train import evaluate
+
+    score = functools.partial(evaluate, tolerance=cell.settings.prediction_tolerance)
+
+    def validate(model, windows):
+        with cell.part("scoring_s"):
+            return score(model, windows)
+
+    return score, validate
+
+
+def rule_of(row, settings):
+    """How a learner that settles does so in training; None for the others."""
+    from mlexp.eqprop.rule import FREE, NUDGED, Rule
+
+    if row.rule != "eqprop":
+        return None
+    stops = replace(FREE, tolerance=settings.free_tolerance), replace(NUDGED, tolerance=settings.nudged_tolerance)
+    return Rule(row.beta, row.nudge, *stops)
+
+
 def need_float32(cell):
     if cell.dtype != "float32":
         raise ValueError(f"dtype {cell.dtype}: settling to a thousandth needs more digits; run with --dtype float32")
@@ -135,6 +160,7 @@ def settling(log) -> dict[str, object]:
     return cosines | {
         "free_sweeps": sum(log.free_sweeps) / len(log.free_sweeps),
         "nudged_sweeps": sum(log.nudged_sweeps) / len(log.nudged_sweeps),
+        "prediction_sweeps": sum(log.prediction_sweeps) / len(log.prediction_sweeps),
         "free_residual": max(log.free_residual),
         "nudged_residual": max(log.nudged_residual),
         "unconverged_fraction": log.unconverged_fraction,
@@ -144,10 +170,9 @@ def settling(log) -> dict[str, object]:
 def spent(cell, row, model, batch, log, steps: int) -> dict[str, object]:
     """FLOPs of all updates (validation and checks apart), and bytes that one of them saves for backward."""
     from mlexp.eqprop.costs import phase_flops
-    from mlexp.eqprop.rule import Rule
     from mlexp.training import saved_bytes
 
-    rule = Rule(row.beta, row.nudge) if row.rule == "eqprop" else None
+    rule = rule_of(row, cell.settings)
     loss = step_loss(row, rule)
     saved = saved_bytes(lambda: loss(model, *batch).backward())
     if row.rule == "backprop":

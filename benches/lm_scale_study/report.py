@@ -42,8 +42,9 @@ fixed point (implicit differentiation) on held-out text; `inner_cosine` leaves o
 Cells below 0.99 are flagged "gradient not trusted".
 """
 ABOUT_COST = """
-Ratios to backprop, paired by block, over the training cells: time includes validation and, for EqProp, the checks of
-its gradient. `free` and `nudged` are sweeps, means over training.
+Ratios to backprop, paired by block, over the training cells: `time` is all of a training's, `scoring` its validations'
+alone, `training` the rest, for EqProp with the checks of its gradient. `free`, `nudged` and `prediction` are sweeps,
+means over training and over validations.
 """
 ABOUT_STEP = """
 One gradient with each phase swept so many times exactly. The unit of the limit is one backprop step through one sweep
@@ -77,6 +78,15 @@ def report(records, out):
             steps.gradient_figure(gradients), "gradient.svg", steps.gradient_finding(gradients),
             "1 - cosine against the cost of a step; each line goes from the loosest tolerance to the tightest",
         )  # fmt: skip
+        frontier = steps.frontier_table(gradients)
+        if frontier["over"].notna().any():
+            out.table(frontier, "frontier.csv", steps.ABOUT_FRONTIER)
+            out.figure(
+                steps.frontier_figure(data, frontier), "frontier.svg", steps.frontier_finding(frontier),
+                "1 - cosine to the true gradient against a step's time over that at the tolerance of training; a "
+                "line a variant at its own nudge, from the loosest tolerance to the tightest",
+                n="one step of each, its rounds' median",
+            )  # fmt: skip
     if trained or len(single):
         out.heading("Cost")
     if trained:
@@ -239,14 +249,18 @@ def part_table(data) -> pd.DataFrame:
                   *FLOORS]]  # fmt: skip
 
 
+COSTS = {"time": "wall_s", "training": "training_s", "scoring": "scoring_s", "flops": "flops", "peak": "peak_bytes",
+         "saved": "saved_bytes"}  # fmt: skip
+
+
 def cost_table(data) -> pd.DataFrame:
     """Ratios to backprop over all blocks, and what the settling took."""
     rows, trained = [], data.records[data.records["learner"].notna()]
     for name in (name for name in data.arms if name != BEST):
         cells = trained[trained["learner"] == name]
         row = {"learner": name, "cells": len(cells)}
-        row |= {phase: cells[f"{phase}_sweeps"].mean() for phase in ("free", "nudged")}
-        for short, metric in {"time": "wall_s", "flops": "flops", "peak": "peak_bytes", "saved": "saved_bytes"}.items():
+        row |= {phase: cells[f"{phase}_sweeps"].astype(float).mean() for phase in ("free", "nudged", "prediction")}
+        for short, metric in COSTS.items():
             logs = block_ratios(data, name, metric) if name != "backprop" else ()
             if len(logs):
                 ends = stats.known_ratio(logs)

@@ -168,6 +168,55 @@ def gradient_figure(gradients):
     return fig
 
 
+ABOUT_FRONTIER = (
+    "What looser settling costs and saves, at each variant's own nudge and beta: `over` is a step's time over that at "
+    "the tolerance of training."
+)
+TRAINING = 0.1  # the nudged phase's tolerance in training, as test_gradient has it too
+
+
+def frontier_table(gradients) -> pd.DataFrame:
+    """Each variant's steps as it trains, from the loosest tolerance to the tightest: cosine, sweeps, time."""
+    names = ["free_sweeps", "nudged_sweeps", "gradient_cosine", "wall_s"]
+    rows = []
+    for row in gradients.assign(level=gradients["tolerance"].map(declared.number)).itertuples():
+        own = declared.LEARNERS[row.variant]
+        if (row.nudge, declared.number(row.beta)) == (own.nudge, own.beta):
+            rows.append({"variant": row.variant, "tolerance": row.level} | {name: getattr(row, name) for name in names})
+    table = pd.DataFrame(rows, columns=["variant", "tolerance", *names])
+    table = table.sort_values(["variant", "tolerance"], ascending=[True, False], ignore_index=True)
+    base = table[table["tolerance"] == TRAINING].set_index("variant")["wall_s"]
+    return table.assign(over=table["wall_s"] / table["variant"].map(base))
+
+
+def frontier_finding(table) -> str:
+    """The cheapest tolerance whose gradient is trusted, variant by variant."""
+    good = table[(table["gradient_cosine"] >= TRUSTED) & table["over"].notna()]
+    best = good.loc[good.groupby("variant", sort=False)["over"].idxmin()]
+    texts = [f"{row.variant} {row.over:.2f}x at {row.tolerance:g}" for row in best.itertuples()]
+    return (
+        f"The least time of a step with a trusted gradient: {', '.join(texts)}" if texts else "No gradient is trusted"
+    )
+
+
+def frontier_figure(data, table):
+    fig, ax = plots.figure(xlabel="time of a step over that at training's tolerance", ylabel="1 - cosine")
+    shown = table.assign(error=np.maximum(1 - table["gradient_cosine"], 1e-7))
+    for name, rows in shown.groupby("variant", sort=False):
+        look = data.looks[name]
+        ax.plot(
+            rows["over"], rows["error"], look.marker, color=look.colour, linestyle=look.dash, linewidth=1.2, label=name
+        )
+        for row in rows.itertuples():
+            ax.annotate(
+                f"{row.tolerance:g}", (row.over, row.error), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
+    plots.log_y(ax)
+    plots.reference(ax, y=1 - TRUSTED, label=f"cosine {TRUSTED:g}")
+    plots.name_lines([ax], {name: data.looks[name] for name in shown["variant"].unique()})
+    return fig
+
+
 def step_finding(timed) -> str:
     """What a step of each settled network costs at its most sweeps, in steps of backprop."""
     rows = timed[timed["stepper"].isin(SETTLED) & timed["over_backprop"].notna()]

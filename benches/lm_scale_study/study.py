@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mlexp.eqprop.learners import LEARNERS, SIZES, Size
-from mlexp.settings import AtLeast, OneOf
+from mlexp.settings import AtLeast, MoreThan, OneOf
 from mlexp.settings import Settings as Base
 from mlexp.study import (
     Above,
@@ -47,6 +47,8 @@ def number(value: str) -> float:
 class Settings(Size, Base):
     """The original's numbers, and ours where it has none. `validation`, `test`: characters scored of these fixed texts.
 
+    free_tolerance, nudged_tolerance, prediction_tolerance: how far trainings settle a phase, and predictions
+    (mlexp/eqprop/settle.py says of what each is a share); test_gradient measures what looser ones cost and save.
     updates: instead of `epochs` of at least `min_batches`; min_context: characters that a scored target has before it,
     the same targets for every sequence length; controls run at the data sizes in `control_sizes` alone; state_updates:
     exact updates before test_gradient looks.
@@ -73,9 +75,12 @@ class Settings(Size, Base):
     rounds: Annotated[int, AtLeast(1)] = 5
     variants: Annotated[tuple[str, ...], OneOf(SETTLED)] = tuple(name for name in SETTLED if name in MAIN)
     betas: tuple[str, ...] = ("beta0_01", "beta0_03", "beta0_1", "beta0_3", "beta1_0")
-    tolerances: tuple[str, ...] = ("tol1_0", "tol0_3", "tol0_1", "tol0_01")
+    tolerances: tuple[str, ...] = ("tol1_0", "tol0_5", "tol0_3", "tol0_1", "tol0_01")
     nudges: Annotated[tuple[str, ...], OneOf(NUDGES)] = NUDGES
     state_updates: Annotated[int, AtLeast(1)] = 30
+    free_tolerance: Annotated[float, MoreThan(0)] = 1e-3
+    nudged_tolerance: Annotated[float, MoreThan(0)] = 1e-1
+    prediction_tolerance: Annotated[float, MoreThan(0)] = 1e-4
 
     def __post_init__(self) -> None:
         Size.__post_init__(self)
@@ -112,7 +117,7 @@ SMALL = Settings(
     **asdict(SIZES["quick"]), data_sizes=("n1000", "n10000", "n50000"), lengths=("len16", "len32"),
     learners=MAIN, controls=CONTROLS, control_sizes=("n10000",), batch=16, updates=150, validation=5000, test=20_000,
     evaluate_every=10, sweeps=("s1", "s2", "s4", "s16"), betas=("beta0_03", "beta0_1", "beta1_0"),
-    tolerances=("tol1_0", "tol0_1", "tol0_01"),
+    tolerances=("tol1_0", "tol0_5", "tol0_1", "tol0_01"),
 )  # fmt: skip
 SETTINGS = {
     "smoke": replace(
@@ -135,6 +140,9 @@ METRICS = {
     "gradient_ratio": ("ratio", "none", "norm of the estimate over that of the true gradient"),
     "free_sweeps": ("sweeps", "lower", "of a free phase, mean"),
     "nudged_sweeps": ("sweeps", "lower", "of a nudged phase (a twin: of the adjoint), mean"),
+    "prediction_sweeps": ("sweeps", "lower", "of a prediction's free phase in validation, mean"),
+    "scoring_s": ("s", "lower", "of the training's time: validation"),
+    "training_s": ("s", "lower", "derived: the training's time without validation"),
     "free_residual": ("ratio", "lower", "last relative movement of a free phase, the largest"),
     "nudged_residual": ("ratio", "lower", "last relative residual of a nudged phase, the largest"),
     "updates": ("steps", "none", "optimiser steps"),
@@ -225,11 +233,12 @@ def derive(records):
     if "control" in records:
         learner = records["learner"] if "learner" in records else pd.Series(np.nan, records.index)
         records = records.assign(learner=learner.fillna(records["control"])).drop(columns="control")
-    of_settling = ("gradient_cosine", "inner_cosine", "free_sweeps", "nudged_sweeps", "free_residual",
-                   "nudged_residual", "unconverged_fraction")  # fmt: skip
-    for name in ("learner", "last_validation_perplexity", *of_settling):
+    of_settling = ("gradient_cosine", "inner_cosine", "free_sweeps", "nudged_sweeps", "prediction_sweeps",
+                   "free_residual", "nudged_residual", "unconverged_fraction")  # fmt: skip
+    for name in ("learner", "last_validation_perplexity", "scoring_s", *of_settling):
         if name not in records:  # no column where all the cells are backprop's, or none was trained
             records[name] = np.nan
+    records["training_s"] = records["wall_s"] - records["scoring_s"].astype(float)
     records["last_nats"] = np.log(records["last_validation_perplexity"].astype(float))
     best = [chosen(records, axis) for axis in ("n_chars", "seq_len") if axis in records]
     records = pd.concat([records, *best], ignore_index=True)

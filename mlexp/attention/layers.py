@@ -7,7 +7,9 @@ Rotary pairs are (i, i + w / 2) in every arm, as in Llama; the neighbours (2i, 2
 are the same model with its rows in another order, and slower: strided reads keep a compiler from using vectors.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,30 @@ class Norm(nn.RMSNorm):
         super().__init__(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype:
+            value: Tensor = _RMSNorm.apply(x, self.weight)  # type: ignore[no-untyped-call]  # torch does not annotate it
+            return value
         return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """g x / sqrt(mean x² + eps), for CPUs, where torch composes it of elementwise operators and saves each one's
+    input: five passes over x in place of eight forward, seven in place of twelve backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
+        scale = x.square().mean(-1, keepdim=True).add_(EPS).rsqrt_()
+        unit = x * scale
+        ctx.save_for_backward(unit, scale, gain)
+        return unit * gain
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        unit, scale, gain = ctx.saved_tensors
+        product = grad * unit
+        of_gain = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        along = (product @ gain).div_(-len(gain))[..., None]  # minus the mean of (g grad) unit
+        return (grad * gain).addcmul_(unit, along).mul_(scale), of_gain
 
 
 class Cache:
@@ -55,20 +80,45 @@ class Cache:
         return sum(buffer.nbytes for buffers in self.layers.values() for buffer in buffers)
 
 
-def rotary_tables(start: int, stop: int, width: int, factor: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions start..stop - 1 divided by `factor`: (T, width / 2) twice."""
+@functools.lru_cache(maxsize=8)
+def rotary_tables(
+    start: int, stop: int, width: int, factor: float, device: torch.device, heads: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions start..stop - 1 divided by `factor`, for both members of a pair, where the first
+    one's sine is negative, and for each head: (T, H, width) twice. Written out for all heads they are read in one
+    stretch, which halves the time of a turn."""
     frequency = ROTARY_BASE ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
     angle = torch.arange(start, stop, device=device)[:, None] / factor * frequency
-    return angle.cos(), angle.sin()
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+    return cos[:, None].repeat(1, heads, 1), sin[:, None].repeat(1, heads, 1)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn the pairs of the last dimension, whose members stand half of it apart."""
+    """Turn the pairs of the last dimension, whose members stand half of it apart: x (B, T, H, w), or with fewer heads
+    than the tables have."""
     if rotary is None:
         return x
+    cos, sin = (table[:, : x.shape[2]].to(x.dtype) for table in rotary)
+    turned: Tensor = _Turned.apply(x, cos, sin)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return turned
+
+
+class _Turned(torch.autograd.Function):
+    """A rotation; its gradient is turned back, and nothing is saved for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.cos, ctx.sin = cos, sin
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turn(grad, ctx.cos, ctx.sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     a, b = x.chunk(2, -1)
-    cos, sin = rotary[0].to(x.dtype), rotary[1].to(x.dtype)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return (x * cos).addcmul_(torch.cat([b, a], -1), sin, value=sign)
 
 
 def prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,8 +179,13 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, T, c), (B, G, S, c), (B, G, S, v)."""
         q = self.q(x) if self.arm.q_rank is None else self.q_b(self.q_norm(self.q_a(x)))
-        still, turned = q.unflatten(-1, (self.heads, -1)).transpose(1, 2).split([self.arm.nope, self.arm.rope], -1)
-        q = self._join(still, rotate(turned, rotary))
+        q = q.unflatten(-1, (self.heads, -1))  # (B, T, H, c)
+        if self.arm.nope:
+            still, turned = q.split([self.arm.nope, self.arm.rope], -1)
+            q = torch.cat([still, rotate(turned, rotary)], -1)
+        else:
+            q = rotate(q, rotary)
+        q = q.transpose(1, 2)
         past: Sequence[Tensor] = (self._latent if self.arm.latent else self._heads)(x, rotary)
         if cache is not None:
             past = cache.extend(layer, *past)
@@ -140,13 +195,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Keys (B, G, T, c) and values (B, G, T, v): what multi-head attention caches."""
         k, v = self.kv(x).split([self.kv_heads * w for w in (self.arm.qk, self.arm.v)], -1)
-        k, v = (y.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for y in (k, v))
-        return rotate(k, rotary), v
+        k, v = (y.unflatten(-1, (self.kv_heads, -1)) for y in (k, v))
+        return rotate(k, rotary).transpose(1, 2), v.transpose(1, 2)
 
     def _latent(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """The latent (B, T, r) and the heads' common rotary key (B, T, rope): what latent attention caches."""
         latent, key = self.kv_a(x).split([self.kv_rank, self.arm.rope], -1)
-        return self.kv_norm(latent), rotate(key, rotary)
+        return self.kv_norm(latent), rotate(key[:, :, None], rotary)[:, :, 0]
 
     def _expand(self, latent: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Keys (B, H or 1, S, c) and values (B, H, S, v) of what was cached."""

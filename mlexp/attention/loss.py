@@ -48,10 +48,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 h, t = hidden[rows].to(dtype), targets[rows, None]
                 logits = (h @ w.T).to(exact)  # (n, V)
                 right[rows] = logits.argmax(-1) == t[:, 0]
-                total = logits.logsumexp(-1, keepdim=True)
-                losses[rows] = (total - logits.gather(1, t))[:, 0]
+                log_p = logits.log_softmax(-1)
+                losses[rows] = log_p.gather(1, t)[:, 0].neg_()
                 if wanted:
-                    slope = logits.sub_(total).exp_().scatter_add_(1, t, -torch.ones_like(total)) / len(hidden)
+                    slope = log_p.exp_().scatter_add_(1, t, log_p.new_full((1, 1), -1.0).expand_as(t)).div_(len(hidden))
                     slope = slope.to(dtype)
                     hidden_grad[rows] = slope @ w
                     _add_product(weight_grad, slope.T, h)

@@ -60,8 +60,9 @@ class Decoder(nn.Module):
             if stop > self.shape.context:
                 raise ValueError(f"{stop} tokens: positions were learned for {self.shape.context}")
             h = h + self.positions.weight[start:stop]
-        rotary = rotary_tables(start, stop, arm.rope, arm.factor, h.device) if arm.position == "rope" else None
-        return h, rotary
+        if arm.position != "rope":
+            return h, None
+        return h, rotary_tables(start, stop, arm.rope, arm.factor, h.device, self.shape.heads)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         return linear(self.hidden(tokens, cache)[0], self.embed.weight)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .settle import Network, Settled, Stop, cross_entropy, free, frozen, relative
 
-Gradients = dict[Tensor, Tensor]  # by parameter
+Gradients = dict[Tensor, Tensor | None]  # by parameter; None: zero so far
 
 
 def exact(
@@ -31,21 +31,26 @@ def exact(
     owned = list(network.head_parameters())
     pull, *of_head = torch.autograd.grad(loss, [top, *owned])
     sensitivity = solve(network, c, rest.states, pull, adjoint)
-    total: Gradients = {p: torch.zeros_like(p) for p in network.parameters()}
-    for p, g in zip(owned, of_head, strict=True):
-        total[p] += g
+    total: Gradients = dict.fromkeys(network.parameters())
+    total |= zip(owned, of_head, strict=True)
     for block, v in enumerate(sensitivity.states):
         with torch.enable_grad():
             out = (v * network.local(block, rest.states, c if block else network.clamp(x))).sum()
         add(total, out)
-    return loss.detach(), list(total.values()), (rest, sensitivity)
+    return loss.detach(), values(total), (rest, sensitivity)
 
 
 def add(total: Gradients, scalar: Tensor) -> None:
     """Add the derivatives of a scalar to those of the parameters that it depends on."""
     for p, g in zip(total, torch.autograd.grad(scalar, list(total), allow_unused=True), strict=True):
         if g is not None:
-            total[p] += g
+            before = total[p]
+            total[p] = g if before is None else before + g
+
+
+def values(total: Gradients) -> list[Tensor]:
+    """The derivatives in the order of the parameters."""
+    return [torch.zeros_like(p) if g is None else g for p, g in total.items()]
 
 
 def solve(network: Network, c: Tensor, states: list[Tensor], pull: Tensor, stop: Stop) -> Settled:

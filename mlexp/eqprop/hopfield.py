@@ -40,7 +40,7 @@ class Nudging(NamedTuple):
 class Hopfield(nn.Module):
     """See the module's docstring."""
 
-    patience = 40  # free sweeps of a prediction: two layers at their caps contract by .8² in each
+    patience = 40  # free sweeps of a prediction, at most: two layers at their caps contract by .8² in each
     rests = False  # the free phase has an energy, whose derivative a one-sided estimate must take away
 
     layers: Sequence[nn.Linear]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .exact import Gradients, add, exact
+from .exact import Gradients, add, exact, values
 from .settle import Network, Settled, Stop, cross_entropy, free, nudged
 
 NUDGES = ("symmetric", "split", "positive")
@@ -53,16 +53,21 @@ def contrast(
     with torch.no_grad():
         loss = cross_entropy(network.logits(rest.states[-1]), y).sum() / y.numel()
     copies = len(signs) // len(x)
-    start = [z.repeat(copies, 1, 1) for z in rest.states]
-    end = nudged(network, c.repeat(copies, 1, 1), y.repeat(copies, 1), start, rule.beta * signs, rule.nudged)
+    start, c, targets = [stacked(z, copies) for z in rest.states], stacked(c, copies), stacked(y, copies)
+    end = nudged(network, c, targets, start, rule.beta * signs, rule.nudged)
     weights = signs * share / (rule.beta * y.numel())
-    total: Gradients = {p: torch.zeros_like(p) for p in network.parameters()}
+    total: Gradients = dict.fromkeys(network.parameters())
     energies(network, x, end.states, weights, total)
     if rule.nudge != "symmetric" and not network.rests:
         energies(network, x, rest.states, -weights, total)
     with torch.enable_grad():
-        add(total, cross_entropy(network.logits(end.states[-1]), y.repeat(copies, 1)).sum() * share / y.numel())
-    return loss, list(total.values()), (rest, end)
+        add(total, cross_entropy(network.logits(end.states[-1]), targets).sum() * share / y.numel())
+    return loss, values(total), (rest, end)
+
+
+def stacked(x: Tensor, copies: int) -> Tensor:
+    """So many copies along the batch; of one copy x itself."""
+    return x if copies == 1 else x.repeat(copies, *[1] * (x.ndim - 1))
 
 
 def signs_of(x: Tensor, nudge: str) -> tuple[Tensor, float]:
@@ -80,7 +85,7 @@ def energies(network: Network, x: Tensor, states: list[Tensor], weights: Tensor,
     """Add the parameter derivatives of the weighted sum of the sequences' energies, one block's graph at a time."""
     copies = len(weights) // len(x)
     with torch.enable_grad():
-        add(total, (weights * network.learned(0, states, network.clamp(x).repeat(copies, 1, 1))).sum())
+        add(total, (weights * network.learned(0, states, stacked(network.clamp(x), copies))).sum())
         for block in range(1, len(states)):
             add(total, (weights * network.learned(block, states, states[0])).sum())
 

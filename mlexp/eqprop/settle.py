@@ -23,7 +23,7 @@ class Network(Protocol):
 
     feedback: bool  # whether a block reads a later one; without, one free sweep is exact
     rests: bool  # whether the free phase's energy has no derivative in the parameters
-    patience: int  # free sweeps of a prediction
+    patience: int  # free sweeps of a prediction, at most
 
     def clamp(self, x: Tensor, /) -> Tensor: ...
     def start(self, c: Tensor, /) -> list[Tensor]: ...
@@ -75,9 +75,7 @@ def free(network: Network, c: Tensor, stop: Stop) -> Settled:
     """The free phase under the clamped input c (B, T, d), from zero."""
     states, moved = network.start(c), torch.zeros(())
     for sweeps in range(1, stop.max_sweeps + 1):
-        before, states = states, list(states)
-        for block in range(len(states)):
-            states[block] = network.local(block, states, c)
+        before, states = states, swept(network, states, c)
         if not network.feedback:  # one sweep is exact
             return Settled(states, sweeps, 0.0, True)
         moved = relative(states, before)
@@ -85,6 +83,44 @@ def free(network: Network, c: Tensor, stop: Stop) -> Settled:
             break
     residual = float(moved)
     return Settled(states, sweeps, residual, residual <= stop.tolerance or not stop.tolerance)
+
+
+def swept(network: Network, states: list[Tensor], c: Tensor) -> list[Tensor]:
+    """The states after one free sweep."""
+    states = list(states)
+    for block in range(len(states)):
+        states[block] = network.local(block, states, c)
+    return states
+
+
+@torch.no_grad()
+def predicted(network: Network, c: Tensor, stop: Stop) -> Settled:
+    """The top state of the free phase, each position as it was when it and all before it in its sequence had settled:
+    the number of sweeps depends on nothing after a position and on no other sequence.
+
+    `sweeps` is that of the slowest position, `residual` the largest movement of a position in its own last sweep.
+    """
+    states = network.start(c)
+    top, waiting = states[-1], torch.ones(c.shape[:2], dtype=torch.bool, device=c.device)
+    residual = torch.full(c.shape[:2], torch.inf, device=c.device, dtype=c.dtype)
+    for sweeps in range(1, stop.max_sweeps + 1):
+        before, states = states, swept(network, states, c)
+        if not network.feedback:  # one sweep is exact
+            return Settled(states[-1:], sweeps, 0.0, True)
+        top, moved = torch.where(waiting[..., None], states[-1], top), movement(states, before)
+        residual = torch.where(waiting, moved, residual)
+        waiting = waiting & ((moved > stop.tolerance).cumsum(1) > 0)
+        if stop.tolerance and not waiting.any():
+            break
+    worst = float(residual.max())
+    return Settled([top], sweeps, worst, worst <= stop.tolerance or not stop.tolerance)
+
+
+def movement(states: list[Tensor], before: list[Tensor]) -> Tensor:
+    """How far each position's states moved, as a share of their norm: (B, T)."""
+    moved = torch.stack([(a - b).norm(dim=-1) for a, b in zip(states, before, strict=True)]).norm(dim=0)
+    share: Tensor = moved / torch.stack([a.norm(dim=-1) for a in states]).norm(dim=0).clamp(min=1e-30)
+    return share
 
 
 def relative(states: list[Tensor], before: list[Tensor]) -> Tensor:
@@ -101,8 +137,11 @@ def nudged(network: Network, c: Tensor, y: Tensor, states: list[Tensor], beta: T
     def pull(top: Tensor) -> Tensor:  # beta dC/dz at the top, (B, T, d)
         leaf = top.detach().requires_grad_()  # seen as a view: FlopCounterMode cannot count from a leaf
         with torch.enable_grad():
-            cost = (beta * cross_entropy(network.logits(leaf.view_as(leaf)), y)).sum()
-        return torch.autograd.grad(cost, leaf)[0]
+            logits = network.logits(leaf.view_as(leaf))
+        slope = logits.softmax(-1).scatter_add_(-1, y[..., None], minus_one.expand(*y.shape, 1))  # dC / dlogits
+        return torch.autograd.grad(logits, leaf, slope.mul_(beta[:, None, None]))[0]
+
+    minus_one = c.new_full((1, 1, 1), -1.0)
 
     with frozen(network):
         now, ratio = network.nudging(states), torch.zeros(())

@@ -5,6 +5,7 @@ B sequences, T positions, d width.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,20 @@ from .hopfield import Hopfield
 from .learners import Learner, Size
 from .residual import Residual
 from .rule import Alignment, Rule, alignment, loss_of
-from .settle import Network, Settled, Stop, cross_entropy, free
+from .settle import Network, Settled, Stop, cross_entropy, predicted
 from .transformer import Transformer
 
 Model = Transformer | Hopfield | Residual
 
 CHECKED = 8  # sequences of the batch that gradients are compared on
 WARMUP_SHARE = 20  # warm-up: a twentieth of the steps
+PREDICTED = 1e-4  # a position's last movement in a prediction: losses are then exact to a millionth of a nat or so
 
 
 @dataclass
 class Log:
-    """Per settling: sweeps, residuals, how many ended above their tolerance; per check: step, Alignment (`rule`).
+    """Per settling: sweeps, residuals, how many ended above their tolerance; per check: step, Alignment (`rule`); per
+    validation: sweeps of a prediction, the mean over its batches.
 
     For a twin the nudged phase is the adjoint's.
     """
@@ -40,6 +43,7 @@ class Log:
     gradient_cosine: list[float] = field(default_factory=list)
     inner_cosine: list[float] = field(default_factory=list)
     gradient_ratio: list[float] = field(default_factory=list)
+    prediction_sweeps: list[float] = field(default_factory=list)
 
     def note(self, rest: Settled, end: Settled) -> None:
         self.free_sweeps.append(rest.sweeps)
@@ -70,13 +74,11 @@ class Caps:
     @torch.no_grad()
     def __call__(self) -> None:
         for i, (w, cap) in enumerate(self.pairs):
-            u = self.vectors[i]
-            for _ in range(2):
-                v = w.T @ u
-                u = w @ (v / v.norm().clamp(min=1e-12))
-                norm = u.norm()
-                u = u / norm.clamp(min=1e-12)
-            self.vectors[i] = u
+            v = w.T @ (w @ (w.T @ self.vectors[i]))
+            u = w @ v
+            length = u.norm()
+            norm = length / v.norm().clamp(min=1e-30)
+            self.vectors[i] = u / length.clamp(min=1e-30)
             w.mul_(cap / norm.clamp(min=cap))
 
 
@@ -92,30 +94,50 @@ def network(row: Learner, size: Size, seed: int, drop: float = 0.0, device: torc
     return made.to(device).train()
 
 
-def predict(model: Model, x: Tensor) -> tuple[Tensor, float]:
-    """Logits (B, T, V) of the next characters after x (B, T), and the free phase's residual (0 without one).
+class Prediction(NamedTuple):
+    """Logits (B, T, V) of the next characters; the free phase's residual and sweeps, 0 without one."""
 
-    The sweeps are a fixed number, so that no sequence's prediction depends on what else is in the batch.
+    logits: Tensor
+    residual: float = 0.0
+    sweeps: int = 0
+
+
+def predict(model: Model, x: Tensor, tolerance: float = PREDICTED) -> Prediction:
+    """What comes after the characters x (B, T): settled until no position moves by more than `tolerance` of its norm in
+    a sweep, and at most `patience` sweeps; at tolerance 0 exactly those.
+
+    No sequence's prediction depends on what else is in the batch (`settle.predicted`).
     """
     if isinstance(model, Transformer):
-        return model(x), 0.0
-    rest = free(model, model.clamp(x), Stop(0.0, model.patience))
-    return model.logits(rest.states[-1]), rest.residual
+        return Prediction(model(x))
+    rest = predicted(model, model.clamp(x), Stop(tolerance, model.patience))
+    return Prediction(model.logits(rest.states[-1]), rest.residual, rest.sweeps)
+
+
+class Score(NamedTuple):
+    """Mean loss in nats, the largest residual of a free phase, sweeps of a batch's, mean."""
+
+    loss: float
+    residual: float
+    sweeps: float
 
 
 @torch.no_grad()
-def evaluate(model: Model, windows: tuple[Tensor, Tensor, Tensor], batch: int = 64) -> tuple[float, float]:
-    """(mean loss in nats over the targets that count, the largest residual of a free phase); windows as `chars.scored`
-    gives them. Dropout is off meanwhile."""
+def evaluate(
+    model: Model, windows: tuple[Tensor, Tensor, Tensor], batch: int = 64, tolerance: float = PREDICTED
+) -> Score:
+    """The score of a model over the targets that count; windows as `chars.scored` gives them. Dropout is off
+    meanwhile."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    total, worst = torch.zeros((), device=device), 0.0
+    total, worst, sweeps = torch.zeros((), device=device), 0.0, []
     for x, y, counts in zip(*(torch.split(w, batch) for w in windows), strict=True):
-        logits, residual = predict(model, x.to(device))
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), y.to(device), reduction="none")
-        total, worst = total + losses[counts.to(device)].sum(), max(worst, residual)
+        found = predict(model, x.to(device), tolerance)
+        losses = nn.functional.cross_entropy(found.logits.transpose(1, 2), y.to(device), reduction="none")
+        total, worst = total + losses[counts.to(device)].sum(), max(worst, found.residual)
+        sweeps.append(found.sweeps)
     model.train(training)
-    return float(total / windows[2].sum()), worst
+    return Score(float(total / windows[2].sum()), worst, sum(sweeps) / len(sweeps))
 
 
 def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -136,12 +158,14 @@ def train(
     evaluate_every: int = 25,
     checks: int = 4,
     rule: Rule | None = None,
+    score: Callable[[Model, tuple[Tensor, Tensor, Tensor]], Score] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Fit, Log]:
     """Train in place; the state of the best validation loss (over `windows`) is the one left in the model.
 
     An eqprop learner's gradient is compared with the exact one before the first step, after the last, and at even
-    distances, `checks` times in all. Raises FloatingPointError where the loss is not finite.
+    distances, `checks` times in all. `score` is what validates, instead of `evaluate` as it is. Raises
+    FloatingPointError where the loss is not finite.
     """
     log, settling = Log(), None if isinstance(model, Transformer) else model
     caps = Caps(settling) if settling else None
@@ -155,10 +179,16 @@ def train(
         if rule and settling and step in due:
             log.check(step, alignment(settling, x, y, rule))
 
+    def validate() -> float:
+        found = (score or evaluate)(model, windows)
+        if settling:
+            log.prediction_sweeps.append(found.sweeps)
+        return found.loss
+
     after(0)
     result = fit(
         model, plain_loss if row.rule == "backprop" else loss_of(rule, log.note), batches,
         Recipe(steps, lr or row.lr, -(-steps // WARMUP_SHARE), weight_decay), after=after,
-        evaluate=lambda: evaluate(model, windows)[0], evaluate_every=evaluate_every, progress=progress,
+        evaluate=validate, evaluate_every=evaluate_every, progress=progress,
     )  # fmt: skip
     return result, log

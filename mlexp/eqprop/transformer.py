@@ -21,10 +21,11 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        B, T, d = h.shape
-        q, k, v = self.qkv(h).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, d / H)
+        B, T, _ = h.shape
+        parts = self.qkv(h).view(B, T, 3, self.heads, -1).unbind(2)  # before the transposition: gradients join in rows
+        q, k, v = (part.transpose(1, 2) for part in parts)  # (B, H, T, d / H)
         seen = scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: Tensor = self.out(seen.transpose(1, 2).reshape(B, T, d))
+        out: Tensor = self.out(seen.transpose(1, 2).flatten(2))
         return out
 
 

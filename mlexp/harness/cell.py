@@ -1,9 +1,10 @@
 """Cell: what a bench function holds while it runs. It times, counts and records; it decides nothing."""
 
+import contextlib
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from mlexp import record
@@ -156,6 +157,25 @@ class Cell:
         joules = None if stopwatch else meter.joules  # between rounds the stopwatch keeps the device busy
         self.record(energy_j=joules and joules / rounds)
         return result
+
+    @contextlib.contextmanager
+    def part(self, metric: str) -> Iterator[None]:
+        """Within what `time` runs: add the seconds of this block to a metric, `with cell.part("scoring_s"): ...`. What
+        a part of a measurement takes, summed over its blocks and rounds; the device is synchronised at both ends.
+
+        Args:
+            metric: a metric in seconds that `mlexp.record.METRICS` or the study declares.
+
+        Raises:
+            ValueError: for a name that is not declared.
+        """
+        clock = measure.Clock()  # its own: the cell's may be reading recorded durations or a device's events
+        clock.synchronize = synchronize(self.device)
+        start = clock()
+        yield
+        before = self.values.get(metric) or 0.0
+        assert isinstance(before, float)
+        self.record(**{metric: before + clock() - start})
 
     def copy_bytes_per_s(self) -> float:
         """Bytes per second that a large copy on the cell's device reads and writes, both counted: the bandwidth that

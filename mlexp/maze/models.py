@@ -10,8 +10,10 @@ PoH-HRM (spec section 2), for every iteration r and layer l, t counting layers o
     attention. The weights are tied over r; W_r starts at zero; state starts at zero in every forward.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +40,10 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor], gate: Tensor | None = None) -> Tensor:
         B, N, d = h.shape
-        q, k, v = self.qkv(self.norm_1(h)).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, N, d / H)
-        out = scaled_dot_product_attention(rotate(q, *rotary), rotate(k, *rotary), v).transpose(1, 2)
+        qk, v = self.qkv(self.norm_1(h)).split([2 * d, d], -1)
+        q, k = rotate(qk.view(B, N, 2 * self.heads, -1), *rotary).chunk(2, 2)  # (B, N, H, d / H)
+        v = v.view(B, N, self.heads, -1).transpose(1, 2)
+        out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v).transpose(1, 2)
         if gate is not None:
             out = out * gate[..., None].to(out.dtype)
         h = h + self.out(out.reshape(B, N, d))
@@ -47,21 +51,41 @@ class Block(nn.Module):
         return h + added
 
 
-def rotary_tables(n: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of 2-D rotary positions (Su et al. 2021), half of a head for the row, half for the column: (N,
-    head_width / 2) twice."""
+@functools.lru_cache(maxsize=16)
+def rotary_tables(n: int, head_width: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of 2-D rotary positions (Su et al. 2021), half of a head for the row, half for the column, for
+    both members of a pair, where the first one's sine is negative: (N, H, head_width) twice, written out for all heads
+    to be read in one stretch."""
     pairs = head_width // 4
     frequency = math.pi * ROTARY_BASE ** (-torch.arange(pairs, device=device) / pairs)
     cell = torch.arange(n * n, device=device)
     angle = torch.cat([(cell // n)[:, None] * frequency, (cell % n)[:, None] * frequency], 1)
-    return angle.cos(), angle.sin()
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+    return cos[:, None].repeat(1, heads, 1), sin[:, None].repeat(1, heads, 1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + width / 2) of the last dimension by the angles of their cell."""
+    """Turn the pairs (i, i + width / 2) of the last dimension by the angles of their cell: (B, N, H, width)."""
+    turned: Tensor = _Turned.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return turned
+
+
+class _Turned(torch.autograd.Function):
+    """A rotation; its gradient is turned back, and nothing is saved for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.cos, ctx.sin = cos, sin
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turn(grad, ctx.cos, ctx.sin, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     a, b = x.chunk(2, -1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    return (x * cos).addcmul_(torch.cat([b, a], -1), sin, value=sign)
 
 
 class Controller(nn.Module):
@@ -123,7 +147,7 @@ class Solver(nn.Module):
         self.iterations = arch.iterations or iterations
         layers = size.depth * (iterations if arch.deep else 1)
         inner = size.inner + (extra_inner(size, layers) if arch.wide else 0)
-        self.head_width = size.width // size.heads
+        self.head_width, self.heads = size.width // size.heads, size.heads
         self.embed = nn.Linear(6, size.width)
         self.blocks = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not say of what
             Block(size.width, size.heads, inner) for _ in range(layers)
@@ -155,7 +179,7 @@ class Solver(nn.Module):
     def forward(self, x: Tensor, iterations: int | None = None, routing: list[Tensor] | None = None) -> Tensor:
         """Logits after every iteration, (R, B, N, 4); `routing` collects the gates (B, N, H) of every step."""
         h = first = self.embed(x)
-        rotary = rotary_tables(math.isqrt(x.shape[1]), self.head_width, x.device)
+        rotary = rotary_tables(math.isqrt(x.shape[1]), self.head_width, 2 * self.heads, x.device)  # queries and keys
         state = None if self.gates is None else self.gates.start(h)
         logits: list[Tensor] = []
         for r in range(iterations or self.iterations):

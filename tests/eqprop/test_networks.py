@@ -116,14 +116,14 @@ def test_predictions_are_those_of_the_plain_equations(name, seed, count, length)
     else:
         want = hopfield(w, x, SIZE, 40)
     with torch.no_grad():
-        torch.testing.assert_close(predict(model, x)[0], want, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(predict(model, x, 0.0)[0], want, rtol=1e-9, atol=1e-9)
 
 
 def test_a_ring_s_feedback_is_as_strong_as_asked():
     model, x = Residual(SIZE, 0.6).double(), characters(6, 2, SIZE.length)
     with torch.no_grad():
         want = residual(dict(model.state_dict()), x, SIZE, SIZE.layers, 0.6, 12)
-        torch.testing.assert_close(predict(model, x)[0], want, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(predict(model, x, 0.0)[0], want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["looped_mlp", "recurrent_core", "full"])
@@ -148,7 +148,7 @@ def test_a_prediction_is_as_deep_as_it_needs_to_be_at_the_caps(name):
     with torch.no_grad():
         for weight, cap in model.capped():
             weight.mul_(cap / torch.linalg.matrix_norm(weight, 2))
-        shallow, residual = predict(model, x)
+        shallow, residual, _ = predict(model, x)
         deep = model.logits(free(model, model.clamp(x), Stop(0.0, 120)).states[-1])
     assert residual < 1e-3
     assert (shallow.log_softmax(-1) - deep.log_softmax(-1)).abs().max() < 1e-3

@@ -1,6 +1,7 @@
 """Settling: causal, downhill, to the residual that it states, with nothing kept for the sweeps that were made."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from mlexp.eqprop.costs import phase_flops, step_limit
 from mlexp.eqprop.exact import exact, unrolled
 from mlexp.eqprop.learners import ALPHABET, LEARNERS, SIZES, Size, learner, n_params
 from mlexp.eqprop.rule import Rule, contrast
-from mlexp.eqprop.settle import Stop, cross_entropy, free, frozen, nudged
+from mlexp.eqprop.settle import Stop, cross_entropy, free, frozen, nudged, predicted
 from mlexp.eqprop.train import Caps, network, plain_loss, predict
 from mlexp.training import saved_bytes
 
@@ -52,7 +53,7 @@ def test_a_later_character_changes_no_earlier_prediction(name, seed, where, by):
     other = x.clone()
     other[:, where] = (other[:, where] + by) % ALPHABET
     with torch.no_grad():
-        (a, _), (b, _) = predict(model, x), predict(model, other)
+        a, b = predict(model, x).logits, predict(model, other).logits
     assert torch.equal(a[:, :where], b[:, :where])
     assert not torch.equal(a[:, where], b[:, where])
 
@@ -62,6 +63,40 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(name):
     model, x = made(name).double(), characters(0, 5, MINI.length)
     with torch.no_grad():
         torch.testing.assert_close(predict(model, x)[0][1:3], predict(model, x[1:3])[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SETTLED)
+@pytest.mark.parametrize("stop", [Stop(1e-2, 40), Stop(1e-5, 40), Stop(1e-9, 4)], ids=["loose", "tight", "cut off"])
+def test_each_position_is_predicted_from_the_sweep_at_which_it_and_all_before_it_had_settled(name, stop):
+    model, x = made(name).double(), characters(9, 3, MINI.length)
+    with torch.no_grad():
+        c = model.clamp(x)
+        swept = [model.start(c), *(free(model, c, Stop(0.0, n)).states for n in range(1, stop.max_sweeps + 1))]
+    found, slowest, worst = predicted(model, c, stop), 0, 0.0
+    for b in range(3):
+        sweep = 0
+        for t in range(MINI.length):
+            vectors = [torch.cat([z[b, t] for z in states]) for states in swept]
+            moves = [float((a - z).norm() / a.norm()) for z, a in pairwise(vectors)]
+            first = next((k for k, move in enumerate(moves, 1) if move <= stop.tolerance), stop.max_sweeps)
+            sweep = max(sweep, first)  # movements shrink here: one that settled stays so
+            torch.testing.assert_close(found.states[-1][b, t], swept[sweep][-1][b, t], rtol=1e-12, atol=1e-12)
+            slowest, worst = max(slowest, sweep), max(worst, moves[sweep - 1])
+    if model.feedback:
+        assert found.sweeps == slowest and found.residual == pytest.approx(worst)
+        assert found.converged is (stop.max_sweeps == 40)
+    else:
+        assert (found.sweeps, found.residual, found.converged) == (1, 0, True)
+
+
+@pytest.mark.parametrize("name", SETTLED)
+def test_losses_of_predictions_are_those_of_the_fixed_point_and_take_fewer_sweeps(name):
+    model, x, y = network(LEARNERS[name], MINI, 0).double(), characters(10, 64, 12), characters(11, 64, 12)
+    with torch.no_grad():
+        found = predict(model, x)
+        exact_top = free(model, model.clamp(x), Stop(0.0, 400)).states[-1]
+        losses = [cross_entropy(logits, y).sum() / y.numel() for logits in (found.logits, model.logits(exact_top))]
+    assert abs(losses[0] - losses[1]) < 2e-6 and found.sweeps < model.patience
 
 
 def test_a_hopfield_sweep_never_raises_the_energy():

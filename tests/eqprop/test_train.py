@@ -215,7 +215,8 @@ def test_a_score_is_the_mean_over_the_targets_that_count(name):
             losses += [-math.log(p[t, c]) for t, c in enumerate(row_y.tolist()) if row_counts[t]]
         worst = max(predict(model, some)[1] for some in x.split(4))
     model.train()
-    score, residual = evaluate(model, windows, batch=4)
+    score, residual, sweeps = evaluate(model, windows, batch=4)
+    assert sweeps == fmean(predict(model, some).sweeps for some in x.split(4))
     assert len(losses) == 217 - 6 and score == pytest.approx(fmean(losses), rel=1e-5)
     assert residual == pytest.approx(worst) and model.training
 

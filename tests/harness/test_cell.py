@@ -45,3 +45,21 @@ def test_a_cell_after_one_that_used_torch_has_no_flops_of_it(toy):
     toy.run("-k", "m_one-seed1", "--benchmark-json", "out.json", subprocess=True).assert_outcomes(passed=2)
     found = {bench["params"]["arm"]: bench["extra_info"]["flops"] for bench in toy.json()["benchmarks"]}
     assert found == {"base": 48, "ours": None}
+
+
+def test_a_part_of_the_rounds_is_a_metric_of_its_own(toy):
+    """Three rounds of three blocks of 10 ms, beside 20 ms that are no part."""
+    toy.edit('METRICS = {"things"', 'METRICS = {"apart_s": ("s", "none", "a part"), "things"')
+    block = "\n        for _ in range(3):\n            with cell.part('apart_s'):\n                time.sleep(0.01)\n"
+    toy.edit(BODY, f"{block}        time.sleep(0.02)")
+    toy.run("-k", "m_one-seed1-base", "--benchmark-json", "out.json").assert_outcomes(passed=1)
+    (bench,) = toy.json()["benchmarks"]
+    whole, apart = 3 * bench["stats"]["mean"], bench["extra_info"]["apart_s"]
+    assert 0.09 <= apart <= whole - 0.06
+
+
+def test_a_part_is_of_a_declared_metric(toy):
+    toy.edit(BODY, "\n        with cell.part('apart_s'):\n            pass")
+    done = toy.run("-k", "m_one-seed1-base")
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*unknown metric*apart_s*"])
