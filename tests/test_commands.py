@@ -14,8 +14,9 @@ import pytest
 
 from mlexp.cli import main
 from mlexp.commands import init
-from mlexp.commands.listing import shown
+from mlexp.commands.listing import _axes, shown
 from mlexp.commands.show import bars, named, newest_first
+from mlexp.study import Study
 
 from .needs import needs
 
@@ -355,6 +356,12 @@ def test_list_shows_what_there_is(project, capsys):
     ):
         assert line in told.splitlines()
     assert not (project / ".mlexp").exists()
+
+
+def test_list_shows_of_an_axis_what_any_function_takes_of_it():
+    bench = SimpleNamespace(study=Study("?", arm="arm", arms=("a", "b"), baseline="a", outcome="wall_s"), axes={
+        "test_all": {"arm": ["a", "b"], "n": [1, 2]}, "test_some": {"n": [2, 3], "arm": ["b"]}})  # fmt: skip
+    assert list(_axes(bench)) == ["arm: a, b (compared; baseline a)", "n: 1, 2, 3"]
 
 
 def test_list_as_json_counts_what_pytest_collects(project, capsys):

@@ -199,7 +199,7 @@ def limit_table(data):
     names = {"token_forwards": "tokens", "flops": "flops", "wall_s": "time", "peak_bytes": "peak_bytes"}
     for metric, name in names.items():
         table[name] = values_of(ratios(data, metric), table)
-    return table[["model", "baseline", *names.values()]]
+    return table[["model", "baseline", "tokens", "flops", "time", "low", "high", "peak_bytes"]]
 
 
 def limit_sentences(limits):
@@ -207,7 +207,9 @@ def limit_sentences(limits):
     for row in limits.itertuples():
         if row.baseline in ("shared_prefill", "dedup"):
             verb = "faster" if row.time > 1 else "slower: its bookkeeping costs more than the tree saves"
-            if row.time > max(row.flops, row.tokens):
+            if not (row.low > 1 or row.high < 1):  # NaN: too few prompts
+                verb = "and whether that is faster or slower is open"
+            elif row.time > max(row.flops, row.tokens):
                 verb = "faster than the saving explains: the rest is the other arm's overhead, or noise"
             allows = f"theory allows {row.flops:.2f}x (FLOPs) to {row.tokens:.2f}x (tokens)"
             yield f"- {row.model} against {row.baseline}: {allows}; measured {row.time:.2f}x, {verb}"

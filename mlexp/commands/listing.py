@@ -80,7 +80,11 @@ def _cells(bench: "Bench") -> Iterator[str]:
 
 
 def _axes(bench: "Bench") -> Iterator[str]:
-    study, values = bench.study, {axis: found for axes in bench.axes.values() for axis, found in axes.items()}
+    study = bench.study
+    values: dict[str, list[Any]] = {}
+    for axes in bench.axes.values():  # a function may take a part of an axis alone: shown is what any of them takes
+        for axis, some in axes.items():
+            values[axis] = list(dict.fromkeys([*values.get(axis, []), *some]))
     roles = {study.arm: f" (compared; baseline {study.baseline})"} if study.baseline else {}
     roles |= dict.fromkeys(study.replicates, " (replicates)") if study.arm else {}
     for axis, found in values.items():
