@@ -482,7 +482,7 @@ def test_one_arm_may_diverge_or_run_out_of_memory_and_the_rest_stands(tmp_path):
     assert "one seed cannot tell any arm from another" in text
     for name in ("architecture_search_comprehensive_fast", "kv_bytes_vs_loss", "losses_finished", "loss_by_position",
                  "length", "learning"):  # fmt: skip
-        assert (folder / "attention_search" / f"{name}.svg").stat().st_size > 10_000
+        assert (folder / "attention_search" / f"{name}.svg").stat().st_size > 1000
     # what stands is replayed, what fell is tried again
     status, text = typed(tmp_path, *words, "--resume", question=tree, name="again.json")
     assert status == 0 and "2 replayed" in text, text

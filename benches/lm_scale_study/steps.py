@@ -201,7 +201,7 @@ def frontier_finding(table) -> str:
 
 def frontier_figure(data, table):
     fig, ax = plots.figure(xlabel="time of a step over that at training's tolerance", ylabel="1 - cosine")
-    shown = table.assign(error=np.maximum(1 - table["gradient_cosine"], 1e-7))
+    shown = table.assign(error=np.maximum(1 - table["gradient_cosine"], 1e-7)).dropna(subset=["over", "error"])
     for name, rows in shown.groupby("variant", sort=False):
         look = data.looks[name]
         ax.plot(

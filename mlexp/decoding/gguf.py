@@ -33,7 +33,9 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    quantised: PreTrainedModel = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
+    quantised: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        file.parent, dtype=torch.float32, weights_only=True, trust_remote_code=False, **where
+    )
     values = quantised.config.to_dict()
     values.pop("quantization_config", None)  # transformers saves no model that has one
     with torch.device("meta"):

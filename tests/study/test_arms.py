@@ -20,7 +20,10 @@ NEW = "quite_new"
 # What is about certain arms by its nature: the original's own outputs, named pairs, gates of PoH, one arm's limits
 NOT_OF_ARMS = {
     "maze_scaling": {"gains.csv", "gains.svg", "probes.csv", "efficiency.csv", "scaling_plot_maze8.png", "mazes.svg"},
-    "lm_scale_study": {"parts.csv", "gradient.csv", "step.csv", "parts.svg", "gradient.svg", "step.svg"},
+    "lm_scale_study": {
+        *("parts.csv", "gradient.csv", "step.csv", "frontier.csv"),
+        *("parts.svg", "gradient.svg", "step.svg", "frontier.svg"),
+    },
     "decoding_speedup": {"live_paths.svg"},  # of trees
     "training_speed": set(),
     "attention_search": {
