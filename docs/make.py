@@ -84,8 +84,8 @@ def headline(folder: Path) -> str:
             raise RuntimeError(f"{RECORDS} was not reported:\n{printed.getvalue()}")
     lines = printed.getvalue().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{QUESTION}  "))
-    said = [line for line in lines[start : start + LINES] if str(folder) not in line]
-    shown = "\n".join([f"$ mlexp report {RECORDS}", *said])
+    printed_lines = [line for line in lines[start : start + LINES] if str(folder) not in line]
+    shown = "\n".join([f"$ mlexp report {RECORDS}", *printed_lines])
     claims = json.loads((folder / QUESTION / "claims.json").read_text())
     context = lines[start].removeprefix(f"{QUESTION}  ")
     return f"{verdict(claims[0], context)}\n\n{picture(folder)}\n\n```text\n{shown}\n```"

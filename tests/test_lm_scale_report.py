@@ -379,18 +379,18 @@ def gradients():
 def test_the_frontier_is_of_each_variant_as_it_trains():
     """looped_mlp's own beta is here, at its own nudge; `full` trains at a beta that is not."""
     found = reported(QUESTION, gradients())
-    mine = {
+    steps_of = {
         row.params["tolerance"]: row.values
         for row in gradients()
         if (row.params["variant"], row.params["nudge"], row.params["beta"]) == ("looped_mlp", "symmetric", "beta0_1")
     }
     table = found.tables["frontier.csv"]
     assert table["variant"].tolist() == ["looped_mlp"] * 2 and table["tolerance"].tolist() == [1, 0.1]
-    base = mine["tol0_1"]["wall_s"]
+    base = steps_of["tol0_1"]["wall_s"]
     for line, tolerance in zip(table.to_dict("records"), ("tol1_0", "tol0_1"), strict=True):
         for name in ("gradient_cosine", "free_sweeps", "nudged_sweeps", "wall_s"):
-            assert line[name] == pytest.approx(mine[tolerance][name])
-        assert line["over"] == pytest.approx(mine[tolerance]["wall_s"] / base)
+            assert line[name] == pytest.approx(steps_of[tolerance][name])
+        assert line["over"] == pytest.approx(steps_of[tolerance]["wall_s"] / base)
     (ax,) = found.figures["frontier.svg"].axes
     drawn = next(line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_label() == "looped_mlp")
     assert drawn.get_xdata() == pytest.approx(table["over"].to_numpy())

@@ -70,8 +70,8 @@ class Settings(Sampling, Base):
         )  # fmt: skip
 
 
-# Below full, replicates are grown for gpt2_nano alone: for the larger ones they would cost more than all that is timed.
 ORIGINAL = {"prompt_tokens": 200, "samples": 20, "max_new_tokens": 50, "temperature": 0.8, "threshold": 0.4}
+# Below full, replicates are grown for these two alone: for the larger ones they would cost more than all that is timed.
 NANO, WHOLE = ("gpt2_nano",), ("smollm2_135m",)
 REAL = WHOLE[0]  # real weights come with a package
 FEW = ("gpt2_nano", "gpt2_small")
@@ -93,16 +93,8 @@ SETTINGS = {
 
 METRICS = {
     "n_prompts": ("prompts", "none", "prompts decoded together"),
-    "kernel_backend": (
-        "name",
-        "none",
-        "what the kernels of the tree arms ran on, or the library that decodes",
-    ),
-    "token_forwards": (
-        "tokens",
-        "lower",
-        "tokens pushed through the model, by a hook on it (ctranslate2: by formula)",
-    ),
+    "kernel_backend": ("name", "none", "what the kernels of the tree arms ran on, or the library that decodes"),
+    "token_forwards": ("tokens", "lower", "tokens pushed through the model, by a hook on it (ctranslate2: by formula)"),
     "model_forwards": ("count", "lower", "calls of the model (ctranslate2: by formula)"),
     "logit_rows": ("rows", "lower", "rows for which the head was computed (ctranslate2: by formula)"),
     "flops_arm_closed_form": ("FLOP", "none", "linear layers, attention and head by the arm's formula"),
@@ -185,8 +177,8 @@ def answer(findings, arms) -> str:
         )
     elif not parts[0]:
         parts.append("no comparison per effective sample is in these records")
-    said = "; ".join(part for part in parts if part)
-    return f"{said[:1].upper()}{said[1:]}."
+    sentence = "; ".join(part for part in parts if part)
+    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def real(findings) -> str:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 
+from mlexp.training.rotary import tables_of, turn
+
 from .variants import Shape, Variant, projections, scaled
 
 EPS, ROTARY_BASE, BALANCE = 1e-6, 10_000.0, 0.01
@@ -84,13 +86,10 @@ class Cache:
 def rotary_tables(
     start: int, stop: int, width: int, factor: float, device: torch.device, heads: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions start..stop - 1 divided by `factor`, for both members of a pair, where the first
-    one's sine is negative, and for each head: (T, H, width) twice. Written out for all heads they are read in one
-    stretch, which halves the time of a turn."""
+    """Cosines and sines of positions start..stop - 1 divided by `factor`: (T, H, width) twice, as `turn` takes them."""
     frequency = ROTARY_BASE ** -(torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
     angle = torch.arange(start, stop, device=device)[:, None] / factor * frequency
-    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
-    return cos[:, None].repeat(1, heads, 1), sin[:, None].repeat(1, heads, 1)
+    return tables_of(angle, heads)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
@@ -98,27 +97,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     than the tables have."""
     if rotary is None:
         return x
-    cos, sin = (table[:, : x.shape[2]].to(x.dtype) for table in rotary)
-    turned: Tensor = _Turned.apply(x, cos, sin)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    return turned
-
-
-class _Turned(torch.autograd.Function):
-    """A rotation; its gradient is turned back, and nothing is saved for it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.cos, ctx.sin = cos, sin
-        return _turn(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turn(grad, ctx.cos, ctx.sin, -1), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return (x * cos).addcmul_(torch.cat([b, a], -1), sin, value=sign)
+    return turn(x, *(table[:, : x.shape[2]] for table in rotary))
 
 
 def prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

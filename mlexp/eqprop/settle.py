@@ -107,7 +107,7 @@ def predicted(network: Network, c: Tensor, stop: Stop) -> Settled:
         before, states = states, swept(network, states, c)
         if not network.feedback:  # one sweep is exact
             return Settled(states[-1:], sweeps, 0.0, True)
-        top, moved = torch.where(waiting[..., None], states[-1], top), movement(states, before)
+        top, moved = torch.where(waiting[..., None], states[-1], top), relative(states, before, dim=-1)
         residual = torch.where(waiting, moved, residual)
         waiting = waiting & ((moved > stop.tolerance).cumsum(1) > 0)
         if stop.tolerance and not waiting.any():
@@ -116,17 +116,10 @@ def predicted(network: Network, c: Tensor, stop: Stop) -> Settled:
     return Settled([top], sweeps, worst, worst <= stop.tolerance or not stop.tolerance)
 
 
-def movement(states: list[Tensor], before: list[Tensor]) -> Tensor:
-    """How far each position's states moved, as a share of their norm: (B, T)."""
-    moved = torch.stack([(a - b).norm(dim=-1) for a, b in zip(states, before, strict=True)]).norm(dim=0)
-    share: Tensor = moved / torch.stack([a.norm(dim=-1) for a in states]).norm(dim=0).clamp(min=1e-30)
-    return share
-
-
-def relative(states: list[Tensor], before: list[Tensor]) -> Tensor:
-    """How far the states moved, as a share of their norm."""
-    moved = torch.stack([(a - b).norm() for a, b in zip(states, before, strict=True)]).norm()
-    share: Tensor = moved / torch.stack([a.norm() for a in states]).norm().clamp(min=1e-30)
+def relative(states: list[Tensor], before: list[Tensor], dim: int | None = None) -> Tensor:
+    """How far the states moved, as a share of their norm; with dim -1 each position's: (B, T)."""
+    moved = torch.stack([(a - b).norm(dim=dim) for a, b in zip(states, before, strict=True)]).norm(dim=0)
+    share: Tensor = moved / torch.stack([a.norm(dim=dim) for a in states]).norm(dim=0).clamp(min=1e-30)
     return share
 
 

@@ -46,7 +46,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Where a conftest file loads this plugin, it is too late for the hook below: add the options now."""
-    measure.wait_passively()
+    measure.wait_passively()  # here, as it is the first that runs, before a conftest file may load torch
     files = [getattr(plugin, "__file__", None) or "" for plugin in pluginmanager.get_plugins()]
     if any(os.path.basename(file) == "conftest.py" for file in files):
         config: pytest.Config = pluginmanager.getplugin("pytestconfig")
@@ -286,7 +286,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if plan is None or plan.elsewhere or is_disabled(item.config) or PEER in item.config.stash:
         watch: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
-        watch = watched(plan, state.results.plans.values(), functools.partial(say, item.config))
+        watch = watched(plan, state.results.took, functools.partial(say, item.config))
     with watch:
         result = yield
     if plan and not is_disabled(item.config) and not plan.attempt.durations:

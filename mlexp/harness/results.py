@@ -8,6 +8,7 @@ from typing import Any
 
 from mlexp import journal, record
 from mlexp.harness.plan import Plan
+from mlexp.harness.slowdown import Took
 from mlexp.series import copied
 
 
@@ -17,12 +18,14 @@ class Results:
     plans:    by node id, in the order in which they run
     finished: what `--resume` may replay, by key, the newest last
     ended:    by node id: the entry of the last attempt
+    took:     how long bodies took that ran here
     """
 
     def __init__(self) -> None:
         self.plans: dict[str, Plan] = {}
         self.finished: dict[str, list[journal.Entry]] = {}
         self.ended: dict[str, journal.Entry] = {}
+        self.took: Took = {}
 
     @property
     def unfinished(self) -> list[journal.Entry]:

@@ -37,7 +37,6 @@ class Attempt:
         self.cell: Any = None  # the fixtures, once they are there
         self.benchmark: Any = None
         self.started = False  # its body
-        self.seconds = 0.0  # that the body took, once it has ended well
         self.cause: tuple[str, str] | None = None  # (status, reason) of the first thing that went wrong
         self.where = ""  # file:line, of the bench file's folder, of that cause
         self.word: tuple[str, str] | None = None  # (status, reason) of the first outcome that is not passed

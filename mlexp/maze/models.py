@@ -13,12 +13,13 @@ PoH-HRM (spec section 2), for every iteration r and layer l, t counting layers o
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
+
+from mlexp.training.rotary import tables_of, turn
 
 from .archs import Arch
 from .sizes import Size
@@ -41,7 +42,7 @@ class Block(nn.Module):
     def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor], gate: Tensor | None = None) -> Tensor:
         B, N, d = h.shape
         qk, v = self.qkv(self.norm_1(h)).split([2 * d, d], -1)
-        q, k = rotate(qk.view(B, N, 2 * self.heads, -1), *rotary).chunk(2, 2)  # (B, N, H, d / H)
+        q, k = turn(qk.view(B, N, 2 * self.heads, -1), *rotary).chunk(2, 2)  # (B, N, H, d / H)
         v = v.view(B, N, self.heads, -1).transpose(1, 2)
         out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v).transpose(1, 2)
         if gate is not None:
@@ -53,39 +54,13 @@ class Block(nn.Module):
 
 @functools.lru_cache(maxsize=16)
 def rotary_tables(n: int, head_width: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of 2-D rotary positions (Su et al. 2021), half of a head for the row, half for the column, for
-    both members of a pair, where the first one's sine is negative: (N, H, head_width) twice, written out for all heads
-    to be read in one stretch."""
+    """Cosines and sines of 2-D rotary positions, half of a head for the row, half for the column: (N, H, head_width)
+    twice, as `turn` takes them."""
     pairs = head_width // 4
     frequency = math.pi * ROTARY_BASE ** (-torch.arange(pairs, device=device) / pairs)
     cell = torch.arange(n * n, device=device)
     angle = torch.cat([(cell // n)[:, None] * frequency, (cell % n)[:, None] * frequency], 1)
-    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
-    return cos[:, None].repeat(1, heads, 1), sin[:, None].repeat(1, heads, 1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + width / 2) of the last dimension by the angles of their cell: (B, N, H, width)."""
-    turned: Tensor = _Turned.apply(x, cos.to(x.dtype), sin.to(x.dtype))  # type: ignore[no-untyped-call]  # torch does not annotate it
-    return turned
-
-
-class _Turned(torch.autograd.Function):
-    """A rotation; its gradient is turned back, and nothing is saved for it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.cos, ctx.sin = cos, sin
-        return _turn(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turn(grad, ctx.cos, ctx.sin, -1), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return (x * cos).addcmul_(torch.cat([b, a], -1), sin, value=sign)
+    return tables_of(angle, heads)
 
 
 class Controller(nn.Module):

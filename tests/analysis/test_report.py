@@ -49,27 +49,28 @@ def test_a_question_is_reported_with_tables_figures_verdicts_and_a_page(make, pl
     assert told.err == ""
 
 
-def test_figures_as_pdf_stand_beside_the_others(make, place):
-    """Their fonts are embedded as TrueType, which editors and journals can read as text: no Type 3."""
+def figure_also_as(ending, make, place):
+    """The figure in that format, beside which everything is as it is without."""
     make.write_json(place / "a.json", make.grid())
     make.write_question(place / "benches")
     assert main(["report", "a.json", "--out", "plain"]) == 0
-    assert main(["report", "a.json", "--out", "with", "--figures", "pdf"]) == 0
+    assert main(["report", "a.json", "--out", "with", "--figures", ending]) == 0
     plain, found = contents(place / "plain"), contents(place / "with")
-    pdf = found.pop("speed/speedup.pdf")
-    assert found == plain and pdf.startswith(b"%PDF")
+    figure = found.pop(f"speed/speedup.{ending}")
+    assert found == plain  # the same layout too, which a PNG settles while it is drawn
+    return figure
+
+
+def test_figures_as_pdf_stand_beside_the_others(make, place):
+    """Their fonts are embedded as TrueType, which editors and journals can read as text: no Type 3."""
+    pdf = figure_also_as("pdf", make, place)
+    assert pdf.startswith(b"%PDF")
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf
 
 
 def test_figures_as_png_stand_beside_the_others(make, place):
-    make.write_json(place / "a.json", make.grid())
-    make.write_question(place / "benches")
-    assert main(["report", "a.json", "--out", "plain"]) == 0
-    assert main(["report", "a.json", "--out", "with", "--figures", "png"]) == 0
-    plain, found = contents(place / "plain"), contents(place / "with")
-    png = found.pop("speed/speedup.png")
+    png = figure_also_as("png", make, place)
     assert png.startswith(b"\x89PNG")
-    assert found == plain  # the same layout too, which a PNG settles while it is drawn
     report = place / "benches/speed/report.py"
     report.write_text(report.read_text().replace('"speedup.svg"', '"speedup.png"'))
     assert main(["report", "a.json", "--out", "named"]) == 0

@@ -62,9 +62,9 @@ def test_samples_are_draws_from_the_tempered_model(temperature):
     pairs = np.bincount(tokens[:, 0] * 7 + tokens[:, 1], minlength=49)
     want = (p[:, None] * then).flatten().numpy() * len(tokens)
     rare = want < 5
-    seen, asked = (np.append(x[~rare], x[rare].sum()) for x in (pairs, want))
-    seen, asked = seen[asked > 0], asked[asked > 0]
-    assert chisquare(seen, asked * seen.sum() / asked.sum()).pvalue > 1e-4
+    seen, expected = (np.append(x[~rare], x[rare].sum()) for x in (pairs, want))
+    seen, expected = seen[expected > 0], expected[expected > 0]
+    assert chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -191,6 +191,6 @@ def test_the_arm_is_there_where_its_library_is(monkeypatch):
     monkeypatch.setattr(bench, "is_there", lambda library: False)
     assert not bench.collects(params | {"prompt": "p00"}, settings, "cpu")
     assert bench.collects({"model": "gpt2_nano", "prompt": "p00", "decoder": "dedup"}, settings, "cpu")
-    asked = replace(settings, decoders=("dedup", "ctranslate2"))
+    wanted = replace(settings, decoders=("dedup", "ctranslate2"))
     with pytest.raises(ValueError, match=r'ctranslate2 needs ctranslate2: pip install "pytest-mlexp\[ctranslate2\]"'):
-        bench.collects(params | {"prompt": "p00"}, asked, "cpu")
+        bench.collects(params | {"prompt": "p00"}, wanted, "cpu")

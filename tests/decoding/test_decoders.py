@@ -254,14 +254,14 @@ def test_parameters_are_those_of_the_real_architecture(name):
     with torch.device("meta"):
         model = real(config(**MODELS[name].config()))
     assert sum(p.numel() for p in model.parameters()) == MODELS[name].n_params
-    found, said = Shape.of(model.config), Shape.of(MODELS[name])
-    assert (found.layer_weights, found.kv_channels) == (said.layer_weights, said.kv_channels)
+    built, declared = Shape.of(model.config), Shape.of(MODELS[name])
+    assert (built.layer_weights, built.kv_channels) == (declared.layer_weights, declared.kv_channels)
     linear = (
         sum(p.numel() for key, p in model.model.layers[0].named_parameters() if "norm" not in key)
         if (name == "smollm2_135m")
-        else said.layer_weights
+        else declared.layer_weights
     )
-    assert said.layer_weights == linear
+    assert declared.layer_weights == linear
 
 
 @pytest.mark.parametrize(

@@ -117,11 +117,18 @@ def test_limits_are_ratios_of_what_was_counted(whole):
     ],
 )
 def test_what_the_tree_saved_stands_beside_what_it_could(flops, tokens, time, text):
-    row = {"model": "m", "flops": flops, "tokens": tokens, "time": time}
+    row = {"model": "m", "flops": flops, "tokens": tokens, "time": time, "low": time - 0.05, "high": time + 0.05}
     limits = pd.DataFrame([row | {"baseline": name} for name in ("sequential", "dedup", "shared_prefill")])
     lines = list(report.limit_sentences(limits))
     assert len(lines) == 2 and all(text in line for line in lines)
     assert text.endswith("explains") or "explains" not in lines[0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.9, 1.5), (1.0, 1.4), (math.nan, math.nan)])
+def test_a_time_whose_interval_holds_1_is_called_neither_faster_nor_slower(low, high):
+    row = {"model": "m", "baseline": "dedup", "flops": 1.2, "tokens": 1.5, "time": 1.2, "low": low, "high": high}
+    (line,) = report.limit_sentences(pd.DataFrame([row]))
+    assert line.endswith("measured 1.20x, and whether that is faster or slower is open")
 
 
 def test_behaviour_is_the_mean_over_prompts_and_differences_are_the_arm_s_less_sequential_s(whole):

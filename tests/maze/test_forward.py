@@ -11,10 +11,11 @@ from scipy.stats import entropy
 from mlexp.maze import evaluate
 from mlexp.maze.archs import ARCHS
 from mlexp.maze.data import Recipe, mazes
-from mlexp.maze.models import build, rotary_tables, rotate
+from mlexp.maze.models import build, rotary_tables
 from mlexp.maze.moves import features
 from mlexp.maze.sizes import SIZES, Size
 from mlexp.training import seed_everything
+from mlexp.training.rotary import turn
 
 from . import plain
 
@@ -55,7 +56,7 @@ def test_a_forward_is_its_formulas(arch, T):
 def test_the_gradient_of_a_turn_is_turned_back():
     tables = [table.double() for table in rotary_tables(2, 8, 2, torch.device("cpu"))]
     x = torch.randn(1, 4, 2, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: rotate(x, *tables), x)
+    assert torch.autograd.gradcheck(lambda x: turn(x, *tables), x)
     one, again, other = (rotary_tables(n, 8, 2, torch.device("cpu")) for n in (2, 2, 3))
     assert one is again and other[0].shape == (9, 2, 8)
 
